@@ -1,0 +1,1 @@
+"""Triton kernels for pruned matrices. Knows tensors, and nothing of pruning."""

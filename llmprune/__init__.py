@@ -1,0 +1,25 @@
+"""llmprune: prune language models after training, one decoder block at a time.
+
+`prune`, `load`, `Recipe` and `Report` are the public names; nothing else is promised. They are looked up when
+they are first used, so that importing llmprune does no work.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmprune.load import load
+    from llmprune.prune import prune
+    from llmprune.recipe import Recipe
+    from llmprune.report import Report
+
+__all__ = ["Recipe", "Report", "load", "prune"]
+_HOMES = {"prune": "prune", "load": "load", "Recipe": "recipe", "Report": "report"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llmprune' has no attribute {name!r}")
+    value = getattr(import_module(f"llmprune.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

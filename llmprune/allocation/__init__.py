@@ -1,0 +1,1 @@
+"""How much goes where: one file per rule, looked up by its name."""

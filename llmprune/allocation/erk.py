@@ -1,0 +1,33 @@
+"""Erdos-Renyi kernel budgets (Evci et al., 2020, arXiv:1911.11134): small layers keep a larger share.
+
+The density of a linear layer is proportional to (inputs + outputs) / (inputs * outputs).
+"""
+
+from dataclasses import dataclass
+
+from llmprune.allocation.base import Allocator, Budget, Problem
+from llmprune.anatomy import Site
+
+
+@dataclass(frozen=True)
+class Erk(Allocator):
+    """Layers whose density would pass 1 stay dense, and the others share what is left."""
+
+    def allocate(self, problem: Problem) -> Budget:
+        """Sparsities that follow the shapes of the sites."""
+        sites = problem.anatomy.sites
+        kept = (1 - problem.sparsity) * sum(site.weights for site in sites)
+        dense: set[str] = set()
+        while True:
+            rest = [site for site in sites if site.name not in dense]
+            scale = (kept - sum(s.weights for s in sites if s.name in dense)) / sum(map(_share, rest))
+            full = {site.name for site in rest if scale * _share(site) > site.weights}
+            if not full:
+                break
+            dense |= full
+        return {s.name: 0.0 if s.name in dense else 1 - scale * _share(s) / s.weights for s in sites}
+
+
+def _share(site: Site) -> int:
+    """Weights that a site keeps, up to the common scale: density times size."""
+    return site.inputs + site.outputs

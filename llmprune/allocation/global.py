@@ -1,0 +1,54 @@
+"""One threshold for the whole model: the lowest scores go, wherever they are.
+
+All weights compete, so what each site loses follows from the method's scores on the dense model. The
+threshold is found by counting, block by block; the scores are never held or sorted together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from llmprune import ops
+from llmprune.allocation.base import Allocator, Budget, Problem
+from llmprune.anatomy import Site
+from llmprune.statistics import Statistic
+
+
+@dataclass(frozen=True)
+class Global(Allocator):
+    """Exactly round(sparsity * n) of the n weights of all sites; of equals, those of earlier sites go first."""
+
+    compares_scores: ClassVar = True
+
+    def allocate(self, problem: Problem) -> Budget:
+        """What the threshold leaves each site."""
+        statistics = {site.name: statistic for site, statistic in problem.survey(problem.method.needs)}
+        total = sum(site.weights for site in problem.anatomy.sites)
+        drops = round(problem.sparsity * total)
+        if drops == 0:
+            return {site.name: 0.0 for site in problem.anatomy.sites}
+        threshold = ops.kth_smallest(lambda: (s for _, s in _scores(problem, statistics)), drops)
+        below: dict[str, int] = {}
+        tied: dict[str, int] = {}
+        for site, score in _scores(problem, statistics):
+            below[site.name] = int((score < threshold.to(score.device)).sum())
+            tied[site.name] = int((score == threshold.to(score.device)).sum())
+        left = drops - sum(below.values())
+        budget: Budget = {}
+        for site in problem.anatomy.sites:
+            here = min(left, tied[site.name])
+            left -= here
+            budget[site.name] = (below[site.name] + here) / site.weights
+        return budget
+
+
+def _scores(problem: Problem, statistics: dict[str, Statistic]) -> Iterator[tuple[Site, Tensor]]:
+    """The score of every site, one block resident at a time."""
+    for block in range(len(problem.anatomy.blocks)):
+        with problem.store.resident(block):
+            for site in problem.anatomy.block_sites(block):
+                yield site, problem.method.score(problem.weights(site), statistics[site.name]).float()

@@ -1,0 +1,55 @@
+"""OWL (Yin et al., 2024, arXiv:2310.05175): blocks with many outlying Wanda scores keep more weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from llmprune.allocation.base import Allocator, Budget, Problem
+from llmprune.methods.wanda import Wanda
+from llmprune.statistics import InputNorm
+
+
+@dataclass(frozen=True)
+class Owl(Allocator):
+    """The outlier share of each block, rescaled to a band around the target, is its budget."""
+
+    needs_text: ClassVar = True
+
+    outlier: Annotated[float, Field(gt=0)] = 5.0
+    """A score is an outlier when it passes this many times its block's mean (the paper's M)."""
+
+    spread: Annotated[float, Field(ge=0, lt=0.5)] = 0.08
+    """Half the width of the band of block sparsities (the paper's lambda)."""
+
+    def allocate(self, problem: Problem) -> Budget:
+        """One sparsity per block, from the scores of the dense model."""
+        scores: dict[int, list[torch.Tensor]] = {}
+        outliers: dict[int, float] = {}
+        for site, statistic in problem.survey(InputNorm):
+            assert isinstance(statistic, InputNorm)
+            here = scores.setdefault(site.block, [])
+            here.append(Wanda().score(problem.weights(site), statistic))
+            if len(here) == len(problem.anatomy.block_sites(site.block)):
+                mean = sum(float(s.double().sum()) for s in here) / sum(s.numel() for s in here)
+                above = sum(int((s > self.outlier * mean).sum()) for s in here)
+                outliers[site.block] = above / sum(s.numel() for s in here)
+                scores[site.block] = []
+        sizes = {block: 0 for block in outliers}
+        for site in problem.anatomy.sites:
+            sizes[site.block] += site.weights
+        density = self._densities(outliers, sizes, 1 - problem.sparsity)
+        return {site.name: 1 - density[site.block] for site in problem.anatomy.sites}
+
+    def _densities(
+        self, outliers: dict[int, float], sizes: dict[int, int], target: float
+    ) -> dict[int, float]:
+        """Densities in a band of width 2 * spread, moved so that their mean over all weights is `target`."""
+        low, high = min(outliers.values()), max(outliers.values())
+        band = min(2 * self.spread, 2 * target, 2 * (1 - target))
+        scaled = {b: band * (o - low) / (high - low) if high > low else 0.0 for b, o in outliers.items()}
+        mean = sum(scaled[b] * sizes[b] for b in scaled) / sum(sizes.values())
+        return {block: min(1.0, max(0.0, value - mean + target)) for block, value in scaled.items()}

@@ -1,0 +1,212 @@
+"""Text in, token windows [N, L] out: a function of the text, the tokenizer and the seed only."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from llmprune.errors import JobError, RequestError
+
+Half = Literal["calibration", "evaluation"]
+TIMEOUT = 60.0  # seconds without a document after which a data set counts as out of reach
+CHARACTERS = 16  # read per token needed: enough for random windows, and a web crawl is not read to its end
+FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+PLAIN = (".txt", ".md")
+# Pinned, so that the same name means the same text on every machine.
+KNOWN: dict[str, dict[str, Any]] = {
+    "wikitext2": {
+        "path": "Salesforce/wikitext",
+        "name": "wikitext-2-raw-v1",
+        "revision": "b08601e04326c79dfdd32d625aee71d232d685c3",
+    },
+    "c4": {"path": "allenai/c4", "revision": "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"},
+}
+SPLITS: dict[Half, str] = {"calibration": "train", "evaluation": "test"}
+C4_FILES: dict[Half, str] = {
+    "calibration": "en/c4-train.00000-of-01024.json.gz",
+    "evaluation": "en/c4-validation.00000-of-00008.json.gz",
+}
+
+
+class Calibration(BaseModel):
+    """Which text calibrates, and how much of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str = "builtin"
+    """`builtin` (Python's own reference manual), `wikitext2`, `c4`, a file, or a data set on the Hub."""
+    samples: int = Field(128, ge=1)
+    """Windows."""
+    length: int | None = Field(None, ge=2)
+    """Tokens per window; 2048, or the model's context where that is shorter."""
+    seed: int = Field(0, ge=0)
+    """Places the windows."""
+    text_column: str = "text"
+    """The column of a table that holds the text."""
+    subset: str | None = None
+    """Which configuration of a data set on the Hub."""
+    split: str = "train"
+    """Which split of a data set on the Hub."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Calibration tokens [N, L], and where they come from."""
+
+    tokens: Tensor
+    dataset: str
+    seed: int | None
+
+    def record(self) -> dict[str, Any]:
+        """What the report says of them."""
+        samples, length = self.tokens.shape
+        return {
+            "dataset": self.dataset,
+            "samples": samples,
+            "length": length,
+            "tokens": samples * length,
+            "seed": self.seed,
+            "sha256": hashlib.sha256(self.tokens.to(torch.int64).numpy().tobytes()).hexdigest(),
+        }
+
+
+def windows(asked: Calibration, length: int, tokenizer: Any) -> Windows:
+    """Random windows of the text, without special tokens.
+
+    Raises:
+        RequestError: there is no such text, or it is shorter than one window.
+        JobError: the data set is out of reach.
+    """
+    limit = CHARACTERS * asked.samples * length
+    text = read_text(asked.dataset, "calibration", asked, limit)
+    ids = tokenize(text, tokenizer)
+    if len(ids) < length:
+        raise RequestError(
+            "calibration",
+            f"{asked.dataset} has {len(ids)} tokens, fewer than one window of {length}; "
+            "give more text or a smaller --length",
+        )
+    generator = torch.Generator().manual_seed(asked.seed)
+    starts = torch.randint(0, len(ids) - length + 1, (asked.samples,), generator=generator)
+    return Windows(torch.stack([ids[s : s + length] for s in starts.tolist()]), asked.dataset, asked.seed)
+
+
+def tokenize(text: str, tokenizer: Any) -> Tensor:
+    """The ids of a whole text, without special tokens."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def read_text(dataset: str, half: Half, asked: Calibration, limit: int | None = None) -> str:
+    """The documents of a data set, joined by blank lines.
+
+    Args:
+        dataset: as in `Calibration`.
+        half: data sets that we know have one text to calibrate on and another to evaluate on.
+        asked: says which column, subset and split.
+        limit: stop after so many characters.
+    """
+    path = Path(dataset).expanduser()
+    if dataset == "builtin":
+        documents: Iterable[str] = _reference_manual(half)
+    elif dataset in KNOWN:
+        documents = _from_hub(_known(dataset, half), "text", dataset)
+    elif path.suffix in PLAIN and path.is_file():
+        documents = [path.read_text(encoding="utf-8", errors="replace")]
+    elif path.suffix in FORMATS and path.is_file():
+        where = {"path": FORMATS[path.suffix], "data_files": str(path), "split": "train"}
+        documents = _rows(where, asked.text_column, dataset)
+    elif path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):
+        allowed = ", ".join((*PLAIN, *FORMATS))
+        raise RequestError(
+            "calibration", f"{dataset!r} is not builtin, wikitext2, c4, a file ({allowed}) or a Hub id"
+        )
+    else:
+        where = {"path": dataset, "name": asked.subset, "split": asked.split}
+        documents = _from_hub(where, asked.text_column, dataset)
+    text = "\n\n".join(_up_to(documents, limit))
+    if not text.strip():
+        raise RequestError("calibration", f"{dataset} holds no text")
+    return text
+
+
+def _known(dataset: str, half: Half) -> dict[str, Any]:
+    if dataset == "c4":
+        return {**KNOWN[dataset], "data_files": {"train": C4_FILES[half]}, "split": "train"}
+    return {**KNOWN[dataset], "split": SPLITS[half]}
+
+
+def _reference_manual(half: Half) -> list[str]:
+    """Every other section of the language reference that `help()` shows, which every Python ships."""
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)][0 if half == "calibration" else 1 :: 2]
+
+
+def _up_to(documents: Iterable[str], limit: int | None) -> Iterator[str]:
+    left = limit
+    for document in documents:
+        yield document if left is None else document[:left]
+        if left is not None:
+            left -= len(document)
+            if left <= 0:
+                return
+
+
+def _rows(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:
+    """One column of a table, row by row."""
+    import datasets
+
+    for row in datasets.load_dataset(**where, streaming=True):
+        if not isinstance(row.get(column), str):
+            found = ", ".join(key for key, value in row.items() if isinstance(value, str)) or "none"
+            raise RequestError(
+                "text_column", f"{dataset} has no text column {column!r} (text columns: {found}); set --text-column"
+            )
+        yield row[column]
+
+
+def _from_hub(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:
+    """Like `_rows`, giving up when no document arrives for a while."""
+    arrived: queue.Queue[Any] = queue.Queue(maxsize=64)
+    end = object()
+
+    def fetch() -> None:
+        try:
+            for text in _rows(where, column, dataset):
+                arrived.put(text)
+            arrived.put(end)
+        except Exception as error:  # handed to the reader, who is in another thread
+            arrived.put(error)
+
+    threading.Thread(target=fetch, daemon=True).start()
+    while True:
+        try:
+            item = arrived.get(timeout=TIMEOUT)
+        except queue.Empty:
+            item = TimeoutError(f"nothing arrived for {TIMEOUT:.0f} s")
+        if item is end:
+            return
+        if isinstance(item, RequestError):
+            raise item
+        if isinstance(item, Exception):
+            reason = (str(item).strip().splitlines() or [type(item).__name__])[0]
+            raise JobError(
+                f"the data set {dataset!r} is out of reach ({reason}); use `builtin`, which needs no download, or a file"
+            )
+        yield item
+
+
+def batched(tokens: Tensor, size: int) -> list[Tensor]:
+    """Windows [N, L] as batches of at most `size` windows."""
+    return list(tokens.split(size))

@@ -1,0 +1,102 @@
+"""The model card of a pruned checkpoint: what was done to which model, and how to load the result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from llmprune.checkpoint.source import Source
+from llmprune.report import Report
+
+TEXT = """---
+{metadata}
+---
+
+# {title}
+
+{base} pruned with [llmprune](https://pypi.org/project/llmprune/) {version}.
+
+| | |
+|---|---|
+| method | {method} |
+| pattern | {pattern} |
+| sparsity of the pruned layers | {sparsity:.2%} of {prunable:,} weights |
+| zeros in the whole model | {model_sparsity:.2%} of {parameters:,} parameters |
+| bytes of the weight files | {bytes_before:,} before, {bytes_after:,} after |
+| calibration | {calibration} |
+
+The zeros are stored: this checkpoint is as large as the dense one and runs as fast in a runtime that does not
+use them. Its quality has not been measured here unless numbers are given below.
+
+## Load it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = {line}
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+
+Checked after writing, in a fresh process with transformers {transformers}: {checked}.
+
+`recipe.yaml` holds the recipe with every default filled in, `llmprune_report.json` what happened to each layer.
+"""
+
+
+def make(report: Report, source: Source | None, folder: str) -> str:
+    """The card's text, with the metadata that the Hub shows."""
+    recipe, totals = report.recipe, report.totals
+    base = report.model["source"] or report.model["family"]
+    data = _metadata(recipe, source)
+    checked = report.reload or {}
+    difference = checked.get("max_abs_logit_difference")
+    return TEXT.format(
+        metadata=data.to_yaml(),
+        title=folder,
+        base=base,
+        version=report.versions["llmprune"],
+        transformers=report.versions["transformers"],
+        method=recipe["method"]["name"],
+        pattern=_pattern(recipe["pattern"]),
+        sparsity=totals["sparsity"],
+        prunable=totals["prunable_parameters"],
+        model_sparsity=totals["model_sparsity"],
+        parameters=totals["parameters_after"],
+        bytes_before=totals["bytes_before"],
+        bytes_after=totals["bytes_after"],
+        calibration=_calibration(report.calibration),
+        line=str(checked.get("line", "")).format(folder=folder),
+        folder=folder,
+        checked=f"{checked.get('compared')}"
+        + ("" if difference is None else f", which differ by at most {difference:.1g}"),
+    )
+
+
+def _metadata(recipe: dict[str, Any], source: Source | None) -> ModelCardData:
+    base = source.name if source and source.revision else None
+    return ModelCardData(
+        base_model=base,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=_licence(source),
+        tags=["pruned", "llmprune", recipe["method"]["name"], _pattern(recipe["pattern"])],
+    )
+
+
+def _licence(source: Source | None) -> str | None:
+    """The base model's licence, which stays in force."""
+    if source is None or not (source.folder / "README.md").is_file():
+        return None
+    licence = ModelCard.load(source.folder / "README.md", ignore_metadata_errors=True).data.get("license")
+    return licence if isinstance(licence, str) else None
+
+
+def _pattern(pattern: Any) -> str:
+    return str(pattern["name"] if isinstance(pattern, dict) else pattern)
+
+
+def _calibration(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "none"
+    return f"{record['dataset']}, {record['samples']} windows of {record['length']} tokens, seed {record['seed']}"

@@ -1,0 +1,174 @@
+"""The output folder while it is being written, and how a run that was cut off goes on.
+
+Everything is written into the hidden folder `.unfinished` inside the output folder, one shard per block. A
+journal there has a line for the run and one for every block whose shard is whole. At the end the files move
+up, config.json last, so that an unfinished folder cannot be taken for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmprune.checkpoint import shards
+from llmprune.errors import JobError, RequestError
+
+WORK = ".unfinished"
+JOURNAL = "journal.jsonl"
+READY = "ready"  # exists once every file is whole and checked, and only moving is left
+
+
+class Draft:
+    """An output folder that is not finished yet."""
+
+    def __init__(self, out: Path, blocks: int) -> None:
+        self.out, self.folder = out, out / WORK
+        self._blocks = blocks
+        self.done: list[dict[str, Any]] = []
+
+    def begun(self, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+        """What an earlier run wrote down when it began, or None; `done` then lists its whole blocks.
+
+        Raises:
+            RequestError: it had another fingerprint; the sentence says what differs.
+        """
+        lines = _whole_lines(self.folder / JOURNAL)
+        if not lines:
+            return None
+        _require_same(lines[0]["fingerprint"], fingerprint, self.out)
+        _rewrite(self.folder / JOURNAL, lines)
+        self.done = lines[1:]
+        return lines[0]
+
+    def begin(self, header: dict[str, Any]) -> None:
+        """Make the folder and write the run's first line, which holds its `fingerprint`."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / JOURNAL).unlink(missing_ok=True)
+        except OSError as error:
+            raise RequestError("out", f"{self.out} cannot be written: {error.strerror}") from error
+        self._append(header)
+
+    def shard(self, block: int) -> Path:
+        """The file of one block; the tensors outside the blocks come after the last."""
+        return self.folder / f"model-{block + 1:05d}-of-{self._blocks + 1:05d}.safetensors"
+
+    def write_block(self, block: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Write one block's shard, then say in the journal that it is whole."""
+        shards.save_atomically(tensors, self.shard(block))
+        record["keys"] = list(tensors)
+        self._append(record)
+        self.done.append(record)
+
+    def write_rest(self, tensors: dict[str, Tensor]) -> None:
+        """Write the tensors outside the blocks, and the index of all shards."""
+        shards.save_atomically(tensors, self.shard(self._blocks))
+        weight_map = {key: self.shard(self._blocks).name for key in tensors}
+        for block, record in enumerate(self.done):
+            weight_map |= {key: self.shard(block).name for key in record["keys"]}
+        index = {"metadata": {"total_size": self.total_size()}, "weight_map": dict(sorted(weight_map.items()))}
+        self.write_text(shards.INDEX, json.dumps(index, indent=2))
+
+    def total_size(self) -> int:
+        """Bytes of all weights written."""
+        files = [self.shard(block) for block in range(self._blocks + 1)]
+        return sum(shards.total_bytes(shards.read_file(file)) for file in files)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small file."""
+        (self.folder / name).write_text(text)
+
+    def copy(self, file: Path) -> None:
+        """Take over a file as it is."""
+        shutil.copyfile(file, self.folder / file.name)
+
+    def publish(self) -> None:
+        """Move the finished files up, config.json last."""
+        (self.folder / READY).touch()
+        move_up(self.out)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        try:
+            with (self.folder / JOURNAL).open("a") as journal:
+                journal.write(json.dumps(line) + "\n")
+                journal.flush()
+                os.fsync(journal.fileno())
+        except OSError as error:
+            raise JobError(f"cannot write {self.folder / JOURNAL}: {error.strerror}; go on with --resume") from error
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether a folder holds a run that was cut off."""
+    return (out / WORK).is_dir()
+
+
+def move_up(out: Path) -> bool:
+    """Finish a move that was begun; False if the run had not come so far."""
+    folder = out / WORK
+    if not (folder / READY).exists():
+        return False
+    last = ("config.json", JOURNAL, READY)
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name in last, path.name)):
+        if path.name not in (JOURNAL, READY):
+            path.replace(out / path.name)
+    shards.sync_folder(out)
+    shutil.rmtree(folder)
+    return True
+
+
+def require_usable(out: Path, *, resume: bool) -> None:
+    """Refuse an output folder that holds something, unless it is to be gone on with.
+
+    Raises:
+        RequestError: the folder is not empty, or is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise RequestError("out", f"{out} is a file; name a folder that does not exist yet")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not resume:
+        hint = "go on with --resume, or " if is_unfinished(out) else ""
+        raise RequestError("out", f"{out} is not empty; {hint}name a folder that does not exist yet")
+    strangers = [path.name for path in out.iterdir() if path.name != WORK]
+    if strangers and not (out / WORK / READY).exists() and not (out / "llmprune_report.json").exists():
+        raise RequestError("out", f"{out} holds {strangers[0]}, which no run of llmprune left there to go on with")
+
+
+def _whole_lines(journal: Path) -> list[dict[str, Any]]:
+    """The journal's lines up to the first that was not written to its end."""
+    lines: list[dict[str, Any]] = []
+    if not journal.is_file():
+        return lines
+    for text in journal.read_text().splitlines(keepends=True):
+        if not text.endswith("\n"):
+            break
+        lines.append(json.loads(text))
+    return lines
+
+
+def _rewrite(journal: Path, lines: list[dict[str, Any]]) -> None:
+    """Drop a last line that was cut off, so that the next one starts on its own."""
+    part = journal.with_name("journal.part")
+    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    part.replace(journal)
+
+
+def _require_same(begun: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    differing = [key for key in now if begun.get(key) != now[key]]
+    if differing:
+        key = differing[0]
+        raise RequestError(
+            "resume",
+            f"{out} was begun with another {key} ({_short(begun.get(key))}, now {_short(now[key])}); "
+            "give what it was begun with, or another --out",
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."

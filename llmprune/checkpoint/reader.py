@@ -1,0 +1,98 @@
+"""Open a checkpoint as a model whose blocks stay on disk until they are worked on."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from llmprune.anatomy import Anatomy
+from llmprune.checkpoint.source import Source
+from llmprune.checkpoint.store import CheckpointStore
+from llmprune.errors import JobError, RequestError
+
+
+def blueprint(source: Source) -> Anatomy:
+    """The anatomy of a checkpoint's model, without weights.
+
+    Raises:
+        RequestError: it is not a decoder, or the sites miss too many of its weights.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                source.config, trust_remote_code=source.trust_remote_code, dtype=torch.float32
+            )
+    except Exception as error:
+        raise RequestError("model", f"transformers cannot build {source.name}: {error}") from error
+    anatomy = Anatomy(model)
+    anatomy.require_coverage()
+    return anatomy
+
+
+def stored_dtype(source: Source) -> torch.dtype:
+    """The dtype of the checkpoint's largest tensor."""
+    return max(source.tensors.values(), key=lambda stored: stored.bytes).dtype
+
+
+def open_streamed(source: Source, dtype: torch.dtype, device: torch.device) -> CheckpointStore:
+    """The model with all but its blocks loaded onto `device`; the blocks stay in the checkpoint's files.
+
+    Args:
+        source: the checkpoint.
+        dtype: of the computation; the files keep their own.
+        device: where the blocks will compute.
+
+    Raises:
+        JobError: the files do not hold the weights that the model needs.
+    """
+    plan = blueprint(source)
+    device_map = _device_map(plan, device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source.folder,
+                dtype=dtype,
+                device_map=device_map,
+                trust_remote_code=source.trust_remote_code,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise JobError(f"transformers cannot load {source.name}: {str(error).strip()}") from error
+    _require_complete(model, info)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return CheckpointStore(Anatomy(model), source.tensors)
+
+
+def _require_complete(model: PreTrainedModel, info: dict[str, Any]) -> None:
+    missing = sorted(set(info["missing_keys"]) - set(getattr(model, "all_tied_weights_keys", {})))
+    if missing:
+        raise JobError(
+            f"the checkpoint lacks {len(missing)} weights of its model, {missing[0]} among them; "
+            "transformers would fill them with random numbers"
+        )
+
+
+def _device_map(anatomy: Anatomy, device: torch.device) -> dict[str, str]:
+    """The list of blocks on disk, every module beside it on the device."""
+    placed: dict[str, str] = {}
+
+    def place(module: nn.Module, name: str) -> None:
+        for child_name, child in module.named_children():
+            full = f"{name}.{child_name}" if name else child_name
+            if full == anatomy.prefix:
+                placed[full] = "disk"
+            elif anatomy.prefix.startswith(full + "."):
+                place(child, full)
+            else:
+                placed[full] = str(device)
+        for own, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            placed[f"{name}.{own}" if name else own] = str(device)
+
+    place(anatomy.model, "")
+    return placed

@@ -1,0 +1,184 @@
+"""What the safetensors files of a checkpoint hold, read from their headers alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llmprune.errors import JobError, RequestError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth")
+PACKED = re.compile(r"\.(compressed|bitmask|weight_packed|qweight|row_offsets)$")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a checkpoint: its file, its key there, and what it takes."""
+
+    file: Path
+    key: str
+    bytes: int
+    type: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype it is stored in; float32 for those that torch cannot compute in."""
+        return {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}.get(self.type, torch.float32)
+
+    def read(self) -> Tensor:
+        """The tensor, in the dtype it is stored in."""
+        with safe_open(self.file, framework="pt") as shard:
+            tensor: Tensor = shard.get_tensor(self.key)
+        return tensor
+
+
+def shard_files(folder: Path) -> list[str]:
+    """The names of a checkpoint's weight files.
+
+    Raises:
+        RequestError: there are none that llmprune reads, or the index names files outside the folder.
+    """
+    if (folder / INDEX).is_file():
+        return indexed_files((folder / INDEX).read_text())
+    if (folder / SINGLE).exists():
+        return [SINGLE]
+    if any(path.suffix in PICKLES for path in folder.iterdir()):
+        raise RequestError(
+            "model",
+            f"{folder} holds only pickled weights, which can run code when they are read; convert them once "
+            "with `AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)` and prune the result",
+        )
+    raise RequestError("model", f"{folder} holds no {SINGLE} and no {INDEX}")
+
+
+def indexed_files(index: str) -> list[str]:
+    """The files that a shard index names."""
+    try:
+        files = sorted(set(json.loads(index)["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise RequestError("model", f"{INDEX} is not a shard index ({error!r}); download it again") from error
+    for file in files:
+        if file != Path(file).name or not file.endswith(".safetensors"):
+            raise RequestError(
+                "model", f"{INDEX} names {file!r}; only .safetensors files inside the folder are read"
+            )
+    return files
+
+
+def read_headers(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a checkpoint by its key.
+
+    Raises:
+        JobError: a shard is missing, truncated or unreadable.
+        RequestError: the weights are packed in a way that transformers cannot read.
+    """
+    found: dict[str, Stored] = {}
+    for name in shard_files(folder):
+        found |= read_file(folder / name)
+    packed = sorted(key for key in found if PACKED.search(key))
+    if packed:
+        raise RequestError(
+            "model",
+            f"{folder} holds packed weights ({packed[0]}), which transformers would replace by random ones; "
+            "give the dense checkpoint they were packed from",
+        )
+    _require_index_agrees(folder, found)
+    return found
+
+
+def read_file(file: Path) -> dict[str, Stored]:
+    """Every tensor of one safetensors file by its key."""
+    found = {}
+    for key, entry in _header(file).items():
+        start, stop = entry["data_offsets"]
+        found[key] = Stored(file, key, stop - start, entry["dtype"])
+    return found
+
+
+def _require_index_agrees(folder: Path, found: dict[str, Stored]) -> None:
+    if not (folder / INDEX).is_file():
+        return
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+    lost = [key for key, file in weight_map.items() if key not in found or found[key].file.name != file]
+    if lost:
+        raise JobError(f"{INDEX} promises {lost[0]} in {weight_map[lost[0]]}, which does not hold it")
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The header of one safetensors file: 8 bytes of length, JSON, then the data it describes."""
+    if not file.is_file():
+        raise JobError(f"the shard {file} is missing; download the checkpoint again")
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        text = stream.read(length) if length <= size - 8 else b""
+    try:
+        header: dict[str, Any] = json.loads(text)
+        header.pop("__metadata__", None)
+        needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JobError(f"the shard {file} is truncated or not a safetensors file; download it again") from error
+    if size != needed:
+        raise JobError(f"the shard {file} is truncated: it has {size} of {needed} bytes; download it again")
+    return header
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's content; free for the Hub's cache, whose files are named by it."""
+    name = file.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", name):
+        return name
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save_atomically(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a safetensors file that is either whole or not there.
+
+    Raises:
+        JobError: the disk is full, or the folder cannot be written.
+    """
+    part = file.with_name(file.name + ".part")
+    try:
+        part.touch()  # with the user's permissions; safetensors on its own makes the file private
+        save_file(_contiguous(tensors), part, metadata={"format": "pt"})
+        with part.open("rb") as stream:
+            os.fsync(stream.fileno())
+        part.replace(file)
+        sync_folder(file.parent)
+    except Exception as error:  # safetensors wraps the system's errors in its own
+        part.unlink(missing_ok=True)
+        raise JobError(f"cannot write {file}: {error}; free some space, then go on with --resume") from error
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def total_bytes(tensors: dict[str, Stored]) -> int:
+    """What the weights take on disk."""
+    return sum(stored.bytes for stored in tensors.values())
+

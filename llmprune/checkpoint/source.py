@@ -1,0 +1,166 @@
+"""Where a checkpoint comes from: a local folder, the Hub, or a .gguf file."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from llmprune.checkpoint import gguf, shards
+from llmprune.checkpoint.shards import Stored
+from llmprune.errors import RequestError
+
+HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.ot", "*.npz")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint whose configuration is at hand; its weights are fetched when they are first asked for."""
+
+    name: str
+    folder: Path
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """config.json as it stands."""
+        file = self.folder / "config.json"
+        try:
+            settings: dict[str, Any] = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise RequestError("model", f"{file} cannot be read as JSON: {error}") from error
+        return settings
+
+    @cached_property
+    def config(self) -> Any:
+        """The configuration as transformers understands it."""
+        try:
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+        except Exception as error:
+            raise RequestError("model", f"transformers cannot read the config of {self.name}: {error}") from error
+
+    @cached_property
+    def tensors(self) -> dict[str, Stored]:
+        """Every tensor by its key; a Hub checkpoint's weights are downloaded first."""
+        if self.revision:
+            files = shards.shard_files(self.folder) if (self.folder / shards.INDEX).exists() else [shards.SINGLE]
+            _download(self.name, self.revision, allow_patterns=files)
+        return shards.read_headers(self.folder)
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of every weight file, by name."""
+        return {file.name: shards.sha256(file) for file in sorted({t.file for t in self.tensors.values()})}
+
+    def copied_files(self) -> list[Path]:
+        """What a pruned checkpoint takes over as it is: tokenizer, generation config, code, licence."""
+        ours = ("config.json", "README.md", shards.INDEX)
+        return [
+            path
+            for path in sorted(self.folder.iterdir())
+            if path.is_file()
+            and path.name not in ours
+            and not path.name.startswith(".")
+            and not any(path.match(pattern) for pattern in WEIGHTS)
+            and not path.name.endswith(".index.json")
+        ]
+
+
+def find(name: str, *, trust_remote_code: bool = False) -> Source:
+    """The checkpoint that the user named, checked as far as that needs no weights.
+
+    Args:
+        name: a folder, a .gguf file, or a Hub id `org/name[@revision]`.
+        trust_remote_code: whether code that comes with the checkpoint may run.
+
+    Raises:
+        RequestError: there is no such checkpoint, or llmprune does not read its kind.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        source = Source(str(path), path, trust_remote_code=trust_remote_code)
+        if not (path / "config.json").is_file():
+            raise RequestError("model", f"{path} has no config.json, so it is not a transformers checkpoint")
+        shards.shard_files(path)
+    elif path.is_file():
+        if path.suffix != ".gguf":
+            raise RequestError("model", f"{path} is a file; give a folder, a .gguf file or a Hub id")
+        source = Source(str(path), gguf.dequantised(path.resolve()))
+    elif found := HUB_ID.fullmatch(name):
+        source = _on_hub(found["id"], found["revision"], trust_remote_code)
+    else:
+        raise RequestError("model", f"{name!r} is no folder, no .gguf file and no Hub id like org/name")
+    _require_supported(source)
+    return source
+
+
+def _on_hub(repo: str, revision: str | None, trust_remote_code: bool) -> Source:
+    folder = _download(repo, revision, ignore_patterns=[*WEIGHTS, "*/*"])
+    if not (folder / "config.json").is_file():
+        raise RequestError("model", f"{repo} has no config.json, so it is not a transformers checkpoint")
+    names = {path.name for path in folder.iterdir()}
+    if not names & {shards.INDEX, shards.SINGLE}:
+        files = _listing(repo, folder.name)
+        if files is not None and not files & {shards.INDEX, shards.SINGLE}:
+            raise RequestError(
+                "model",
+                f"{repo} holds no safetensors weights ({', '.join(sorted(files)[:5])}); convert it with "
+                "https://huggingface.co/spaces/safetensors/convert, or name a revision that has them",
+            )
+    return Source(repo, folder, folder.name, trust_remote_code)
+
+
+def _listing(repo: str, revision: str) -> set[str] | None:
+    """The files of a repository, or None when the Hub is out of reach."""
+    try:
+        return set(HfApi().list_repo_files(repo, revision=revision))
+    except OSError:
+        return None
+
+
+def _download(repo: str, revision: str | None, **patterns: list[str]) -> Path:
+    """A snapshot of the repository; the cached one when the Hub is out of reach."""
+    where = f"{repo}@{revision}" if revision else repo
+    try:
+        return Path(snapshot_download(repo, revision=revision, **patterns))
+    except HFValidationError as error:
+        raise RequestError("model", f"{repo!r} is no folder, and no valid Hub id: {error}") from error
+    except OSError as error:  # every error of the Hub's client is one
+        first = str(error).strip().splitlines()[0]
+        raise RequestError(
+            "model", f"{where} is no local folder, not in the Hub's cache, and could not be fetched: {first}"
+        ) from error
+
+
+def _require_supported(source: Source) -> None:
+    """Refuse what llmprune cannot prune, by the configuration alone."""
+    settings = source.settings
+    for key in ("quantization_config", "compression_config"):
+        if settings.get(key):
+            kind = settings[key].get("quant_method", "unknown") if isinstance(settings[key], dict) else "unknown"
+            raise RequestError(
+                "model", f"{source.name} is quantised ({kind}); prune the checkpoint it was quantised from"
+            )
+    family = settings.get("model_type")
+    if not source.trust_remote_code and family not in CONFIG_MAPPING:
+        why = "comes with its own code" if settings.get("auto_map") else "is unknown to this transformers"
+        raise RequestError(
+            "model",
+            f"{source.name} ({family!r}) {why}; add --trust-remote-code if you trust its authors, "
+            "or update transformers",
+        )
+    remote = "AutoModelForCausalLM" in settings.get("auto_map", {}) and source.trust_remote_code
+    if not remote and type(source.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise RequestError("model", f"{source.name} ({family!r}) is not a causal language model")
+

@@ -1,0 +1,175 @@
+"""Where the weights of a model live, and how one block at a time is brought in to be worked on.
+
+accelerate's hooks keep offloaded weights on the CPU or on disk and bring them in for each forward of each
+layer. Here a block is brought in once, pruned, run as often as needed, and let go.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate.hooks import AlignDevicesHook, SequentialHook
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from llmprune.anatomy import Anatomy, Site
+from llmprune.checkpoint import shards
+from llmprune.checkpoint.shards import Stored
+from llmprune.errors import JobError
+
+
+class Store:
+    """A model that the caller holds, on one device or dispatched by accelerate; results are written back."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.anatomy = anatomy
+        self._changed: dict[str, Tensor] = {}
+        self._spill: tempfile.TemporaryDirectory[str] | None = None
+
+    @contextmanager
+    def resident(self, block: int) -> Iterator[None]:
+        """Hold the weights of one block where they compute; may be nested."""
+        offloaded = [
+            (module, hook)
+            for module in self.anatomy.blocks[block].modules()
+            for hook in _hooks(module)
+            if hook.offload
+        ]
+        for module, hook in offloaded:
+            hook.pre_forward(module)
+            hook.offload = False
+        try:
+            yield
+        finally:
+            for module, hook in offloaded:
+                self._write_back(module, hook)
+                hook.offload = True
+                hook.post_forward(module, None)
+            self._changed.clear()
+
+    def weight(self, site: Site) -> Tensor:
+        """The weight of a resident site as the checkpoint stores it, as a matrix [O, I].
+
+        Raises:
+            JobError: it holds NaN or infinity.
+        """
+        weight = site.matrix(self._stored(site))
+        if not weight.isfinite().all():
+            raise JobError(f"the weight of {site.name} holds NaN or infinity; the checkpoint is damaged")
+        return weight
+
+    def _stored(self, site: Site) -> Tensor:
+        weight: Tensor = site.layer.weight.data
+        return weight
+
+    def put(self, site: Site, weight: Tensor) -> None:
+        """Give a resident site its new weight [O, I], in the dtype of the checkpoint."""
+        stored = site.matrix(weight).contiguous()
+        now = site.layer.weight
+        site.layer.weight = nn.Parameter(stored.to(now.device, now.dtype), requires_grad=False)
+        self._changed[f"{site.name}.weight"] = stored
+
+    def restore(self, site: Site, file: Path) -> None:
+        """Give a resident site the weight that a file holds for it."""
+        self.put(site, site.matrix(shards.read_file(file)[self.key(site)].read()))
+
+    def key(self, site: Site) -> str:
+        """The key of a site's weight in the checkpoint."""
+        return f"{site.name}.weight"
+
+    def tensors(self, block: int) -> dict[str, Tensor]:
+        """The tensors of a resident block, by their keys in a checkpoint."""
+        prefix = f"{self.anatomy.prefix}.{block}."
+        return {prefix + name: tensor for name, tensor in self.anatomy.blocks[block].state_dict().items()}
+
+    def rest(self) -> dict[str, Tensor]:
+        """All tensors outside the blocks, by their keys in a checkpoint."""
+        tied = getattr(self.anatomy.model, "all_tied_weights_keys", {})
+        inside = f"{self.anatomy.prefix}."
+        state = self.anatomy.model.state_dict()
+        return {k: v for k, v in state.items() if not k.startswith(inside) and k not in tied}
+
+    def _write_back(self, module: nn.Module, hook: AlignDevicesHook) -> None:
+        """Replace the offloaded copy of a changed weight, on the CPU or in a new file."""
+        weights_map = hook.weights_map
+        home = getattr(weights_map, "dataset", weights_map)
+        key = f"{getattr(weights_map, 'prefix', '')}weight"
+        if key not in self._changed:
+            return
+        weight = module.weight.data.to("cpu")
+        state = getattr(home, "state_dict", home)
+        if key in state:
+            state[key] = weight
+            return
+        file = self._spill_folder() / f"{key}.safetensors"
+        save_file({key: weight}, file)
+        dtype = str(weight.dtype).removeprefix("torch.")
+        home.index[key] = {"safetensors_file": str(file), "weight_name": key, "dtype": dtype}
+
+    def _spill_folder(self) -> Path:
+        """A folder for changed weights of blocks that live on disk; it lasts as long as the model."""
+        if self._spill is None:
+            self._spill = tempfile.TemporaryDirectory(prefix="llmprune-offload-")
+            self.anatomy.model.llmprune_offload = self._spill
+        return Path(self._spill.name)
+
+
+class CheckpointStore(Store):
+    """A model whose blocks stay in their checkpoint's files; results go to the caller, not back."""
+
+    def __init__(self, anatomy: Anatomy, source: dict[str, Stored]) -> None:
+        super().__init__(anatomy)
+        self._source = source
+        self._index = _offload_index(anatomy)
+
+    def _entries(self, block: int) -> dict[str, Any]:
+        prefix = f"{self.anatomy.prefix}.{block}."
+        return {name: entry for name, entry in self._index.items() if name.startswith(prefix)}
+
+    def key(self, site: Site) -> str:
+        """The key of a site's weight in the checkpoint."""
+        key: str = self._index[f"{site.name}.weight"]["weight_name"]
+        return key
+
+    def _stored(self, site: Site) -> Tensor:
+        return self._source[self.key(site)].read().to(site.layer.weight.device)
+
+    def tensors(self, block: int) -> dict[str, Tensor]:
+        """The tensors of a resident block, by their keys in the checkpoint it came from."""
+        return {
+            entry["weight_name"]: self._changed[name]
+            if name in self._changed
+            else self._source[entry["weight_name"]].read()
+            for name, entry in self._entries(block).items()
+        }
+
+    def rest(self) -> dict[str, Tensor]:
+        """All tensors outside the blocks, by their keys in the checkpoint."""
+        inside = {
+            e["weight_name"] for block in range(len(self.anatomy.blocks)) for e in self._entries(block).values()
+        }
+        return {key: stored.read() for key, stored in self._source.items() if key not in inside}
+
+    def _write_back(self, module: nn.Module, hook: AlignDevicesHook) -> None:
+        """The source is never written to."""
+
+
+def _hooks(module: nn.Module) -> list[AlignDevicesHook]:
+    hook = getattr(module, "_hf_hook", None)
+    hooks = hook.hooks if isinstance(hook, SequentialHook) else [hook]
+    return [h for h in hooks if isinstance(h, AlignDevicesHook)]
+
+
+def _offload_index(anatomy: Anatomy) -> dict[str, Any]:
+    """accelerate's table of where each offloaded weight of the blocks is."""
+    for module in anatomy.blocks.modules():
+        for hook in _hooks(module):
+            if hook.offload:
+                index: dict[str, Any] = hook.weights_map.dataset.index
+                return index
+    raise AssertionError("the blocks of a streamed model are offloaded")
+

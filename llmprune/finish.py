@@ -1,0 +1,148 @@
+"""The end of a run: the report, the files beside the weights, and the check that the result loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+from llmprune import card, report
+from llmprune.calibration import Windows
+from llmprune.checkpoint import draft as drafts
+from llmprune.checkpoint import reload
+from llmprune.checkpoint.draft import Draft
+from llmprune.checkpoint.store import Store
+from llmprune.errors import JobError, RequestError
+from llmprune.job import Job, Run
+from llmprune.progress import say
+from llmprune.recipe import Recipe
+from llmprune.report import Report, SiteRecord
+from llmprune.walk import Walk
+
+
+def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:
+    """All that the bytes of the result depend on."""
+    return {
+        "model": [todo.model_facts["source"], todo.model_facts["revision"]],
+        "weights": todo.source.hashes if todo.source and todo.out else None,
+        "recipe": todo.recipe.resolved(),
+        "calibration": windows.record() if windows else None,
+        "device": todo.resources.device.type,
+        "dtype": todo.plan.dtype,
+        "versions": report.versions(),
+    }
+
+
+def already_done(asked: Recipe, run: Run) -> Report | None:
+    """The report of a folder that needs no going on with; a move that was cut off is finished first.
+
+    Raises:
+        RequestError: the folder was finished with another recipe.
+    """
+    out = Path(str(run.out))
+    drafts.move_up(out)
+    done = report.read(out)
+    if done is None or drafts.is_unfinished(out):
+        return None
+    now, then = asked.resolved(), done.recipe
+    now["calibration"]["length"] = now["calibration"]["length"] or then["calibration"]["length"]
+    differing = [key for key in now if key != "model" and now[key] != then[key]]
+    if differing:
+        raise RequestError("resume", f"{out} was finished with another {differing[0]}; choose another --out")
+    say(f"{out} is finished already")
+    return done
+
+
+def report_of(
+    todo: Job,
+    windows: Windows | None,
+    records: list[dict[str, Any]],
+    print_: dict[str, Any],
+    seconds: float,
+) -> Report:
+    """The report of a walk that came to its end; nothing is said yet of what was written."""
+    sites = [SiteRecord(**site) for record in records for site in record["sites"]]
+    spent = {key: sum(record[key] for record in records) for key in ("forward_s", "solve_s", "write_s")}
+    return Report(
+        model=todo.model_facts,
+        recipe=todo.recipe.resolved(),
+        calibration=windows.record() if windows else None,
+        sites=sites,
+        totals=report.totals(sites, todo.model_facts, todo.plan.checkpoint_bytes),
+        time={
+            "total_s": seconds,
+            "calibration_s": seconds - spent["solve_s"] - spent["write_s"],
+            "solve_s": spent["solve_s"],
+            "write_s": spent["write_s"],
+            "forward_floor_s": spent["forward_s"],
+        },
+        memory=report.memory(todo.resources.device),
+        versions=report.versions(),
+        fingerprint=print_,
+    )
+
+
+def publish(todo: Job, draft: Draft, store: Store, walk: Walk, result: Report, tokenizer: Any) -> None:
+    """Complete the folder, check that it loads, and only then make it a checkpoint.
+
+    Raises:
+        JobError: the result does not load, or differs from the model in memory.
+    """
+    draft.write_rest(store.rest())
+    _write_settings(todo, draft, tokenizer)
+    draft.write_text("recipe.yaml", yaml.safe_dump(todo.recipe.resolved(), sort_keys=False))
+    result.totals["bytes_after"] = draft.total_size()
+    say("loading the result in a fresh process")
+    how = {
+        "dtype": todo.plan.dtype,
+        "device": str(todo.resources.device),
+        "trust_remote_code": todo.run.trust_remote_code,
+    }
+    try:
+        expected = walk.logits() if _fits_whole(todo) else None
+        result.reload = reload.check(draft.folder, expected, todo.probe(), how)
+    except RuntimeError as error:
+        raise JobError(f"the pruned checkpoint in {draft.folder} does not load as it should: {error}") from error
+    result.memory = report.memory(todo.resources.device)
+    draft.write_text("README.md", card.make(result, todo.source, draft.out.name))
+    draft.write_text("llmprune_report.json", result.to_json())
+    draft.publish()
+
+
+def _fits_whole(todo: Job) -> bool:
+    """Whether the reloaded model would fit into memory as a whole, in the dtype of the walk."""
+    width = torch.finfo(todo.resources.dtype).bits // 8
+    cpu = todo.resources.device.type == "cpu"
+    limit = min(psutil.virtual_memory().available, todo.resources.available) if cpu else todo.resources.available
+    return todo.plan.parameters * width < limit // 2
+
+
+def _write_settings(todo: Job, draft: Draft, tokenizer: Any) -> None:
+    """config.json with our key, and the tokenizer and generation config as they were."""
+    if todo.source:
+        settings = dict(todo.source.settings)
+        for file in todo.source.copied_files():
+            draft.copy(file)
+    else:
+        model = todo.anatomy.model
+        settings = json.loads(model.config.to_json_string())
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(draft.folder)
+        _tokenizer_of(todo, tokenizer).save_pretrained(draft.folder)
+    settings["llmprune"] = {
+        "version": report.versions()["llmprune"],
+        "method": todo.recipe.resolved()["method"]["name"],
+        "pattern": str(todo.recipe.pattern),
+        "sparsity": todo.recipe.sparsity,
+        "recipe": todo.recipe.hash,
+    }
+    draft.write_text("config.json", json.dumps(settings, indent=2))
+
+
+def _tokenizer_of(todo: Job, tokenizer: Any) -> Any:
+    return tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(todo.model_facts["source"])

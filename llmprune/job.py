@@ -1,0 +1,168 @@
+"""Everything that is settled before the first weight is touched: recipe, model, plan and text."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
+
+from llmprune import calibration, plan
+from llmprune.allocation.base import Problem
+from llmprune.anatomy import Anatomy
+from llmprune.calibration import Windows
+from llmprune.checkpoint import draft, reader, shards, source
+from llmprune.checkpoint.source import Source
+from llmprune.checkpoint.store import Store
+from llmprune.errors import RequestError
+from llmprune.plan import Plan, Resources
+from llmprune.recipe import Recipe, load_data
+from llmprune.statistics import Nothing
+
+PROBE = 32  # tokens that are walked along, so that the reloaded model can be compared
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to run, as opposed to what to do: nothing here changes what is asked of the model."""
+
+    out: str | Path | None = None
+    resume: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    max_memory: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that has been checked, with the model opened as far as that takes no weights."""
+
+    recipe: Recipe
+    run: Run
+    anatomy: Anatomy
+    plan: Plan
+    resources: Resources
+    source: Source | None
+    """None when the caller holds the model."""
+
+    @property
+    def out(self) -> Path | None:
+        """The folder to write, if any."""
+        return Path(self.run.out) if self.run.out is not None else None
+
+    @property
+    def model_facts(self) -> dict[str, Any]:
+        """What the report says of the model."""
+        config = self.anatomy.model.config
+        return {
+            "source": self.source.name if self.source else str(getattr(config, "_name_or_path", "")),
+            "revision": self.source.revision if self.source else None,
+            "family": self.anatomy.family,
+            "parameters": self.plan.parameters,
+            "bytes": self.plan.checkpoint_bytes,
+        }
+
+    def problem(self, store: Store, batches: list[Tensor]) -> Problem:
+        """What the allocator is asked."""
+        recipe = self.recipe
+        return Problem(store.anatomy, store, batches, self.probe(), recipe.method, recipe.sparsity)
+
+    def open(self) -> Store:
+        """The model, ready to be walked."""
+        if self.source is None:
+            return Store(self.anatomy)
+        return reader.open_streamed(self.source, self.resources.dtype, self.resources.device)
+
+    def windows(self, tokenizer: Any, tokens: Tensor | None) -> Windows | None:
+        """The calibration tokens [N, L], or None if neither method nor allocation asks for any."""
+        if not self.plan.tokens:
+            return None
+        if tokens is not None:
+            return Windows(tokens.cpu(), "tokens given by the caller", None)
+        return calibration.windows(self.recipe.calibration, self.plan.length, self._tokenizer(tokenizer))
+
+    def _tokenizer(self, given: Any) -> Any:
+        if given is not None:
+            return given
+        where = self.source.folder if self.source else self.model_facts["source"]
+        try:
+            return AutoTokenizer.from_pretrained(where, trust_remote_code=self.run.trust_remote_code)
+        except Exception as error:
+            raise RequestError(
+                "calibration", f"no tokenizer could be loaded from {where!s}; give the checkpoint its tokenizer files"
+            ) from error
+
+    def probe(self) -> Tensor:
+        """Token ids [1, T] that depend on nothing but the vocabulary."""
+        length = min(PROBE, self.anatomy.context or PROBE)
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(0, self.anatomy.vocabulary, (1, length), generator=generator)
+
+
+def request(recipe: Any, options: dict[str, Any]) -> tuple[Recipe, Run]:
+    """What the caller asked for, told apart into what to do and how to run.
+
+    Args:
+        recipe: a Recipe, a mapping, the name of a shipped recipe, a YAML file, or None.
+        options: fields of Recipe, which win over the recipe's, and fields of Run.
+    """
+    how = {field.name for field in dataclasses.fields(Run)}
+    run = Run(**{key: value for key, value in options.items() if key in how})
+    wanted = {key: value for key, value in options.items() if key not in how}
+    if recipe is None:
+        data = {}
+    elif isinstance(recipe, Recipe):
+        data = recipe.resolved()
+    else:
+        data = dict(recipe) if isinstance(recipe, dict) else load_data(str(recipe))
+    return Recipe.parse({**data, **wanted}), run
+
+
+def checkpoint_job(name: str, recipe: Recipe, run: Run) -> Job:
+    """The job for a checkpoint: a folder, a .gguf file or a Hub id."""
+    if run.out is not None:
+        draft.require_usable(Path(run.out), resume=run.resume)
+    found = source.find(name, trust_remote_code=run.trust_remote_code)
+    anatomy = reader.blueprint(found)
+    length = plan.require_agreement(anatomy, recipe)
+    _require_apart(found, run)
+    stored = reader.stored_dtype(found)
+    where = plan.resources(run.device, run.dtype, run.max_memory, stored, text=_needs_text(recipe))
+    made = plan.make(anatomy, recipe, where, shards.total_bytes(found.tensors), length)
+    return Job(_settled(recipe, name, made), run, anatomy, made, where, found)
+
+
+def live_job(model: PreTrainedModel, recipe: Recipe, run: Run) -> Job:
+    """The job for a model that the caller holds."""
+    if run.resume:
+        raise RequestError("resume", "only a checkpoint can be gone on with, and a model in memory was given")
+    if run.out is not None:
+        draft.require_usable(Path(run.out), resume=False)
+    anatomy = Anatomy(model)
+    anatomy.require_coverage()
+    length = plan.require_agreement(anatomy, recipe)
+    parameter = next(p for p in model.parameters() if p.device.type != "meta")
+    where = plan.resources(str(parameter.device), "auto", run.max_memory, parameter.dtype, text=False)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    made = plan.make(anatomy, recipe, where, size, length)
+    return Job(_settled(recipe, None, made), run, anatomy, made, where, None)
+
+
+def _settled(recipe: Recipe, name: str | None, made: Plan) -> Recipe:
+    """The recipe with what only the model could tell."""
+    text = recipe.calibration.model_copy(update={"length": made.length})
+    return recipe.model_copy(update={"model": name, "calibration": text})
+
+
+def _needs_text(recipe: Recipe) -> bool:
+    return recipe.method.needs is not Nothing or bool(recipe.allocation.needs_text)
+
+
+def _require_apart(found: Source, run: Run) -> None:
+    if run.out is not None and Path(run.out).absolute() == found.folder.absolute():
+        raise RequestError("out", f"{run.out} is the model's own folder; name another")

@@ -1,0 +1,22 @@
+"""Random pruning: the floor that every other method has to beat."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmprune.methods.base import Method, Weights
+from llmprune.statistics import Nothing
+
+
+@dataclass(frozen=True)
+class Random(Method[Nothing]):
+    """Any weight is as likely to go as any other."""
+
+    seed: int = 0
+    """The same seed drops the same weights, on every device."""
+
+    def score(self, weights: Weights, statistic: Nothing) -> Tensor:
+        """Uniform noise [O, I], a function of the seed and of the layer's place in the model."""
+        noise = torch.Generator().manual_seed(self.seed * 1_000_003 + weights.index)
+        return torch.rand(weights.matrix.shape, generator=noise).to(weights.matrix.device)

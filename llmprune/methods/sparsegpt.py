@@ -1,0 +1,85 @@
+"""SparseGPT (Frantar and Alistarh, 2023, arXiv:2301.00774): prune column by column, and let the columns to
+the right make up for each one's loss.
+
+The update is that of the Optimal Brain Surgeon for the layer's squared output error, with the inverse of the
+Hessian H = X^T X taken once per layer as the factor U, U^T U = H^-1.
+
+Letters used in shapes: O outputs, I inputs, B columns of one slab.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from llmprune.methods.base import Method, Solution, Weights
+from llmprune.patterns import NofM, Pattern
+from llmprune.statistics import Gram
+
+
+@dataclass(frozen=True)
+class Sparsegpt(Method[Gram]):
+    """Scores are W^2 / diag(U)^2 with the weights as they are when their column's turn comes."""
+
+    needs: ClassVar = Gram
+
+    damping: Annotated[float, Field(gt=0)] = 0.01
+    """Share of H's mean diagonal added to it; ten times more whenever the factorisation fails."""
+
+    block_size: Annotated[int, Field(ge=1)] = 128
+    """Columns whose mask is chosen together (rounded down to a multiple of M for N:M patterns)."""
+
+    precision: Literal["float64", "float32"] = "float64"
+    """Of the factorisation; float32 needs half the memory."""
+
+    def solve(self, weights: Weights, statistic: Gram, pattern: Pattern, sparsity: float) -> Solution:
+        """Prune one layer to `sparsity`; the surviving weights change."""
+        factor, damping = statistic.inverse_factor(self.damping, getattr(torch, self.precision))
+        columns = weights.matrix.float().T.contiguous()  # [I, O]: a column of the weight is one run of memory
+        columns[statistic.diagonal == 0] = 0  # inputs that were always zero carry nothing
+        kept = torch.empty_like(columns, dtype=torch.bool)
+        step = self.block_size
+        if isinstance(pattern, NofM):
+            step = max(step // pattern.m, 1) * pattern.m
+        factor = factor.float()
+        for start in range(0, len(columns), step):
+            slab = slice(start, min(start + step, len(columns)))
+            sparsity_here = _share(sparsity, slab, len(columns))
+            errors = _sweep(columns[slab], kept[slab], factor[slab, slab], pattern, sparsity_here)
+            columns[slab.stop :] -= factor[slab, slab.stop :].T @ errors
+        weight = columns.masked_fill_(~kept, 0).T.to(weights.matrix.dtype).contiguous()
+        return Solution(weight, kept.T, {"damping": damping})
+
+
+def _share(sparsity: float, slab: slice, inputs: int) -> float:
+    """The sparsity of one slab such that the slabs of a row together drop exactly round(sparsity * inputs)."""
+    total = round(sparsity * inputs)
+    drops = total * slab.stop // inputs - total * slab.start // inputs
+    return drops / (slab.stop - slab.start)
+
+
+def _sweep(columns: Tensor, kept: Tensor, factor: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
+    """Prune the columns [B, O] of one slab in place, and tell each one's scaled error [B, O].
+
+    Args:
+        columns: the slab's weights, transposed.
+        kept: bool [B, O], filled in.
+        factor: the slab's square of U [B, B].
+        pattern: which holes are allowed.
+        sparsity: share of the slab to drop.
+    """
+    scale = factor.diagonal()
+    group = pattern.m if isinstance(pattern, NofM) else len(columns)
+    errors = torch.empty_like(columns)
+    for j in range(len(columns)):
+        if j % group == 0:
+            score = (columns[j : j + group] / scale[j : j + group, None]).square()
+            kept[j : j + group] = pattern.keep(score.T, sparsity).T
+        torch.mul(columns[j], ~kept[j], out=errors[j])
+        errors[j] /= scale[j]
+        columns[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
+    return errors

@@ -1,0 +1,20 @@
+"""Wanda (Sun et al., 2024, arXiv:2306.11695): |weight| times the norm of the input it multiplies."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from llmprune.methods.base import Method, Weights
+from llmprune.statistics import InputNorm
+
+
+@dataclass(frozen=True)
+class Wanda(Method[InputNorm]):
+    """Weights of one output row compete with one another; no weight changes."""
+
+    needs: ClassVar = InputNorm
+
+    def score(self, weights: Weights, statistic: InputNorm) -> Tensor:
+        """|W_ij| ||X_j|| [O, I], equation 1 of the paper (the norm up to a constant)."""
+        return weights.matrix.float().abs() * statistic.value

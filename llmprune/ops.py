@@ -1,0 +1,124 @@
+"""The heavy tensor operations, each written once in torch.
+
+Letters used in shapes: R rows, C columns, T tokens, I input features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 22  # elements looked at in one go, so that scratch memory stays in the tens of megabytes
+PANELS = 4  # the Gram matrix is symmetric: computed in panels, 5/8 of the products are enough
+DIGIT = 16  # bits that one histogram pass settles
+
+
+def keep_largest(score: Tensor, drops: int) -> Tensor:
+    """A mask that drops exactly the `drops` smallest entries of every row; of equals, the leftmost go first.
+
+    Args:
+        score: [R, C], any float dtype, without NaN.
+        drops: entries to drop from every row, 0 to C.
+
+    Returns:
+        bool [R, C], True where an entry survives.
+    """
+    keep = torch.ones(score.shape, dtype=torch.bool, device=score.device)
+    if drops == 0:
+        return keep
+    rows = max(1, CHUNK // score.shape[1])
+    for part, kept in zip(score.split(rows), keep.split(rows), strict=True):
+        part = _wide(part)
+        kept.copy_(_above(part, part.kthvalue(drops, dim=1, keepdim=True).values, drops))
+    return keep
+
+
+def keep_largest_of_all(score: Tensor, drops: int) -> Tensor:
+    """Like `keep_largest`, with all entries of `score` [R, C] competing as if they were one row."""
+    row = _wide(score).reshape(1, -1)
+    if drops == 0:
+        return torch.ones_like(score, dtype=torch.bool)
+    threshold = kth_smallest(lambda: [row], drops)
+    return _above(row, threshold.to(score.device), drops).reshape(score.shape)
+
+
+def _above(rows: Tensor, threshold: Tensor, drops: int) -> Tensor:
+    """True above the threshold [R, 1], and for as many of its equals, from the right, as `drops` spares."""
+    keep = rows > threshold
+    tied = rows == threshold
+    tied_drops = drops - (rows.shape[1] - keep.sum(1, keepdim=True) - tied.sum(1, keepdim=True))
+    uneven = (tied.sum(1, keepdim=True) > tied_drops).squeeze(1)
+    if uneven.any():
+        ties = tied[uneven]
+        keep[uneven] |= ties & (ties.cumsum(1, dtype=torch.int32) > tied_drops[uneven])
+    return keep
+
+
+def kth_smallest(pieces: Callable[[], Iterable[Tensor]], k: int) -> Tensor:
+    """The k-th smallest (from 1) of all entries of all pieces, without sorting or holding them together.
+
+    A radix selection: the bits of a float order like an integer's, so a histogram of the leading 16 bits
+    tells which of them the answer has, and the next pass counts only the entries that share them.
+
+    Args:
+        pieces: gives the same tensors, of one dtype and without NaN, each time it is called: once per 16 bits.
+        k: rank, from 1 to the number of entries.
+    """
+    prefix, bits = 0, 0
+    while True:
+        histogram = torch.zeros(1 << DIGIT, dtype=torch.int64)
+        for piece in pieces():
+            for part in piece.flatten().split(CHUNK):
+                key = _sortable(part)
+                shift = torch.iinfo(key.dtype).bits - bits - DIGIT
+                if bits:
+                    key = key[key >> (shift + DIGIT) == prefix]
+                # The leading digit carries the sign; flipping its top bit makes it count from zero.
+                digit = ((key >> shift) & 0xFFFF) ^ (0 if bits else 0x8000)
+                histogram += torch.bincount(digit, minlength=1 << DIGIT).cpu()
+        ranked = histogram.cumsum(0)
+        found = int((ranked < k).sum())
+        k -= int(ranked[found] - histogram[found])
+        prefix = prefix << DIGIT | found if bits else found - 0x8000
+        bits += DIGIT
+        if shift == 0:
+            return _from_sortable(prefix, key.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """The same numbers in a dtype that every operation here supports, with one zero instead of two."""
+    return (x if x.dtype == torch.float64 else x.float()) + 0.0
+
+
+def _sortable(x: Tensor) -> Tensor:
+    """Integers that order as the floats do (negative floats count downwards, so their bits are flipped)."""
+    x = _wide(x)
+    bits = x.view(torch.int64 if x.dtype == torch.float64 else torch.int32)
+    info = torch.iinfo(bits.dtype)
+    return bits ^ (bits >> (info.bits - 1) & info.max)
+
+
+def _from_sortable(key: int, integer: torch.dtype) -> Tensor:
+    bits = key if key >= 0 else key ^ torch.iinfo(integer).max
+    return torch.tensor(bits, dtype=integer).view(torch.float64 if integer == torch.int64 else torch.float32)
+
+
+def add_gram(total: Tensor, x: Tensor) -> None:
+    """Add x^T x to the lower triangle of `total`, in place.
+
+    Args:
+        total: float32 [I, I]; only panels on and below the diagonal are written (see `mirrored`).
+        x: activations [T, I], any float dtype; the products are float32.
+    """
+    x = x.float()
+    panel = -(-total.shape[0] // PANELS)
+    for start in range(0, total.shape[0], panel):
+        stop = min(start + panel, total.shape[0])
+        total[start:stop, :stop].addmm_(x[:, start:stop].T, x[:, :stop])
+
+
+def mirrored(lower: Tensor) -> Tensor:
+    """The symmetric matrix [I, I] whose lower triangle this is."""
+    return lower.tril() + lower.tril(-1).T

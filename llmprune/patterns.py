@@ -1,0 +1,75 @@
+"""Which shapes of holes are allowed: loose weights, or N of every M.
+
+A pattern turns importance into a keep-mask. It is the only place that knows how weights compete with one
+another for survival; methods only say how much each one matters.
+
+Letters used in shapes: O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from llmprune import ops
+
+Compete = Literal["row", "matrix"]
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Any weight may go. Weights compete within their output `row`, or within the whole `matrix`."""
+
+    compete: Compete = "row"
+
+    def keep(self, score: Tensor, sparsity: float) -> Tensor:
+        """[O, I] -> bool [O, I]; drops exactly round(sparsity * n) of the n weights that compete."""
+        if self.compete == "row":
+            return ops.keep_largest(score, round(sparsity * score.shape[1]))
+        return ops.keep_largest_of_all(score, round(sparsity * score.numel()))
+
+    def __str__(self) -> str:
+        return "unstructured"
+
+
+@dataclass(frozen=True)
+class NofM:
+    """Keep `n` of every `m` consecutive inputs: what sparse tensor cores run (2 of 4)."""
+
+    n: int = 2
+    m: int = 4
+
+    @property
+    def sparsity(self) -> float:
+        """The only sparsity this pattern has."""
+        return 1 - self.n / self.m
+
+    def keep(self, score: Tensor, sparsity: float) -> Tensor:
+        """[O, I] -> bool [O, I]; the pattern fixes the sparsity, the argument is ignored."""
+        return ops.keep_largest(score.reshape(-1, self.m), self.m - self.n).reshape(score.shape)
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+
+Pattern = Unstructured | NofM
+
+
+def parse(text: str) -> Pattern:
+    """The pattern that a word names: `unstructured`, or how many of how many are kept (`2:4`, `2of4`).
+
+    Raises:
+        ValueError: the word names no pattern.
+    """
+    if text == "unstructured":
+        return Unstructured()
+    found = re.fullmatch(r"(\d+)(?::|of)(\d+)", text)
+    if not found:
+        raise ValueError(f"no pattern is called {text!r}; allowed: unstructured, or N:M such as 2:4")
+    n, m = int(found[1]), int(found[2])
+    if not 0 < n < m:
+        raise ValueError(f"{text} keeps {n} of every {m} weights; N must be at least 1 and less than M")
+    return NofM(n, m)

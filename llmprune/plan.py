@@ -1,0 +1,224 @@
+"""What a run will need, from the configuration and the file headers alone; refuses what cannot fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate.utils import convert_file_size_to_int
+
+from llmprune.anatomy import Anatomy, Site
+from llmprune.errors import JobError, RequestError
+from llmprune.patterns import NofM
+from llmprune.recipe import Recipe
+from llmprune.statistics import Gram, Nothing
+
+GIB = 1 << 30
+LENGTH = 2048  # tokens of a calibration window unless asked otherwise
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}  # of one batch: small enough for the caches, large enough to be fast
+SCRATCH = 6  # copies of the largest matrix, in float32, that scoring and selecting hold at a time
+SPARE = 0.8  # share of the available memory that a plan may fill
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where a run computes, in which dtype, and how much memory it may take there."""
+
+    device: torch.device
+    dtype: torch.dtype
+    available: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in bytes. The run holds one block, the calibration activations, and a layer's statistic."""
+
+    family: str
+    blocks: int
+    sites: int
+    coverage: float
+    parameters: int
+    prunable_parameters: int
+    tokens: int
+    length: int
+    batch: int
+    together: bool
+    """Whether all batches fit in memory inside one block, so that `layer` propagation takes one forward."""
+    checkpoint_bytes: int
+    block_bytes: int
+    activation_bytes: int
+    statistic_bytes: int
+    scratch_bytes: int
+    needed_bytes: int
+    available_bytes: int
+    disk_bytes: int
+    device: str
+    dtype: str
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The plan as a table."""
+        gib = lambda n: f"{n / GIB:.2f} GiB"  # noqa: E731
+        if self.tokens:
+            once = "one forward" if self.together else "block by block, a forward per group of layers"
+            text = f"{self.tokens} tokens in windows of {self.length}, batches of {self.batch}; {once}"
+        else:
+            text = "none needed"
+        return [
+            ("model", f"{self.family}, {self.parameters / 1e6:.1f} M parameters, {gib(self.checkpoint_bytes)}"),
+            ("blocks", f"{self.blocks}, {gib(self.block_bytes)} each while resident"),
+            ("sites", f"{self.sites}, {self.coverage:.1%} of the block weights"),
+            ("calibration", text),
+            ("activations", gib(self.activation_bytes)),
+            ("statistics", gib(self.statistic_bytes)),
+            ("memory", f"{gib(self.needed_bytes)} needed, {gib(self.available_bytes)} available on {self.device}"),
+            ("disk", f"{gib(self.disk_bytes)} will be written"),
+        ]
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """The part that decides in which pieces things are computed, and so the last bits of the result."""
+        return {"batch": self.batch, "together": self.together}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        return dataclasses.asdict(self)
+
+    def require_fit(self, out: Path | None) -> None:
+        """Refuse a run that cannot fit into memory or onto the disk.
+
+        Raises:
+            JobError: it says what is too large and what to change.
+        """
+        if self.needed_bytes > self.available_bytes:
+            raise JobError(
+                f"the plan needs {self.needed_bytes / GIB:.2f} GiB of memory and "
+                f"{self.available_bytes / GIB:.2f} GiB are available on {self.device}; the activations take "
+                f"{self.activation_bytes / GIB:.2f} GiB (lower --samples or --length), a block "
+                f"{self.block_bytes / GIB:.2f} GiB (try --dtype bfloat16)"
+            )
+        if out is not None:
+            place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+            free = shutil.disk_usage(place).free
+            if free < self.disk_bytes:
+                raise JobError(
+                    f"{out} needs {self.disk_bytes / GIB:.2f} GiB of disk and {free / GIB:.2f} GiB are free; "
+                    "free some space or choose another --out"
+                )
+
+
+def require_agreement(anatomy: Anatomy, recipe: Recipe) -> int:
+    """Refuse what this model cannot do, and tell the calibration length.
+
+    Raises:
+        RequestError: the text windows are longer than the model's context, or a layer's inputs cannot be
+            cut into groups of M.
+    """
+    asked, context = recipe.calibration.length, anatomy.context or LENGTH
+    if asked is not None and anatomy.context and asked > context:
+        raise RequestError(
+            "calibration.length", f"{asked} tokens were asked, and the model's context is {context}; ask for less"
+        )
+    if isinstance(recipe.pattern, NofM):
+        for site in anatomy.sites:
+            if site.inputs % recipe.pattern.m:
+                raise RequestError(
+                    "pattern",
+                    f"{site.name} has {site.inputs} inputs, which is not a multiple of {recipe.pattern.m}; "
+                    "use another pattern",
+                )
+    return asked or min(LENGTH, context)
+
+
+def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int, length: int) -> Plan:
+    """Work out what a run will need.
+
+    Args:
+        anatomy: of the model; its weights may be on the meta device.
+        recipe: what was asked.
+        how: where it will run.
+        checkpoint_bytes: of all weights, as stored.
+        length: tokens per calibration window.
+    """
+    width = torch.finfo(how.dtype).bits // 8
+    block = max(sum(p.numel() for p in b.parameters()) for b in anatomy.blocks)
+    needs_text = recipe.method.needs is not Nothing or recipe.allocation.needs_text
+    tokens = recipe.calibration.samples * length if needs_text else 0
+    batch = max(1, TOKENS_AT_ONCE[how.device.type] // length)
+    first = anatomy.block_sites(0)
+    wide = sum(site.outputs for site in first) + 2 * anatomy.hidden_size
+    hidden = 2 * tokens * anatomy.hidden_size * width
+    at_once = min(batch * length, tokens) * wide * width
+    statistic = _statistic_bytes(recipe, first)
+    scratch = SCRATCH * 4 * max(site.weights for site in anatomy.sites)
+    outputs = 2 * block * 4  # the pruned block as it is stored, and as the file is built from it
+    embeddings = anatomy.vocabulary * anatomy.hidden_size * width
+    base = block * width + statistic + scratch + outputs + hidden + embeddings
+    waiting = tokens * wide * width
+    together = base + waiting <= SPARE * how.available
+    return Plan(
+        family=anatomy.family,
+        blocks=len(anatomy.blocks),
+        sites=len(anatomy.sites),
+        coverage=anatomy.coverage,
+        parameters=sum(p.numel() for p in anatomy.model.parameters()),
+        prunable_parameters=sum(site.weights for site in anatomy.sites),
+        tokens=tokens,
+        length=length,
+        batch=batch,
+        together=together,
+        checkpoint_bytes=checkpoint_bytes,
+        block_bytes=block * width,
+        activation_bytes=hidden + (waiting if together else at_once),
+        statistic_bytes=statistic,
+        scratch_bytes=scratch + outputs,
+        needed_bytes=base + (waiting if together else at_once),
+        available_bytes=how.available,
+        disk_bytes=checkpoint_bytes,
+        device=str(how.device),
+        dtype=str(how.dtype).removeprefix("torch."),
+    )
+
+
+def _statistic_bytes(recipe: Recipe, sites: list[Site]) -> int:
+    """One layer's statistic under `layer` propagation, those of a whole block otherwise."""
+    sizes = [recipe.method.needs.bytes_for(site.inputs) for site in sites]
+    if recipe.propagation == "layer" or recipe.method.needs is not Gram:
+        return max(sizes)
+    return sum({site.inputs: size for site, size in zip(sites, sizes, strict=True)}.values()) * 2
+
+
+def resources(device: str, dtype: str, max_memory: str | None, stored: torch.dtype, *, text: bool) -> Resources:
+    """What `auto` stands for on this machine.
+
+    `auto` computes on the GPU if there is one; in the checkpoint's dtype there, and in float32 on the CPU,
+    where half precision is slow. Without calibration nothing is computed but scores, and the checkpoint's
+    dtype will do.
+
+    Raises:
+        RequestError: there is no such device, dtype or size.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        where = torch.device(name)
+    except RuntimeError as error:
+        raise RequestError("device", f"{device!r} is not auto, cpu, cuda or cuda:N") from error
+    if where.type not in TOKENS_AT_ONCE:
+        raise RequestError("device", f"{device!r} is not auto, cpu, cuda or cuda:N")
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise RequestError("device", f"{device!r} was asked, and {torch.cuda.device_count()} CUDA devices were found")
+    choices = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    choices["auto"] = torch.float32 if where.type == "cpu" and text else stored
+    if dtype not in choices:
+        raise RequestError("dtype", f"{dtype!r} is not one of auto, float32, bfloat16, float16")
+    free = psutil.virtual_memory().available if where.type == "cpu" else torch.cuda.mem_get_info(where)[0]
+    if max_memory is not None:
+        try:
+            free = min(free, convert_file_size_to_int(max_memory))
+        except ValueError as error:
+            raise RequestError("max_memory", f"{max_memory!r} is not a size such as 8GiB") from error
+    return Resources(where, choices[dtype], free)

@@ -1,0 +1,146 @@
+"""Prune one model: settle how much to remove where, then walk the blocks and remove it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmprune import calibration, finish, job
+from llmprune.anatomy import Site
+from llmprune.checkpoint.draft import Draft
+from llmprune.checkpoint.store import Store
+from llmprune.errors import RequestError
+from llmprune.job import Job
+from llmprune.methods.base import Weights
+from llmprune.recipe import Recipe
+from llmprune.report import Report, SiteRecord
+from llmprune.walk import Seen, Stage, Walk
+
+
+@torch.no_grad()
+def prune(
+    model: str | PreTrainedModel,
+    recipe: Any = None,
+    *,
+    tokenizer: Any = None,
+    tokens: Tensor | None = None,
+    **options: Any,
+) -> Report:
+    """Prune a checkpoint into a new folder, or a model in place.
+
+    Args:
+        model: a folder, a .gguf file, a Hub id `org/name[@revision]`, or a model that the caller holds, possibly
+            dispatched by accelerate over devices, CPU and disk. A model is pruned in place.
+        recipe: a Recipe, a mapping, the name of a shipped recipe, or a YAML file.
+        tokenizer: for a model in memory whose checkpoint is not at hand.
+        tokens: calibration token ids [N, L], instead of a text.
+        options: fields of Recipe (`method="wanda"`, `sparsity=0.5`, ...), which win over the recipe's, and of
+            Run: `out` (the folder to write), `resume`, `device`, `dtype`, `max_memory`, `trust_remote_code`.
+
+    Returns:
+        What happened; the same as `llmprune_report.json` in `out`.
+
+    Raises:
+        RequestError: the request cannot be carried out; nothing was written.
+        JobError: it was sound, and failed; with `resume=True` it goes on after the last whole block.
+    """
+    asked, run = job.request(recipe, options)
+    if tokens is not None:
+        length = {"samples": tokens.shape[0], "length": tokens.shape[1]}
+        asked = asked.model_copy(update={"calibration": asked.calibration.model_copy(update=length)})
+    if isinstance(model, str):
+        if run.out is None:
+            raise RequestError("out", "no folder was named for the pruned checkpoint")
+        if run.resume and (done := finish.already_done(asked, run)):
+            return done
+        todo = job.checkpoint_job(model, asked, run)
+    else:
+        todo = job.live_job(model, asked, run)
+    todo.plan.require_fit(todo.out)
+    return carry_out(todo, tokenizer, tokens)
+
+
+def carry_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
+    """Do a job whose plan fits."""
+    start = time.perf_counter()
+    windows = todo.windows(tokenizer, tokens)
+    fingerprint = finish.fingerprint(todo, windows)
+    draft = Draft(todo.out, todo.plan.blocks) if todo.out is not None else None
+    begun = draft.begun(fingerprint) if draft else None
+    store = todo.open()
+    batches = calibration.batched(windows.tokens, (begun or todo.plan.execution)["batch"]) if windows else []
+    if begun is None:
+        budget = todo.recipe.allocation.allocate(todo.problem(store, batches))
+        begun = {"fingerprint": fingerprint, **todo.plan.execution, "budget": budget}
+        if draft:
+            draft.begin(begun)
+    walk = Walk(store.anatomy, store, batches, todo.probe())
+    records = [
+        _pruned(todo, store, stage, begun, draft) for stage in walk.stages("pruning")
+    ]
+    result = finish.report_of(todo, windows, records, fingerprint, time.perf_counter() - start)
+    if draft:
+        finish.publish(todo, draft, store, walk, result, tokenizer)
+    return result
+
+
+def _pruned(
+    todo: Job, store: Store, stage: Stage, begun: dict[str, Any], draft: Draft | None
+) -> dict[str, Any]:
+    """Prune one resident block and write it, or take it as an earlier run left it; tell what happened."""
+    start = time.perf_counter()
+    if draft and stage.index < len(draft.done):
+        if todo.recipe.propagation == "dense":
+            stage.outputs = stage.run()
+        for site in stage.sites:
+            store.restore(site, draft.shard(stage.index))
+        return draft.done[stage.index]
+    sites, solve_s = [], 0.0
+    for site, seen in stage.visit(todo.recipe.method.needs, todo.recipe.propagation, together=begun["together"]):
+        solving = time.perf_counter()
+        sites.append(_solved(todo.recipe, store, site, seen, begun["budget"][site.name]).model_dump())
+        solve_s += time.perf_counter() - solving
+    record = {"sites": sites, "forward_s": stage.forward_s, "solve_s": solve_s, "write_s": 0.0}
+    if draft:
+        writing = time.perf_counter()
+        tensors = store.tensors(stage.index)
+        record["write_s"] = time.perf_counter() - writing
+        record["seconds"] = time.perf_counter() - start
+        draft.write_block(stage.index, tensors, record)
+    return record
+
+
+def _solved(recipe: Recipe, store: Store, site: Site, seen: Seen, sparsity: float) -> SiteRecord:
+    """Prune one resident site."""
+    weight = store.weight(site)
+    solution = recipe.method.solve(Weights(weight, site.index), seen.statistic, recipe.pattern, sparsity)
+    store.put(site, solution.weight)
+    dropped = solution.keep.numel() - int(solution.keep.sum())
+    shape = list(site.layer.weight.shape)
+    return SiteRecord(
+        name=site.name,
+        block=site.block,
+        kind=site.kind,
+        asked=sparsity,
+        reached=dropped / site.weights,
+        dropped=dropped,
+        zeros=int((solution.weight == 0).sum()),
+        weights=site.weights,
+        shape_before=shape,
+        shape_after=shape,
+        error=_error(seen, weight, solution.weight),
+        notes=solution.notes,
+    )
+
+
+def _error(seen: Seen, before: Tensor, after: Tensor) -> float | None:
+    """||X (W - W')^T|| / ||X W^T|| on a sample of the layer's inputs; None without calibration."""
+    if not seen.rows:
+        return None
+    x = seen.sample.float()
+    output = float((x @ before.float().T).norm())
+    return float((x @ (before.float() - after.float()).T).norm()) / output if output else 0.0

@@ -1,0 +1,247 @@
+"""What the user asked for: one YAML of about ten lines, checked before anything is read or written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from llmprune import patterns, plugins
+from llmprune.allocation.base import Allocator
+from llmprune.calibration import Calibration
+from llmprune.errors import RequestError
+from llmprune.methods.base import Method, Propagation
+from llmprune.patterns import NofM, Pattern, Unstructured
+
+HERE = Path(__file__).parent
+SHIPPED = next(f for f in (HERE / "recipes", HERE.parent / "recipes") if f.is_dir() or f.parent != HERE)
+SUFFIXES = (".yaml", ".yml")
+
+
+class Recipe(BaseModel):
+    """What to remove, and from which model.
+
+    Every part is a name, or a mapping of its `name` and options: `method: {name: sparsegpt, damping: 0.02}`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    version: int = Field(1, ge=1)
+    """Bumped whenever the recipe's numbers change."""
+    model: str | None = None
+    """A folder, a .gguf file or a Hub id; the command line's wins."""
+    method: Any
+    """Which weights go, and how the rest make up for it: a file of `llmprune/methods/`."""
+    pattern: Any = "unstructured"
+    """`unstructured`, or N:M (N of every M are kept)."""
+    sparsity: float = Field(0.5, ge=0, lt=1)
+    """Share of the weights that go, 0 to 1; an N:M pattern fixes it."""
+    allocation: Any = "uniform"
+    """How much goes where: a file of `llmprune/allocation/`."""
+    propagation: Propagation = "layer"
+    """What later layers are calibrated on: `dense` outputs, those of pruned blocks, or of pruned layers."""
+    calibration: Calibration = Calibration()
+    """Which text calibrates."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _build(cls, data: Any) -> Any:
+        """Replace every name by what it stands for, and fill in what depends on the method."""
+        if not isinstance(data, dict) or "method" not in data:
+            raise RequestError("method", "none was given; `llmprune methods` lists them")
+        data = dict(data)
+        seed = (data.get("calibration") or {}).get("seed", 0) if isinstance(data.get("calibration"), dict) else 0
+        method: Method[Any] = _part("method", "llmprune.methods", data["method"], Method, {"seed": seed})
+        data["method"] = method
+        data["allocation"] = _part(
+            "allocation", "llmprune.allocation", data.get("allocation", "uniform"), Allocator, {}
+        )
+        everywhere = data["allocation"].compares_scores
+        data["pattern"] = _pattern(data.get("pattern", "unstructured"), "matrix" if everywhere else method.compete)
+        data.setdefault("propagation", method.propagation)
+        if isinstance(data["pattern"], NofM):
+            fixed = data["pattern"].sparsity
+            if abs(_number(data.get("sparsity", fixed)) - fixed) > 1e-9:
+                raise RequestError(
+                    "sparsity",
+                    f"{data['sparsity']} was asked, and the pattern {data['pattern']} removes exactly {fixed:g}; "
+                    "leave the sparsity out, or change the pattern",
+                )
+            data["sparsity"] = fixed
+        return data
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        name = part_name(self.allocation)
+        if isinstance(self.pattern, NofM) and self.allocation.uneven:
+            raise RequestError(
+                "allocation", f"{name} gives sites different sparsities, which {self.pattern} cannot have; use uniform"
+            )
+        if self.allocation.compares_scores and not self.method.scores_alone():
+            raise RequestError(
+                "allocation",
+                f"{name} compares scores before pruning, and {part_name(self.method)} decides while it prunes; "
+                "use uniform, erk or owl",
+            )
+        return self
+
+    @classmethod
+    def parse(cls, data: dict[str, Any]) -> Recipe:
+        """The recipe that a mapping describes.
+
+        Raises:
+            RequestError: it names the first field that is wrong.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise _sentence(error) from error
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain data with every default filled in; `parse` gives the same recipe back."""
+        pattern: Any = str(self.pattern)
+        if isinstance(self.pattern, Unstructured):
+            pattern = {"name": pattern, **dataclasses.asdict(self.pattern)}
+        return {
+            "version": self.version,
+            "model": self.model,
+            "method": {"name": part_name(self.method), **dataclasses.asdict(self.method)},
+            "pattern": pattern,
+            "sparsity": self.sparsity,
+            "allocation": {"name": part_name(self.allocation), **dataclasses.asdict(self.allocation)},
+            "propagation": self.propagation,
+            "calibration": self.calibration.model_dump(),
+        }
+
+    @property
+    def hash(self) -> str:
+        """Names the resolved recipe in a config."""
+        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
+
+
+def part_name(part: object) -> str:
+    """The name under which a recipe asks for a method or an allocator."""
+    module = type(part).__module__
+    ours = module.startswith(("llmprune.methods.", "llmprune.allocation."))
+    return module.rsplit(".", 1)[-1] if ours else module
+
+
+def _part(field: str, package: str, value: Any, base: type[Any], defaults: dict[str, Any]) -> Any:
+    """The method or allocator that a name, or a mapping of name and options, asks for."""
+    if isinstance(value, base):
+        return value
+    options = dict(value) if isinstance(value, dict) else {"name": value}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise RequestError(field, f"{value!r} is neither a name nor a mapping with a `name`")
+    try:
+        cls = plugins.find(package, name, base)
+    except ValueError as error:
+        raise RequestError(field, str(error)) from error
+    known = {f.name for f in dataclasses.fields(cls)}
+    options = {**{k: v for k, v in defaults.items() if k in known}, **options}
+    try:
+        return TypeAdapter(cls).validate_python(options)
+    except ValidationError as error:
+        raise _sentence(error, field) from error
+
+
+def _pattern(value: Any, compete: str) -> Pattern:
+    if isinstance(value, Unstructured | NofM):
+        return value
+    options = dict(value) if isinstance(value, dict) else {"name": value}
+    name = options.pop("name", None)
+    try:
+        pattern = patterns.parse(name if isinstance(name, str) else repr(name))
+        if isinstance(pattern, Unstructured):
+            options = {"compete": compete, **options}
+            return TypeAdapter(Unstructured, config=ConfigDict(extra="forbid")).validate_python(options)
+    except ValidationError as error:
+        raise _sentence(error, "pattern") from error
+    except ValueError as error:
+        raise RequestError("pattern", str(error)) from error
+    if options:
+        raise RequestError("pattern", f"{pattern} has no option {sorted(options)[0]!r}")
+    return pattern
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise RequestError("sparsity", f"{value!r} is not a number") from error
+
+
+def _sentence(error: ValidationError, prefix: str = "") -> RequestError:
+    """The first thing that is wrong, as one sentence."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RequestError):
+        return cause
+    field = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
+    found = "" if first["type"] in ("missing", "unexpected_keyword_argument") else f" (found {first['input']!r})"
+    message = first["msg"]
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        message, found = "there is no such option", ""
+    return RequestError(field or "recipe", message[0].lower() + message[1:] + found)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without base-sixty numbers, so that a bare 2:4 is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(text: str) -> Any:
+    """The data of a YAML text."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise RequestError("recipe", f"not YAML: {' '.join(str(error).split())}") from error
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that come with llmprune."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def is_recipe(name: str) -> bool:
+    """Whether a word names a recipe rather than a model."""
+    return name.endswith(SUFFIXES) or name in shipped()
+
+
+def load_data(name: str) -> dict[str, Any]:
+    """The data of a shipped recipe, by its name, or of a YAML file."""
+    path = SHIPPED / f"{name}.yaml" if name in shipped() else Path(name).expanduser()
+    if not path.is_file():
+        raise RequestError("recipe", f"{name!r} is no file and no shipped recipe ({', '.join(shipped())})")
+    data = read_yaml(path.read_text())
+    if not isinstance(data, dict):
+        raise RequestError("recipe", f"{path} is not a mapping")
+    return data
+
+
+def override(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set `a.b` in nested data; a part given by its name alone becomes a mapping."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(data.get(parent), dict):
+            data[parent] = {"name": data[parent]} if data.get(parent) is not None else {}
+        data = data[parent]
+    data[last] = value
