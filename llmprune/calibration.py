@@ -171,7 +171,8 @@ def _rows(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:
         if not isinstance(row.get(column), str):
             found = ", ".join(key for key, value in row.items() if isinstance(value, str)) or "none"
             raise RequestError(
-                "text_column", f"{dataset} has no text column {column!r} (text columns: {found}); set --text-column"
+                "text_column",
+                f"{dataset} has no text column {column!r} (text columns: {found}); set --text-column",
             )
         yield row[column]
 

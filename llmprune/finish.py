@@ -107,7 +107,9 @@ def publish(todo: Job, draft: Draft, store: Store, walk: Walk, result: Report, t
         expected = walk.logits() if _fits_whole(todo) else None
         result.reload = reload.check(draft.folder, expected, todo.probe(), how)
     except RuntimeError as error:
-        raise JobError(f"the pruned checkpoint in {draft.folder} does not load as it should: {error}") from error
+        raise JobError(
+            f"the pruned checkpoint in {draft.folder} does not load as it should: {error}"
+        ) from error
     result.memory = report.memory(todo.resources.device)
     draft.write_text("README.md", card.make(result, todo.source, draft.out.name))
     draft.write_text("llmprune_report.json", result.to_json())
@@ -118,7 +120,9 @@ def _fits_whole(todo: Job) -> bool:
     """Whether the reloaded model would fit into memory as a whole, in the dtype of the walk."""
     width = torch.finfo(todo.resources.dtype).bits // 8
     cpu = todo.resources.device.type == "cpu"
-    limit = min(psutil.virtual_memory().available, todo.resources.available) if cpu else todo.resources.available
+    limit = (
+        min(psutil.virtual_memory().available, todo.resources.available) if cpu else todo.resources.available
+    )
     return todo.plan.parameters * width < limit // 2
 
 

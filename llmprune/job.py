@@ -94,7 +94,8 @@ class Job:
             return AutoTokenizer.from_pretrained(where, trust_remote_code=self.run.trust_remote_code)
         except Exception as error:
             raise RequestError(
-                "calibration", f"no tokenizer could be loaded from {where!s}; give the checkpoint its tokenizer files"
+                "calibration",
+                f"no tokenizer could be loaded from {where!s}; give the checkpoint its tokenizer files",
             ) from error
 
     def probe(self) -> Tensor:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from pydantic import ConfigDict
 from torch import Tensor
 
 from llmprune import ops
@@ -23,6 +24,7 @@ Compete = Literal["row", "matrix"]
 class Unstructured:
     """Any weight may go. Weights compete within their output `row`, or within the whole `matrix`."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     compete: Compete = "row"
 
     def keep(self, score: Tensor, sparsity: float) -> Tensor:

@@ -20,7 +20,10 @@ from llmprune.statistics import Gram, Nothing
 
 GIB = 1 << 30
 LENGTH = 2048  # tokens of a calibration window unless asked otherwise
-TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}  # of one batch: small enough for the caches, large enough to be fast
+TOKENS_AT_ONCE = {
+    "cpu": 2048,
+    "cuda": 16384,
+}  # of one batch: small enough for the caches, large enough to be fast
 SCRATCH = 6  # copies of the largest matrix, in float32, that scoring and selecting hold at a time
 SPARE = 0.8  # share of the available memory that a plan may fill
 
@@ -69,13 +72,19 @@ class Plan:
         else:
             text = "none needed"
         return [
-            ("model", f"{self.family}, {self.parameters / 1e6:.1f} M parameters, {gib(self.checkpoint_bytes)}"),
+            (
+                "model",
+                f"{self.family}, {self.parameters / 1e6:.1f} M parameters, {gib(self.checkpoint_bytes)}",
+            ),
             ("blocks", f"{self.blocks}, {gib(self.block_bytes)} each while resident"),
             ("sites", f"{self.sites}, {self.coverage:.1%} of the block weights"),
             ("calibration", text),
             ("activations", gib(self.activation_bytes)),
             ("statistics", gib(self.statistic_bytes)),
-            ("memory", f"{gib(self.needed_bytes)} needed, {gib(self.available_bytes)} available on {self.device}"),
+            (
+                "memory",
+                f"{gib(self.needed_bytes)} needed, {gib(self.available_bytes)} available on {self.device}",
+            ),
             ("disk", f"{gib(self.disk_bytes)} will be written"),
         ]
 
@@ -121,7 +130,8 @@ def require_agreement(anatomy: Anatomy, recipe: Recipe) -> int:
     asked, context = recipe.calibration.length, anatomy.context or LENGTH
     if asked is not None and anatomy.context and asked > context:
         raise RequestError(
-            "calibration.length", f"{asked} tokens were asked, and the model's context is {context}; ask for less"
+            "calibration.length",
+            f"{asked} tokens were asked, and the model's context is {context}; ask for less",
         )
     if isinstance(recipe.pattern, NofM):
         for site in anatomy.sites:
@@ -192,7 +202,9 @@ def _statistic_bytes(recipe: Recipe, sites: list[Site]) -> int:
     return sum({site.inputs: size for site, size in zip(sites, sizes, strict=True)}.values()) * 2
 
 
-def resources(device: str, dtype: str, max_memory: str | None, stored: torch.dtype, *, text: bool) -> Resources:
+def resources(
+    device: str, dtype: str, max_memory: str | None, stored: torch.dtype, *, text: bool
+) -> Resources:
     """What `auto` stands for on this machine.
 
     `auto` computes on the GPU if there is one; in the checkpoint's dtype there, and in float32 on the CPU,
@@ -210,7 +222,9 @@ def resources(device: str, dtype: str, max_memory: str | None, stored: torch.dty
     if where.type not in TOKENS_AT_ONCE:
         raise RequestError("device", f"{device!r} is not auto, cpu, cuda or cuda:N")
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        raise RequestError("device", f"{device!r} was asked, and {torch.cuda.device_count()} CUDA devices were found")
+        raise RequestError(
+            "device", f"{device!r} was asked, and {torch.cuda.device_count()} CUDA devices were found"
+        )
     choices = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     choices["auto"] = torch.float32 if where.type == "cpu" and text else stored
     if dtype not in choices:

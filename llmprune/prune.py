@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,16 +15,15 @@ from llmprune.anatomy import Site
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.store import Store
 from llmprune.errors import RequestError
-from llmprune.job import Job
+from llmprune.job import Job, Run
 from llmprune.methods.base import Weights
 from llmprune.recipe import Recipe
 from llmprune.report import Report, SiteRecord
 from llmprune.walk import Seen, Stage, Walk
 
 
-@torch.no_grad()
 def prune(
-    model: str | PreTrainedModel,
+    model: str | Path | PreTrainedModel,
     recipe: Any = None,
     *,
     tokenizer: Any = None,
@@ -52,18 +52,26 @@ def prune(
     if tokens is not None:
         length = {"samples": tokens.shape[0], "length": tokens.shape[1]}
         asked = asked.model_copy(update={"calibration": asked.calibration.model_copy(update=length)})
-    if isinstance(model, str):
-        if run.out is None:
-            raise RequestError("out", "no folder was named for the pruned checkpoint")
-        if run.resume and (done := finish.already_done(asked, run)):
-            return done
-        todo = job.checkpoint_job(model, asked, run)
+    if not isinstance(model, str | Path):
+        todo: Job | Report = job.live_job(model, asked, run)
+    elif run.out is None:
+        raise RequestError("out", "no folder was named for the pruned checkpoint")
     else:
-        todo = job.live_job(model, asked, run)
+        todo = begin(str(model), asked, run)
+    if isinstance(todo, Report):
+        return todo
     todo.plan.require_fit(todo.out)
     return carry_out(todo, tokenizer, tokens)
 
 
+def begin(model: str, asked: Recipe, run: Run) -> Job | Report:
+    """The job that is left to do for a checkpoint, or the report if an earlier run has done it."""
+    if run.resume and (done := finish.already_done(asked, run)):
+        return done
+    return job.checkpoint_job(model, asked, run)
+
+
+@torch.no_grad()
 def carry_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     """Do a job whose plan fits."""
     start = time.perf_counter()
@@ -79,9 +87,7 @@ def carry_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
         if draft:
             draft.begin(begun)
     walk = Walk(store.anatomy, store, batches, todo.probe())
-    records = [
-        _pruned(todo, store, stage, begun, draft) for stage in walk.stages("pruning")
-    ]
+    records = [_pruned(todo, store, stage, begun, draft) for stage in walk.stages("pruning")]
     result = finish.report_of(todo, windows, records, fingerprint, time.perf_counter() - start)
     if draft:
         finish.publish(todo, draft, store, walk, result, tokenizer)
@@ -92,7 +98,6 @@ def _pruned(
     todo: Job, store: Store, stage: Stage, begun: dict[str, Any], draft: Draft | None
 ) -> dict[str, Any]:
     """Prune one resident block and write it, or take it as an earlier run left it; tell what happened."""
-    start = time.perf_counter()
     if draft and stage.index < len(draft.done):
         if todo.recipe.propagation == "dense":
             stage.outputs = stage.run()
@@ -100,17 +105,15 @@ def _pruned(
             store.restore(site, draft.shard(stage.index))
         return draft.done[stage.index]
     sites, solve_s = [], 0.0
-    for site, seen in stage.visit(todo.recipe.method.needs, todo.recipe.propagation, together=begun["together"]):
+    for site, seen in stage.visit(
+        todo.recipe.method.needs, todo.recipe.propagation, together=begun["together"]
+    ):
         solving = time.perf_counter()
         sites.append(_solved(todo.recipe, store, site, seen, begun["budget"][site.name]).model_dump())
         solve_s += time.perf_counter() - solving
     record = {"sites": sites, "forward_s": stage.forward_s, "solve_s": solve_s, "write_s": 0.0}
     if draft:
-        writing = time.perf_counter()
-        tensors = store.tensors(stage.index)
-        record["write_s"] = time.perf_counter() - writing
-        record["seconds"] = time.perf_counter() - start
-        draft.write_block(stage.index, tensors, record)
+        draft.write_block(stage.index, store.tensors(stage.index), record)
     return record
 
 

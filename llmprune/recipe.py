@@ -56,14 +56,18 @@ class Recipe(BaseModel):
         if not isinstance(data, dict) or "method" not in data:
             raise RequestError("method", "none was given; `llmprune methods` lists them")
         data = dict(data)
-        seed = (data.get("calibration") or {}).get("seed", 0) if isinstance(data.get("calibration"), dict) else 0
+        seed = (
+            (data.get("calibration") or {}).get("seed", 0) if isinstance(data.get("calibration"), dict) else 0
+        )
         method: Method[Any] = _part("method", "llmprune.methods", data["method"], Method, {"seed": seed})
         data["method"] = method
         data["allocation"] = _part(
             "allocation", "llmprune.allocation", data.get("allocation", "uniform"), Allocator, {}
         )
         everywhere = data["allocation"].compares_scores
-        data["pattern"] = _pattern(data.get("pattern", "unstructured"), "matrix" if everywhere else method.compete)
+        data["pattern"] = _pattern(
+            data.get("pattern", "unstructured"), "matrix" if everywhere else method.compete
+        )
         data.setdefault("propagation", method.propagation)
         if isinstance(data["pattern"], NofM):
             fixed = data["pattern"].sparsity
@@ -81,7 +85,8 @@ class Recipe(BaseModel):
         name = part_name(self.allocation)
         if isinstance(self.pattern, NofM) and self.allocation.uneven:
             raise RequestError(
-                "allocation", f"{name} gives sites different sparsities, which {self.pattern} cannot have; use uniform"
+                "allocation",
+                f"{name} gives sites different sparsities, which {self.pattern} cannot have; use uniform",
             )
         if self.allocation.compares_scores and not self.method.scores_alone():
             raise RequestError(
@@ -161,7 +166,7 @@ def _pattern(value: Any, compete: str) -> Pattern:
         pattern = patterns.parse(name if isinstance(name, str) else repr(name))
         if isinstance(pattern, Unstructured):
             options = {"compete": compete, **options}
-            return TypeAdapter(Unstructured, config=ConfigDict(extra="forbid")).validate_python(options)
+            return TypeAdapter(Unstructured).validate_python(options)
     except ValidationError as error:
         raise _sentence(error, "pattern") from error
     except ValueError as error:
@@ -185,7 +190,9 @@ def _sentence(error: ValidationError, prefix: str = "") -> RequestError:
     if isinstance(cause, RequestError):
         return cause
     field = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
-    found = "" if first["type"] in ("missing", "unexpected_keyword_argument") else f" (found {first['input']!r})"
+    found = (
+        "" if first["type"] in ("missing", "unexpected_keyword_argument") else f" (found {first['input']!r})"
+    )
     message = first["msg"]
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         message, found = "there is no such option", ""
@@ -197,7 +204,11 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
+    first: [
+        (tag, regexp)
+        for tag, regexp in resolvers
+        if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+"), list("-+0123456789"))
@@ -211,7 +222,7 @@ _Loader.add_implicit_resolver(
 def read_yaml(text: str) -> Any:
     """The data of a YAML text."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RequestError("recipe", f"not YAML: {' '.join(str(error).split())}") from error
 

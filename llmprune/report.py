@@ -87,12 +87,17 @@ def memory(device: torch.device) -> dict[str, int]:
     """Peak memory of this process so far; the resident set counts file pages that the system can drop."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return {"peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024, "peak_device_bytes": on_device}
+    return {
+        "peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024,
+        "peak_device_bytes": on_device,
+    }
 
 
 def versions() -> dict[str, str]:
     """What the result may depend on."""
-    packages = {name: version(name) for name in ("llmprune", "torch", "transformers", "accelerate", "safetensors")}
+    packages = {
+        name: version(name) for name in ("llmprune", "torch", "transformers", "accelerate", "safetensors")
+    }
     return {**packages, "python": platform.python_version()}
 
 

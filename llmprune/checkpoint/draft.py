@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,9 @@ class Draft:
 
     def write_block(self, block: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Write one block's shard, then say in the journal that it is whole."""
+        start = time.perf_counter()
         shards.save_atomically(tensors, self.shard(block))
-        record["keys"] = list(tensors)
+        record |= {"keys": list(tensors), "write_s": time.perf_counter() - start}
         self._append(record)
         self.done.append(record)
 
@@ -71,7 +73,10 @@ class Draft:
         weight_map = {key: self.shard(self._blocks).name for key in tensors}
         for block, record in enumerate(self.done):
             weight_map |= {key: self.shard(block).name for key in record["keys"]}
-        index = {"metadata": {"total_size": self.total_size()}, "weight_map": dict(sorted(weight_map.items()))}
+        index = {
+            "metadata": {"total_size": self.total_size()},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
         self.write_text(shards.INDEX, json.dumps(index, indent=2))
 
     def total_size(self) -> int:
@@ -99,7 +104,9 @@ class Draft:
                 journal.flush()
                 os.fsync(journal.fileno())
         except OSError as error:
-            raise JobError(f"cannot write {self.folder / JOURNAL}: {error.strerror}; go on with --resume") from error
+            raise JobError(
+                f"cannot write {self.folder / JOURNAL}: {error.strerror}; go on with --resume"
+            ) from error
 
 
 def is_unfinished(out: Path) -> bool:
@@ -136,7 +143,9 @@ def require_usable(out: Path, *, resume: bool) -> None:
         raise RequestError("out", f"{out} is not empty; {hint}name a folder that does not exist yet")
     strangers = [path.name for path in out.iterdir() if path.name != WORK]
     if strangers and not (out / WORK / READY).exists() and not (out / "llmprune_report.json").exists():
-        raise RequestError("out", f"{out} holds {strangers[0]}, which no run of llmprune left there to go on with")
+        raise RequestError(
+            "out", f"{out} holds {strangers[0]}, which no run of llmprune left there to go on with"
+        )
 
 
 def _whole_lines(journal: Path) -> list[dict[str, Any]]:

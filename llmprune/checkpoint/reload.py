@@ -76,7 +76,9 @@ def check(folder: Path, expected: Tensor | None, ids: Tensor, how: dict[str, Any
     difference = float((logits - expected.cpu().float()).abs().max())
     tolerance = (1e-4 if how["dtype"] == "float32" else 2e-2) * float(expected.abs().max())
     if not difference <= tolerance:
-        raise RuntimeError(f"its logits are off by {difference:.3g}, with rounding explaining {tolerance:.1g}")
+        raise RuntimeError(
+            f"its logits are off by {difference:.3g}, with rounding explaining {tolerance:.1g}"
+        )
     return {"line": line, "compared": "logits", "max_abs_logit_difference": difference}
 
 

@@ -36,7 +36,9 @@ class Stored:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype it is stored in; float32 for those that torch cannot compute in."""
-        return {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}.get(self.type, torch.float32)
+        return {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}.get(
+            self.type, torch.float32
+        )
 
     def read(self) -> Tensor:
         """The tensor, in the dtype it is stored in."""
@@ -131,7 +133,9 @@ def _header(file: Path) -> dict[str, Any]:
         header.pop("__metadata__", None)
         needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise JobError(f"the shard {file} is truncated or not a safetensors file; download it again") from error
+        raise JobError(
+            f"the shard {file} is truncated or not a safetensors file; download it again"
+        ) from error
     if size != needed:
         raise JobError(f"the shard {file} is truncated: it has {size} of {needed} bytes; download it again")
     return header
@@ -154,8 +158,10 @@ def save_atomically(tensors: dict[str, Tensor], file: Path) -> None:
     """
     part = file.with_name(file.name + ".part")
     try:
-        part.touch()  # with the user's permissions; safetensors on its own makes the file private
+        part.touch()
+        mode = part.stat().st_mode  # what the user's umask gives; safetensors makes its files private
         save_file(_contiguous(tensors), part, metadata={"format": "pt"})
+        part.chmod(mode)
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
         part.replace(file)
@@ -181,4 +187,3 @@ def sync_folder(folder: Path) -> None:
 def total_bytes(tensors: dict[str, Stored]) -> int:
     """What the weights take on disk."""
     return sum(stored.bytes for stored in tensors.values())
-

@@ -20,7 +20,18 @@ from llmprune.checkpoint.shards import Stored
 from llmprune.errors import RequestError
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.ot", "*.npz")
+WEIGHTS = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.h5",
+    "*.msgpack",
+    "*.gguf",
+    "*.onnx",
+    "*.ot",
+    "*.npz",
+)
 
 
 @dataclass(frozen=True)
@@ -48,13 +59,17 @@ class Source:
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         except Exception as error:
-            raise RequestError("model", f"transformers cannot read the config of {self.name}: {error}") from error
+            raise RequestError(
+                "model", f"transformers cannot read the config of {self.name}: {error}"
+            ) from error
 
     @cached_property
     def tensors(self) -> dict[str, Stored]:
         """Every tensor by its key; a Hub checkpoint's weights are downloaded first."""
         if self.revision:
-            files = shards.shard_files(self.folder) if (self.folder / shards.INDEX).exists() else [shards.SINGLE]
+            files = (
+                shards.shard_files(self.folder) if (self.folder / shards.INDEX).exists() else [shards.SINGLE]
+            )
             _download(self.name, self.revision, allow_patterns=files)
         return shards.read_headers(self.folder)
 
@@ -148,7 +163,9 @@ def _require_supported(source: Source) -> None:
     settings = source.settings
     for key in ("quantization_config", "compression_config"):
         if settings.get(key):
-            kind = settings[key].get("quant_method", "unknown") if isinstance(settings[key], dict) else "unknown"
+            kind = (
+                settings[key].get("quant_method", "unknown") if isinstance(settings[key], dict) else "unknown"
+            )
             raise RequestError(
                 "model", f"{source.name} is quantised ({kind}); prune the checkpoint it was quantised from"
             )
@@ -163,4 +180,3 @@ def _require_supported(source: Source) -> None:
     remote = "AutoModelForCausalLM" in settings.get("auto_map", {}) and source.trust_remote_code
     if not remote and type(source.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise RequestError("model", f"{source.name} ({family!r}) is not a causal language model")
-

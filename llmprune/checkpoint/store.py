@@ -150,7 +150,9 @@ class CheckpointStore(Store):
     def rest(self) -> dict[str, Tensor]:
         """All tensors outside the blocks, by their keys in the checkpoint."""
         inside = {
-            e["weight_name"] for block in range(len(self.anatomy.blocks)) for e in self._entries(block).values()
+            e["weight_name"]
+            for block in range(len(self.anatomy.blocks))
+            for e in self._entries(block).values()
         }
         return {key: stored.read() for key, stored in self._source.items() if key not in inside}
 
@@ -172,4 +174,3 @@ def _offload_index(anatomy: Anatomy) -> dict[str, Any]:
                 index: dict[str, Any] = hook.weights_map.dataset.index
                 return index
     raise AssertionError("the blocks of a streamed model are offloaded")
-

@@ -1,0 +1,51 @@
+"""What a recipe can name, read from the classes themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from llmprune import plugins, recipe
+from llmprune.allocation.base import Allocator
+from llmprune.methods.base import Method
+
+KINDS: dict[str, tuple[str, type[Any]]] = {
+    "methods": ("llmprune.methods", Method),
+    "allocations": ("llmprune.allocation", Allocator),
+}
+
+
+def everything() -> dict[str, Any]:
+    """Methods and allocations with their options and defaults, and the shipped recipes."""
+    found: dict[str, Any] = {
+        kind: [_part(package, name, base) for name in plugins.names(package)]
+        for kind, (package, base) in KINDS.items()
+    }
+    found["recipes"] = [{"name": name, "about": _comment(name)} for name in recipe.shipped()]
+    return found
+
+
+def text() -> str:
+    """The same as a page."""
+    lines = []
+    for kind, parts in everything().items():
+        lines += ["", kind]
+        for part in parts:
+            options = ", ".join(f"{k}={v}" for k, v in part.get("options", {}).items())
+            lines.append(f"  {part['name']:<16} {part['about']}" + (f" [{options}]" if options else ""))
+    return "\n".join(lines[1:])
+
+
+def _part(package: str, name: str, base: type[Any]) -> dict[str, Any]:
+    cls = plugins.find(package, name, base)
+    module = __import__(cls.__module__, fromlist=["__doc__"])
+    return {
+        "name": name,
+        "about": " ".join((module.__doc__ or "").split("\n\n")[0].split()),
+        "options": {field.name: field.default for field in dataclasses.fields(cls)},
+    }
+
+
+def _comment(name: str) -> str:
+    first = (recipe.SHIPPED / f"{name}.yaml").read_text().splitlines()[0]
+    return first.removeprefix("#").strip()
