@@ -37,6 +37,13 @@ class Site:
         return self.name.split(f".{self.block}.", 1)[-1]
 
     @property
+    def weight(self) -> Tensor:
+        """The layer's weight as it is now, in its own layout."""
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        return weight.data
+
+    @property
     def weights(self) -> int:
         """How many weights the layer has."""
         return self.inputs * self.outputs
@@ -114,7 +121,7 @@ class Anatomy:
 
 
 def _find_blocks(model: nn.Module, depth: int) -> tuple[str, nn.ModuleList]:
-    """The list of decoder blocks, and its name: of the lists of the right length, the one with most weights."""
+    """The list of decoder blocks and its name: of the lists of that length, the one with most weights."""
     lists = [
         (name, module)
         for name, module in model.named_modules()
@@ -123,6 +130,6 @@ def _find_blocks(model: nn.Module, depth: int) -> tuple[str, nn.ModuleList]:
     if not lists:
         raise RequestError(
             "model",
-            f"{type(model).__name__} has no list of {depth} decoder blocks; llmprune prunes decoder-only models",
+            f"{type(model).__name__} has no list of {depth} decoder blocks; only decoders can be pruned",
         )
     return max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))

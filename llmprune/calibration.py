@@ -124,8 +124,8 @@ def read_text(dataset: str, half: Half, asked: Calibration, limit: int | None = 
     elif path.suffix in PLAIN and path.is_file():
         documents = [path.read_text(encoding="utf-8", errors="replace")]
     elif path.suffix in FORMATS and path.is_file():
-        where = {"path": FORMATS[path.suffix], "data_files": str(path), "split": "train"}
-        documents = _rows(where, asked.text_column, dataset)
+        table = {"path": FORMATS[path.suffix], "data_files": str(path), "split": "train"}
+        documents = _rows(table, asked.text_column, dataset)
     elif path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):
         allowed = ", ".join((*PLAIN, *FORMATS))
         raise RequestError(
@@ -147,10 +147,19 @@ def _known(dataset: str, half: Half) -> dict[str, Any]:
 
 
 def _reference_manual(half: Half) -> list[str]:
-    """Every other section of the language reference that `help()` shows, which every Python ships."""
+    """Every other section of the language reference that `help()` shows, which every Python ships.
+
+    Sections quote one another; a paragraph counts where it stands first, so the halves share none.
+    """
     from pydoc_data.topics import topics
 
-    return [topics[name] for name in sorted(topics)][0 if half == "calibration" else 1 :: 2]
+    seen: set[str] = set()
+    sections = []
+    for name in sorted(topics):
+        own = [part for part in topics[name].split("\n\n") if part.strip() not in seen]
+        seen |= {part.strip() for part in own}
+        sections.append("\n\n".join(own))
+    return sections[0 if half == "calibration" else 1 :: 2]
 
 
 def _up_to(documents: Iterable[str], limit: int | None) -> Iterator[str]:
@@ -203,7 +212,8 @@ def _from_hub(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]
         if isinstance(item, Exception):
             reason = (str(item).strip().splitlines() or [type(item).__name__])[0]
             raise JobError(
-                f"the data set {dataset!r} is out of reach ({reason}); use `builtin`, which needs no download, or a file"
+                f"the data set {dataset!r} is out of reach ({reason}); "
+                "use `builtin`, which needs no download, or a file"
             )
         yield item
 

@@ -40,7 +40,7 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 
 Checked after writing, in a fresh process with transformers {transformers}: {checked}.
 
-`recipe.yaml` holds the recipe with every default filled in, `llmprune_report.json` what happened to each layer.
+`recipe.yaml` holds the recipe with every default filled in, `llmprune_report.json` what became of each layer.
 """
 
 
@@ -99,4 +99,5 @@ def _pattern(pattern: Any) -> str:
 def _calibration(record: dict[str, Any] | None) -> str:
     if record is None:
         return "none"
-    return f"{record['dataset']}, {record['samples']} windows of {record['length']} tokens, seed {record['seed']}"
+    windows = f"{record['samples']} windows of {record['length']} tokens"
+    return f"{record['dataset']}, {windows}, seed {record['seed']}"

@@ -7,6 +7,7 @@ news and errors to stderr; with --json, stdout holds one JSON object and nothing
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -71,10 +72,11 @@ def prune(
     run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
     name, asked = _asked(locals())
     from llmprune.prune import begin, carry_out
+    from llmprune.report import Report
 
     _quiet()
     todo = begin(name, asked, run)
-    if not hasattr(todo, "plan"):  # the folder was finished before
+    if isinstance(todo, Report):
         return _show_report(todo, out, as_json)
     _table(todo.plan.rows(), sys.stderr)
     todo.plan.require_fit(out)
@@ -281,11 +283,11 @@ def _quiet() -> None:
     import huggingface_hub.utils
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
+    for library in (transformers, datasets, huggingface_hub):
+        library.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()
     datasets.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.logging.set_verbosity_error()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
 def main() -> NoReturn:

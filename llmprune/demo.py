@@ -24,7 +24,7 @@ ASK: dict[str, Any] = {
     "pattern": "2:4",
     "calibration": {"dataset": "builtin", "samples": 16, "length": 512},
 }
-EVALUATION = {"text": "builtin", "length": 512, "windows": 24}
+EVALUATION: dict[str, Any] = {"text": "builtin", "length": 512, "windows": 24}
 
 
 def model() -> str:

@@ -63,7 +63,8 @@ def kth_smallest(pieces: Callable[[], Iterable[Tensor]], k: int) -> Tensor:
     tells which of them the answer has, and the next pass counts only the entries that share them.
 
     Args:
-        pieces: gives the same tensors, of one dtype and without NaN, each time it is called: once per 16 bits.
+        pieces: gives the same tensors, of one dtype and without NaN, each time it is called (once per
+            16 bits).
         k: rank, from 1 to the number of entries.
     """
     prefix, bits = 0, 0

@@ -16,7 +16,7 @@ from llmprune.anatomy import Anatomy, Site
 from llmprune.errors import JobError, RequestError
 from llmprune.patterns import NofM
 from llmprune.recipe import Recipe
-from llmprune.statistics import Gram, Nothing
+from llmprune.statistics import Nothing
 
 GIB = 1 << 30
 LENGTH = 2048  # tokens of a calibration window unless asked otherwise
@@ -65,7 +65,6 @@ class Plan:
 
     def rows(self) -> list[tuple[str, str]]:
         """The plan as a table."""
-        gib = lambda n: f"{n / GIB:.2f} GiB"  # noqa: E731
         if self.tokens:
             once = "one forward" if self.together else "block by block, a forward per group of layers"
             text = f"{self.tokens} tokens in windows of {self.length}, batches of {self.batch}; {once}"
@@ -74,18 +73,18 @@ class Plan:
         return [
             (
                 "model",
-                f"{self.family}, {self.parameters / 1e6:.1f} M parameters, {gib(self.checkpoint_bytes)}",
+                f"{self.family}, {self.parameters / 1e6:.1f} M parameters, {_gib(self.checkpoint_bytes)}",
             ),
-            ("blocks", f"{self.blocks}, {gib(self.block_bytes)} each while resident"),
+            ("blocks", f"{self.blocks}, {_gib(self.block_bytes)} each while resident"),
             ("sites", f"{self.sites}, {self.coverage:.1%} of the block weights"),
             ("calibration", text),
-            ("activations", gib(self.activation_bytes)),
-            ("statistics", gib(self.statistic_bytes)),
+            ("activations", _gib(self.activation_bytes)),
+            ("statistics", _gib(self.statistic_bytes)),
             (
                 "memory",
-                f"{gib(self.needed_bytes)} needed, {gib(self.available_bytes)} available on {self.device}",
+                f"{_gib(self.needed_bytes)} needed, {_gib(self.available_bytes)} available on {self.device}",
             ),
-            ("disk", f"{gib(self.disk_bytes)} will be written"),
+            ("disk", f"{_gib(self.disk_bytes)} will be written"),
         ]
 
     @property
@@ -105,19 +104,22 @@ class Plan:
         """
         if self.needed_bytes > self.available_bytes:
             raise JobError(
-                f"the plan needs {self.needed_bytes / GIB:.2f} GiB of memory and "
-                f"{self.available_bytes / GIB:.2f} GiB are available on {self.device}; the activations take "
-                f"{self.activation_bytes / GIB:.2f} GiB (lower --samples or --length), a block "
-                f"{self.block_bytes / GIB:.2f} GiB (try --dtype bfloat16)"
+                f"the plan needs {_gib(self.needed_bytes)} of memory and {_gib(self.available_bytes)} are "
+                f"available on {self.device}; the activations take {_gib(self.activation_bytes)} (lower "
+                f"--samples or --length), a block {_gib(self.block_bytes)} (try --dtype bfloat16)"
             )
         if out is not None:
             place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
             free = shutil.disk_usage(place).free
             if free < self.disk_bytes:
                 raise JobError(
-                    f"{out} needs {self.disk_bytes / GIB:.2f} GiB of disk and {free / GIB:.2f} GiB are free; "
+                    f"{out} needs {_gib(self.disk_bytes)} of disk and {_gib(free)} are free; "
                     "free some space or choose another --out"
                 )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"
 
 
 def require_agreement(anatomy: Anatomy, recipe: Recipe) -> int:
@@ -196,10 +198,8 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
 
 def _statistic_bytes(recipe: Recipe, sites: list[Site]) -> int:
     """One layer's statistic under `layer` propagation, those of a whole block otherwise."""
-    sizes = [recipe.method.needs.bytes_for(site.inputs) for site in sites]
-    if recipe.propagation == "layer" or recipe.method.needs is not Gram:
-        return max(sizes)
-    return sum({site.inputs: size for site, size in zip(sites, sizes, strict=True)}.values()) * 2
+    sizes: list[int] = [recipe.method.needs.bytes_for(site.inputs) for site in sites]
+    return max(sizes) if recipe.propagation == "layer" else sum(sizes)
 
 
 def resources(
@@ -230,9 +230,11 @@ def resources(
     if dtype not in choices:
         raise RequestError("dtype", f"{dtype!r} is not one of auto, float32, bfloat16, float16")
     free = psutil.virtual_memory().available if where.type == "cpu" else torch.cuda.mem_get_info(where)[0]
-    if max_memory is not None:
-        try:
-            free = min(free, convert_file_size_to_int(max_memory))
-        except ValueError as error:
-            raise RequestError("max_memory", f"{max_memory!r} is not a size such as 8GiB") from error
-    return Resources(where, choices[dtype], free)
+    return Resources(where, choices[dtype], min(free, _bytes(max_memory)) if max_memory else free)
+
+
+def _bytes(size: str) -> int:
+    try:
+        return int(convert_file_size_to_int(size))
+    except ValueError as error:
+        raise RequestError("max_memory", f"{size!r} is not a size such as 8GiB") from error

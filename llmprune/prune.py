@@ -33,8 +33,8 @@ def prune(
     """Prune a checkpoint into a new folder, or a model in place.
 
     Args:
-        model: a folder, a .gguf file, a Hub id `org/name[@revision]`, or a model that the caller holds, possibly
-            dispatched by accelerate over devices, CPU and disk. A model is pruned in place.
+        model: a folder, a .gguf file, a Hub id `org/name[@revision]`, or a model that the caller holds,
+            possibly dispatched by accelerate over devices, CPU and disk. Such a model is pruned in place.
         recipe: a Recipe, a mapping, the name of a shipped recipe, or a YAML file.
         tokenizer: for a model in memory whose checkpoint is not at hand.
         tokens: calibration token ids [N, L], instead of a text.
@@ -123,7 +123,7 @@ def _solved(recipe: Recipe, store: Store, site: Site, seen: Seen, sparsity: floa
     solution = recipe.method.solve(Weights(weight, site.index), seen.statistic, recipe.pattern, sparsity)
     store.put(site, solution.weight)
     dropped = solution.keep.numel() - int(solution.keep.sum())
-    shape = list(site.layer.weight.shape)
+    shape = list(weight.shape)
     return SiteRecord(
         name=site.name,
         block=site.block,

@@ -46,7 +46,7 @@ class Recipe(BaseModel):
     """How much goes where: a file of `llmprune/allocation/`."""
     propagation: Propagation = "layer"
     """What later layers are calibrated on: `dense` outputs, those of pruned blocks, or of pruned layers."""
-    calibration: Calibration = Calibration()
+    calibration: Calibration = Field(default_factory=lambda: Calibration())
     """Which text calibrates."""
 
     @model_validator(mode="before")
@@ -74,8 +74,8 @@ class Recipe(BaseModel):
             if abs(_number(data.get("sparsity", fixed)) - fixed) > 1e-9:
                 raise RequestError(
                     "sparsity",
-                    f"{data['sparsity']} was asked, and the pattern {data['pattern']} removes exactly {fixed:g}; "
-                    "leave the sparsity out, or change the pattern",
+                    f"{data['sparsity']} was asked, and the pattern {data['pattern']} removes exactly "
+                    f"{fixed:g}; leave the sparsity out, or change the pattern",
                 )
             data["sparsity"] = fixed
         return data
@@ -91,8 +91,8 @@ class Recipe(BaseModel):
         if self.allocation.compares_scores and not self.method.scores_alone():
             raise RequestError(
                 "allocation",
-                f"{name} compares scores before pruning, and {part_name(self.method)} decides while it prunes; "
-                "use uniform, erk or owl",
+                f"{name} compares scores before pruning, and {part_name(self.method)} decides while it "
+                "prunes; use uniform, erk or owl",
             )
         return self
 

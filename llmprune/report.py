@@ -67,7 +67,7 @@ class Report(BaseModel):
 
 
 def totals(sites: list[SiteRecord], model: dict[str, Any], bytes_after: int) -> dict[str, float | int]:
-    """Counts over all sites, and over the whole model. Masked weights stay in the file, so nothing shrinks."""
+    """Counts over all sites, and over the whole model; masked weights stay in the file, nothing shrinks."""
     weights = sum(site.weights for site in sites)
     zeros = sum(site.zeros for site in sites)
     return {

@@ -189,5 +189,5 @@ class Gram(Statistic):
 
     @staticmethod
     def bytes_for(features: int) -> int:
-        """Memory that a summary of `features` inputs holds, in bytes, its factorisation in float64 included."""
+        """Memory that a summary of `features` inputs holds, in bytes, with its float64 factorisation."""
         return (4 + 4 * 8) * features * features

@@ -98,7 +98,8 @@ class Stage:
         args, kwargs = self.calls[batch]
         hidden = self.hidden[batch]
         out = self.block(hidden.to(_device(self.block)), *args, **kwargs)
-        return (out[0] if isinstance(out, tuple) else out).to(hidden.device)
+        output: Tensor = out[0] if isinstance(out, tuple) else out
+        return output.to(hidden.device)
 
     def _measured(
         self, arrivals: Iterator[tuple[Site, Iterable[Tensor]]], needs: type[Statistic]
@@ -311,7 +312,7 @@ def dry_run(anatomy: Anatomy, batches: list[Tensor]) -> Journey:
 
 
 def _interned(value: Any, seen: dict[Any, Any]) -> Any:
-    """The same value, with tensors equal to an earlier one replaced by it: batches mostly share their masks."""
+    """The same value, with tensors equal to an earlier one replaced by that: batches share their masks."""
     if isinstance(value, Tensor):
         alike = seen.setdefault((value.shape, value.dtype), [])
         for other in alike[-4:]:
@@ -352,7 +353,7 @@ def paused(sites: list[Site], at: Callable[[Site, Tensor], Any]) -> Iterator[Non
 @contextmanager
 def replaced(modules: list[nn.Module], forwards: list[Callable[..., Any]]) -> Iterator[None]:
     """Swap the `forward` of every module while the context is open."""
-    own = [vars(module).get("forward") for module in modules]  # accelerate's hooks put one here
+    own: list[Any] = [vars(module).get("forward") for module in modules]  # accelerate's hooks put one here
     for module, forward in zip(modules, forwards, strict=True):
         module.forward = forward
     try:

@@ -1,7 +1,7 @@
 """How surprised a model is by a text: exp of the mean negative log-likelihood per token.
 
-Windows do not overlap, the tail that fills no window is dropped, no special token is added, and each window of
-L tokens makes L - 1 predictions. A figure means nothing without these choices, so they travel with it.
+Windows do not overlap, the tail that fills no window is dropped, no special token is added, and each window
+of L tokens makes L - 1 predictions. A figure means nothing without these choices, so they travel with it.
 
 Letters used in shapes: N windows, L tokens of one window, V vocabulary.
 """
@@ -47,8 +47,8 @@ class Perplexity:
     def protocol(self) -> str:
         """The stamp that is printed beside the figure."""
         return (
-            f"{self.dataset} ({self.split}), {self.windows} windows of {self.length} tokens, stride {self.stride}, "
-            f"no BOS added, {self.dtype}, tokenizer {self.tokenizer}"
+            f"{self.dataset} ({self.split}), {self.windows} windows of {self.length} tokens, "
+            f"stride {self.stride}, no BOS added, {self.dtype}, tokenizer {self.tokenizer}"
         )
 
 
@@ -105,10 +105,10 @@ def window_loss(model: Any, window: Tensor) -> float:
     ids = window.to(next(model.parameters()).device)
     logits = model(ids[None], use_cache=False).logits[0, :-1]  # [L - 1, V]
     targets = ids[1:]
-    total = sum(
-        float(cross_entropy(part.float(), goal, reduction="sum"))
-        for part, goal in zip(logits.split(ROWS), targets.split(ROWS), strict=True)
-    )
+    total = 0.0
+    for start in range(0, len(targets), ROWS):
+        rows = slice(start, start + ROWS)
+        total += float(cross_entropy(logits[rows].float(), targets[rows], reduction="sum"))
     return total / len(targets)
 
 

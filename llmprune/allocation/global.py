@@ -20,7 +20,7 @@ from llmprune.statistics import Statistic
 
 @dataclass(frozen=True)
 class Global(Allocator):
-    """Exactly round(sparsity * n) of the n weights of all sites; of equals, those of earlier sites go first."""
+    """Exactly round(sparsity * n) of the n weights of all sites go; of equals, those of earlier sites."""
 
     compares_scores: ClassVar = True
 

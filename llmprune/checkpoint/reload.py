@@ -51,8 +51,8 @@ def check(folder: Path, expected: Tensor | None, ids: Tensor, how: dict[str, Any
 
     Args:
         folder: the checkpoint.
-        expected: logits [1, T, V] of the model in memory, or None where the reloaded model would not fit: then
-            only keys and shapes are compared.
+        expected: logits [1, T, V] of the model in memory, or None where the reloaded model would not fit:
+            then only keys and shapes are compared.
         ids: the tokens [1, T] that gave these logits.
         how: `dtype`, `device`, `trust_remote_code`.
 

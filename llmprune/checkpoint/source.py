@@ -144,7 +144,7 @@ def _listing(repo: str, revision: str) -> set[str] | None:
         return None
 
 
-def _download(repo: str, revision: str | None, **patterns: list[str]) -> Path:
+def _download(repo: str, revision: str | None, **patterns: Any) -> Path:
     """A snapshot of the repository; the cached one when the Hub is out of reach."""
     where = f"{repo}@{revision}" if revision else repo
     try:

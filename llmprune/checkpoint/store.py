@@ -63,13 +63,12 @@ class Store:
         return weight
 
     def _stored(self, site: Site) -> Tensor:
-        weight: Tensor = site.layer.weight.data
-        return weight
+        return site.weight
 
     def put(self, site: Site, weight: Tensor) -> None:
         """Give a resident site its new weight [O, I], in the dtype of the checkpoint."""
         stored = site.matrix(weight).contiguous()
-        now = site.layer.weight
+        now = site.weight
         site.layer.weight = nn.Parameter(stored.to(now.device, now.dtype), requires_grad=False)
         self._changed[f"{site.name}.weight"] = stored
 
@@ -136,7 +135,7 @@ class CheckpointStore(Store):
         return key
 
     def _stored(self, site: Site) -> Tensor:
-        return self._source[self.key(site)].read().to(site.layer.weight.device)
+        return self._source[self.key(site)].read().to(site.weight.device)
 
     def tensors(self, block: int) -> dict[str, Tensor]:
         """The tensors of a resident block, by their keys in the checkpoint it came from."""

@@ -47,19 +47,19 @@ class Sparsegpt(Method[Gram]):
             step = max(step // pattern.m, 1) * pattern.m
         factor = factor.float()
         for start in range(0, len(columns), step):
-            slab = slice(start, min(start + step, len(columns)))
-            sparsity_here = _share(sparsity, slab, len(columns))
-            errors = _sweep(columns[slab], kept[slab], factor[slab, slab], pattern, sparsity_here)
-            columns[slab.stop :] -= factor[slab, slab.stop :].T @ errors
+            stop = min(start + step, len(columns))
+            slab = slice(start, stop)
+            share = _share(sparsity, start, stop, len(columns))
+            errors = _sweep(columns[slab], kept[slab], factor[slab, slab], pattern, share)
+            columns[stop:] -= factor[slab, stop:].T @ errors
         weight = columns.masked_fill_(~kept, 0).T.to(weights.matrix.dtype).contiguous()
         return Solution(weight, kept.T, {"damping": damping})
 
 
-def _share(sparsity: float, slab: slice, inputs: int) -> float:
-    """The sparsity of one slab such that the slabs of a row together drop exactly round(sparsity * inputs)."""
+def _share(sparsity: float, start: int, stop: int, inputs: int) -> float:
+    """The sparsity of one slab; those of a row together drop exactly round(sparsity * inputs) weights."""
     total = round(sparsity * inputs)
-    drops = total * slab.stop // inputs - total * slab.start // inputs
-    return drops / (slab.stop - slab.start)
+    return (total * stop // inputs - total * start // inputs) / (stop - start)
 
 
 def _sweep(columns: Tensor, kept: Tensor, factor: Tensor, pattern: Pattern, sparsity: float) -> Tensor:

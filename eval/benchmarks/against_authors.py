@@ -1,0 +1,119 @@
+"""Prune with the calibration tokens of ../shared/baselines, and compare with what the authors' code reached.
+
+Same calibration windows, same evaluation windows (WikiText-2 test, non-overlapping, no special tokens),
+float32. `ratio` is the time of the pruning, from the opened files to the last written block, over one plain
+forward of the calibration set through the blocks, both from the same run (`llmprune_report.json`);
+`ratio_to_plain_forward` takes that forward as measured on its own, right after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from llmprune_eval.perplexity import window_loss
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import llmprune
+from llmprune.calibration import Calibration, read_text, tokenize
+
+ROWS: dict[str, dict[str, Any]] = {
+    "wanda_50": {"method": "wanda"},
+    "wanda_60": {"method": "wanda", "sparsity": 0.6},
+    "wanda_2_4": {"method": "wanda", "pattern": "2:4"},
+    "wanda_4_8": {"method": "wanda", "pattern": "4:8"},
+    "sparsegpt_50": {"method": "sparsegpt"},
+    "sparsegpt_2_4": {"method": "sparsegpt", "pattern": "2:4"},
+    "magnitude_50": {"method": "magnitude"},
+    "magnitude_2_4": {"method": "magnitude", "pattern": "2:4"},
+    "owl_70": {"method": "wanda", "sparsity": 0.7, "allocation": "owl"},
+}
+WIKITEXT = "data/Salesforce/wikitext/wikitext-2-raw-v1"
+
+
+def tokens_of(shared: Path, split: str, tokenizer: Any) -> torch.Tensor:
+    """The ids of a WikiText-2 split."""
+    return tokenize(
+        read_text(str(shared / WIKITEXT / f"{split}.parquet"), "evaluation", Calibration()), tokenizer
+    )
+
+
+def perplexity(folder: str | Path, ids: torch.Tensor, windows: int = 32, length: int = 1024) -> float:
+    """The baselines' perplexity of a checkpoint."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    losses = [window_loss(model, ids[i * length : (i + 1) * length]) for i in range(windows)]
+    return float(torch.tensor(losses, dtype=torch.float64).mean().exp())
+
+
+@torch.no_grad()
+def forward_seconds(folder: str | Path, batches: list[torch.Tensor]) -> float:
+    """One plain forward of the calibration set through the model without its head."""
+    trunk = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().base_model
+    start = time.perf_counter()
+    for ids in batches:
+        trunk(ids, use_cache=False)
+    return time.perf_counter() - start
+
+
+def run(
+    model: str, name: str, asked: dict[str, Any], tokens: torch.Tensor, test: torch.Tensor
+) -> dict[str, Any]:
+    """One row."""
+    out = Path(tempfile.mkdtemp()) / "out"
+    try:
+        report = llmprune.prune(model, tokens=tokens, out=out, **asked)
+        row = {
+            "name": name,
+            "asked": asked,
+            "perplexity": perplexity(out, test),
+            "sparsity": report.totals["sparsity"],
+        }
+        plain = forward_seconds(model, list(tokens.split(2))) if report.calibration else None
+        floor = report.time["forward_floor_s"]
+        return row | {
+            "total_s": report.time["total_s"],
+            "forward_floor_s": floor,
+            "forward_s": plain,
+            "ratio": report.time["total_s"] / floor if floor else None,
+            "ratio_to_plain_forward": report.time["total_s"] / plain if plain else None,
+            "versions": report.versions,
+        }
+    finally:
+        shutil.rmtree(out.parent)
+
+
+def main() -> None:
+    """Run the rows that were asked for, and print each beside the authors'."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--propagation", choices=["dense", "block", "layer"])
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    baselines = json.loads((arguments.shared / "baselines" / "smollm2-135m.json").read_text())
+    authors = {row["name"]: row for row in baselines["rows"]}
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    ids = tokens_of(arguments.shared, "validation", tokenizer)
+    length = baselines["calibration"]["length"]
+    tokens = torch.stack([ids[s : s + length] for s in baselines["calibration"]["starts"]])
+    test = tokens_of(arguments.shared, "test", tokenizer)
+    rows = []
+    for name in arguments.rows:
+        asked = ROWS[name] | ({"propagation": arguments.propagation} if arguments.propagation else {})
+        rows.append(run(arguments.model, name, asked, tokens, test))
+        rows[-1]["authors_perplexity"] = authors.get(name, {}).get("ppl_32_windows")
+        rows[-1]["authors_ratio"] = authors.get(name, {}).get("time_over_one_forward")
+        print(json.dumps(rows[-1]), flush=True)
+        if arguments.out:
+            arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""What the tests share: tiny models of many families, a tokenizer, and text that every Python ships."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the plain run reaches for nothing; set before any import of it
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes more than a minute; needs --slow"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tiny.Checkpoints:
+    """Call it with a family's name for a folder that holds a tiny random model of it, with a tokenizer."""
+    return tiny.Checkpoints(tmp_path_factory.mktemp("checkpoints"))

@@ -1,0 +1,67 @@
+"""Our perplexity against an independent transcription."""
+
+import math
+
+import pytest
+import torch
+
+from llmprune.calibration import Calibration, read_text, tokenize
+from llmprune.errors import RequestError
+from llmprune_eval import perplexity
+from tests import tiny
+
+
+def transcription(model, ids: torch.Tensor, length: int) -> float:
+    """exp of the mean over windows of transformers' own shifted loss."""
+    windows = [ids[i : i + length][None] for i in range(0, len(ids) - length + 1, length)]
+    with torch.no_grad():
+        losses = [model(window, labels=window).loss.item() for window in windows]
+    return math.exp(sum(losses) / len(losses))
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "words.txt"
+    file.write_text(" ".join(read_text("builtin", "evaluation", Calibration()).split()[:400]))
+    return str(file)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("length", [16, 33, 64])
+def test_perplexity_agrees_with_the_transcription(text, family, length, monkeypatch):
+    monkeypatch.setattr(perplexity, "ROWS", 10)  # several pieces per window, the last one shorter
+    model, tokenizer = tiny.model(family), tiny.tokenizer()
+    found = perplexity.measure(model, tokenizer, text, length=length)
+    ids = tokenize(read_text(text, "evaluation", Calibration()), tokenizer)
+    assert found.perplexity == pytest.approx(transcription(model, ids, length), rel=1e-5)
+    assert found.windows == len(ids) // length
+    assert found.predictions == found.windows * (length - 1)
+
+
+def test_the_figure_carries_its_protocol(text):
+    found = perplexity.measure(tiny.model("llama"), tiny.tokenizer(), text, length=16, windows=2)
+    assert (found.windows, found.length, found.stride, found.bos, found.dtype) == (
+        2,
+        16,
+        16,
+        False,
+        "float32",
+    )
+    assert "2 windows of 16 tokens" in found.protocol
+
+
+def test_windows_longer_than_the_context_or_the_text_are_refused(text, tmp_path):
+    model, tokenizer = tiny.model("llama"), tiny.tokenizer()
+    with pytest.raises(RequestError, match="context is 64"):
+        perplexity.measure(model, tokenizer, text, length=65)
+    short = tmp_path / "short.txt"
+    short.write_text("one two")
+    with pytest.raises(RequestError, match="fewer than one window"):
+        perplexity.measure(model, tokenizer, str(short), length=16)
+
+
+def test_the_builtin_text_is_not_the_one_that_calibrates():
+    texts = [read_text("builtin", half, Calibration()) for half in ("calibration", "evaluation")]
+    halves = [{part.strip() for part in text.split("\n\n")} - {""} for text in texts]
+    assert not halves[0] & halves[1]
+    assert min(map(len, texts)) > 100_000
