@@ -110,7 +110,8 @@ class Plan:
             )
         if out is not None:
             place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-            free = shutil.disk_usage(place).free
+            written = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
+            free = shutil.disk_usage(place).free + written
             if free < self.disk_bytes:
                 raise JobError(
                     f"{out} needs {_gib(self.disk_bytes)} of disk and {_gib(free)} are free; "
@@ -157,6 +158,7 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
         length: tokens per calibration window.
     """
     width = torch.finfo(how.dtype).bits // 8
+    parameters = sum(p.numel() for p in anatomy.model.parameters())
     block = max(sum(p.numel() for p in b.parameters()) for b in anatomy.blocks)
     needs_text = recipe.method.needs is not Nothing or recipe.allocation.needs_text
     tokens = recipe.calibration.samples * length if needs_text else 0
@@ -167,7 +169,8 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
     at_once = min(batch * length, tokens) * wide * width
     statistic = _statistic_bytes(recipe, first)
     scratch = SCRATCH * 4 * max(site.weights for site in anatomy.sites)
-    outputs = 2 * block * 4  # the pruned block as it is stored, and as the file is built from it
+    stored = checkpoint_bytes / parameters
+    outputs = int(2 * block * stored)  # the pruned block as it is stored, and as the file is built from it
     embeddings = anatomy.vocabulary * anatomy.hidden_size * width
     base = block * width + statistic + scratch + outputs + hidden + embeddings
     waiting = tokens * wide * width
@@ -177,7 +180,7 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
         blocks=len(anatomy.blocks),
         sites=len(anatomy.sites),
         coverage=anatomy.coverage,
-        parameters=sum(p.numel() for p in anatomy.model.parameters()),
+        parameters=parameters,
         prunable_parameters=sum(site.weights for site in anatomy.sites),
         tokens=tokens,
         length=length,

@@ -183,11 +183,13 @@ class Gram(Statistic):
             if not failed:
                 break
             used = max(used * 10, 1e-6)
+        del backwards, diagonal
         upper = lower.flip(0, 1)
+        del lower
         eye = torch.eye(len(upper), dtype=dtype, device=upper.device)
         return torch.linalg.solve_triangular(upper, eye, upper=True), used
 
     @staticmethod
     def bytes_for(features: int) -> int:
         """Memory that a summary of `features` inputs holds, in bytes, with its float64 factorisation."""
-        return (4 + 4 * 8) * features * features
+        return (4 + 3 * 8) * features * features

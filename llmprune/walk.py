@@ -252,6 +252,7 @@ class Walk:
         journey = self._journey
         hidden, calls = journey.hidden[:-1], journey.calls
         at_probe = journey.hidden[-1:]
+        journey.hidden.clear()
         last = len(self._anatomy.blocks) - 1
         for index in track(range(last + 1), label):
             with self._store.resident(index):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig
@@ -17,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from llmprune.checkpoint import gguf, shards
 from llmprune.checkpoint.shards import Stored
-from llmprune.errors import RequestError
+from llmprune.errors import JobError, RequestError
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 WEIGHTS = (
@@ -67,11 +69,25 @@ class Source:
     def tensors(self) -> dict[str, Stored]:
         """Every tensor by its key; a Hub checkpoint's weights are downloaded first."""
         if self.revision:
-            files = (
-                shards.shard_files(self.folder) if (self.folder / shards.INDEX).exists() else [shards.SINGLE]
-            )
-            _download(self.name, self.revision, allow_patterns=files)
+            _download(self.name, self.revision, allow_patterns=self._weight_files)
         return shards.read_headers(self.folder)
+
+    @cached_property
+    def size(self) -> tuple[int, torch.dtype]:
+        """Bytes of all weights, and the dtype of most of them; the Hub tells without a download."""
+        if self.revision and not all((self.folder / file).exists() for file in self._weight_files):
+            sizes = _sizes_on_hub(self.name, self.revision)
+        else:
+            sizes = Counter()
+            for stored in self.tensors.values():
+                sizes[stored.type] += stored.bytes
+        return sum(sizes.values()), shards.DTYPES.get(max(sizes, key=lambda t: sizes[t]), torch.float32)
+
+    @property
+    def _weight_files(self) -> list[str]:
+        if self.revision and not (self.folder / shards.INDEX).exists():
+            return [shards.SINGLE]
+        return shards.shard_files(self.folder)
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -152,10 +168,27 @@ def _download(repo: str, revision: str | None, **patterns: Any) -> Path:
     except HFValidationError as error:
         raise RequestError("model", f"{repo!r} is no folder, and no valid Hub id: {error}") from error
     except OSError as error:  # every error of the Hub's client is one
-        first = str(error).strip().splitlines()[0]
         raise RequestError(
-            "model", f"{where} is no local folder, not in the Hub's cache, and could not be fetched: {first}"
+            "model",
+            f"{where} is no local folder, not in the Hub's cache, and could not be fetched: {_first_line(error)}",
         ) from error
+
+
+def _sizes_on_hub(repo: str, revision: str) -> Counter[str]:
+    """Bytes of every dtype in a repository's safetensors files, from their headers."""
+    sizes: Counter[str] = Counter()
+    try:
+        files = HfApi().get_safetensors_metadata(repo, revision=revision).files_metadata
+    except OSError as error:
+        raise JobError(f"the weights of {repo} could not be looked up: {_first_line(error)}") from error
+    for file in files.values():
+        for tensor in file.tensors.values():
+            sizes[tensor.dtype] += tensor.data_offsets[1] - tensor.data_offsets[0]
+    return sizes
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _require_supported(source: Source) -> None:
