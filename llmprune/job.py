@@ -15,7 +15,7 @@ from llmprune import calibration, plan
 from llmprune.allocation.base import Problem
 from llmprune.anatomy import Anatomy
 from llmprune.calibration import Windows
-from llmprune.checkpoint import draft, reader, shards, source
+from llmprune.checkpoint import draft, reader, source
 from llmprune.checkpoint.source import Source
 from llmprune.checkpoint.store import Store
 from llmprune.errors import RequestError
@@ -132,9 +132,9 @@ def checkpoint_job(name: str, recipe: Recipe, run: Run) -> Job:
     anatomy = reader.blueprint(found)
     length = plan.require_agreement(anatomy, recipe)
     _require_apart(found, run)
-    stored = reader.stored_dtype(found)
+    size, stored = found.size
     where = plan.resources(run.device, run.dtype, run.max_memory, stored, text=_needs_text(recipe))
-    made = plan.make(anatomy, recipe, where, shards.total_bytes(found.tensors), length)
+    made = plan.make(anatomy, recipe, where, size, length)
     return Job(_settled(recipe, name, made), run, anatomy, made, where, found)
 
 

@@ -33,11 +33,6 @@ def blueprint(source: Source) -> Anatomy:
     return anatomy
 
 
-def stored_dtype(source: Source) -> torch.dtype:
-    """The dtype of the checkpoint's largest tensor."""
-    return max(source.tensors.values(), key=lambda stored: stored.bytes).dtype
-
-
 def open_streamed(source: Source, dtype: torch.dtype, device: torch.device) -> CheckpointStore:
     """The model with all but its blocks loaded onto `device`; the blocks stay in the checkpoint's files.
 

@@ -21,6 +21,7 @@ from llmprune.errors import JobError, RequestError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth")
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PACKED = re.compile(r"\.(compressed|bitmask|weight_packed|qweight|row_offsets)$")
 
 
@@ -32,13 +33,6 @@ class Stored:
     key: str
     bytes: int
     type: str
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype it is stored in; float32 for those that torch cannot compute in."""
-        return {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}.get(
-            self.type, torch.float32
-        )
 
     def read(self) -> Tensor:
         """The tensor, in the dtype it is stored in."""

@@ -170,7 +170,8 @@ def _download(repo: str, revision: str | None, **patterns: Any) -> Path:
     except OSError as error:  # every error of the Hub's client is one
         raise RequestError(
             "model",
-            f"{where} is no local folder, not in the Hub's cache, and could not be fetched: {_first_line(error)}",
+            f"{where} is no local folder, not in the Hub's cache, and could not be fetched: "
+            f"{_first_line(error)}",
         ) from error
 
 
