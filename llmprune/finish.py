@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,28 +64,33 @@ def report_of(
     windows: Windows | None,
     records: list[dict[str, Any]],
     print_: dict[str, Any],
-    seconds: float,
+    spent: dict[str, float],
 ) -> Report:
     """The report of a walk that came to its end; nothing is said yet of what was written."""
     sites = [SiteRecord(**site) for record in records for site in record["sites"]]
-    spent = {key: sum(record[key] for record in records) for key in ("forward_s", "solve_s", "write_s")}
     return Report(
         model=todo.model_facts,
         recipe=todo.recipe.resolved(),
         calibration=windows.record() if windows else None,
         sites=sites,
         totals=report.totals(sites, todo.model_facts, todo.plan.checkpoint_bytes),
-        time={
-            "total_s": seconds,
-            "calibration_s": seconds - spent["solve_s"] - spent["write_s"],
-            "solve_s": spent["solve_s"],
-            "write_s": spent["write_s"],
-            "forward_floor_s": spent["forward_s"],
-        },
+        time=spent,
         memory=report.memory(todo.resources.device),
         versions=report.versions(),
         fingerprint=print_,
     )
+
+
+def time_of(records: list[dict[str, Any]], earlier: int, seconds: float) -> dict[str, float]:
+    """Where this process spent its time; blocks that an earlier one wrote count for the forward alone."""
+    solve_s, write_s = (sum(record[key] for record in records[earlier:]) for key in ("solve_s", "write_s"))
+    return {
+        "total_s": seconds,
+        "calibration_s": seconds - solve_s - write_s,
+        "solve_s": solve_s,
+        "write_s": write_s,
+        "forward_floor_s": sum(record["forward_s"] for record in records),
+    }
 
 
 def publish(todo: Job, draft: Draft, store: Store, walk: Walk, result: Report, tokenizer: Any) -> None:
@@ -93,7 +99,9 @@ def publish(todo: Job, draft: Draft, store: Store, walk: Walk, result: Report, t
     Raises:
         JobError: the result does not load, or differs from the model in memory.
     """
+    start = time.perf_counter()
     draft.write_rest(store.rest())
+    result.time["write_s"] += time.perf_counter() - start
     _write_settings(todo, draft, tokenizer)
     draft.write_text("recipe.yaml", yaml.safe_dump(todo.recipe.resolved(), sort_keys=False))
     result.totals["bytes_after"] = draft.total_size()
@@ -111,6 +119,7 @@ def publish(todo: Job, draft: Draft, store: Store, walk: Walk, result: Report, t
             f"the pruned checkpoint in {draft.folder} does not load as it should: {error}"
         ) from error
     result.memory = report.memory(todo.resources.device)
+    result.time["total_s"] += time.perf_counter() - start
     draft.write_text("README.md", card.make(result, todo.source, draft.out.name))
     draft.write_text("llmprune_report.json", result.to_json())
     draft.publish()

@@ -19,7 +19,8 @@ from llmprune.job import Job, Run
 from llmprune.methods.base import Weights
 from llmprune.recipe import Recipe
 from llmprune.report import Report, SiteRecord
-from llmprune.walk import Seen, Stage, Walk
+from llmprune.stage import Seen, Stage
+from llmprune.walk import Walk
 
 
 def prune(
@@ -87,8 +88,10 @@ def carry_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
         if draft:
             draft.begin(begun)
     walk = Walk(store.anatomy, store, batches, todo.probe())
+    earlier = len(draft.done) if draft else 0
     records = [_pruned(todo, store, stage, begun, draft) for stage in walk.stages("pruning")]
-    result = finish.report_of(todo, windows, records, fingerprint, time.perf_counter() - start)
+    spent = finish.time_of(records, earlier, time.perf_counter() - start)
+    result = finish.report_of(todo, windows, records, fingerprint, spent)
     if draft:
         finish.publish(todo, draft, store, walk, result, tokenizer)
     return result
