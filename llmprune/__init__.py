@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmprune.load import load
-    from llmprune.prune import prune
+    from llmprune.loading import load
+    from llmprune.pruning import prune
     from llmprune.recipe import Recipe
     from llmprune.report import Report
 
 __all__ = ["Recipe", "Report", "load", "prune"]
-_HOMES = {"prune": "prune", "load": "load", "Recipe": "recipe", "Report": "report"}
+_HOMES = {"prune": "pruning", "load": "loading", "Recipe": "recipe", "Report": "report"}
 
 
 def __getattr__(name: str) -> Any:

@@ -68,10 +68,11 @@ def prune(
 ) -> None:
     """Prune MODEL into a new folder that plain transformers loads."""
     from llmprune.job import Run
+    from llmprune.recipe import from_words
 
     run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
-    name, asked = _asked(locals())
-    from llmprune.prune import begin, carry_out
+    name, asked = from_words(locals())
+    from llmprune.pruning import begin, carry_out
     from llmprune.report import Report
 
     _quiet()
@@ -106,9 +107,10 @@ def inspect(
 ) -> None:
     """Show what pruning MODEL would take; loads no weights."""
     from llmprune.job import Run, checkpoint_job
+    from llmprune.recipe import from_words
 
     run = Run(None, False, device, dtype, max_memory, trust_remote_code)
-    name, asked = _asked({"method": "wanda", **{k: v for k, v in locals().items() if v is not None}})
+    name, asked = from_words({"method": "wanda", **{k: v for k, v in locals().items() if v is not None}})
     _quiet()
     todo = checkpoint_job(name, asked, run)
     if as_json:
@@ -137,7 +139,7 @@ def evaluate(
     """Measure MODEL, and the model it came from beside it."""
     from llmprune_eval.perplexity import measure
 
-    from llmprune.load import load
+    from llmprune.loading import load
 
     if not perplexity:
         raise RequestError("perplexity", "nothing was asked to be measured; give a text, such as builtin")
@@ -185,8 +187,8 @@ def demo(
 
     from llmprune import demo as show
     from llmprune.checkpoint import draft
-    from llmprune.load import load
-    from llmprune.prune import prune as run
+    from llmprune.loading import load
+    from llmprune.pruning import prune as run
 
     draft.require_usable(out, resume=False)
     _quiet()
@@ -202,36 +204,6 @@ def demo(
         return _json({"out": str(out), **{role: p.to_dict() for role, p in found.items()}})
     _table([*rows, ("protocol", found["dense"].protocol)], sys.stdout)
     typer.echo(f"\nDone in {time.monotonic() - start:.0f} s. Load it with\n  {_line(report, out)}")
-
-
-def _asked(words: dict[str, Any]) -> tuple[str, Any]:
-    """The model's name, and the recipe that the words of a command add up to."""
-    from llmprune.recipe import Recipe, is_recipe, load_data, override, read_yaml
-
-    name, recipe = words["model"], words.get("recipe")
-    if is_recipe(name) and not Path(name).is_dir():
-        if recipe is not None:
-            raise RequestError("recipe", f"both {name} and --recipe {recipe} are recipes; give one")
-        recipe = name
-    data = load_data(recipe) if recipe is not None else {}
-    name = data.get("model") if recipe == name else name
-    if not name:
-        raise RequestError("model", f"the recipe {recipe} names none; give one before --recipe {recipe}")
-    plain = {key: words.get(key) for key in ("method", "pattern", "sparsity", "allocation", "propagation")}
-    text = {key: words.get(key) for key in ("samples", "length", "seed", "text_column")}
-    text["dataset"] = words.get("calibration")
-    for key, value in plain.items():
-        if value is not None:
-            data[key] = value
-    for key, value in text.items():
-        if value is not None:
-            override(data, f"calibration.{key}", value)
-    for assignment in words.get("set_") or []:
-        key, found, value = assignment.partition("=")
-        if not found:
-            raise RequestError("set", f"{assignment!r} is not key=value")
-        override(data, key, read_yaml(value))
-    return name, Recipe.parse(data)
 
 
 def _show_report(report: Any, out: Path, as_json: bool) -> None:

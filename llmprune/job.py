@@ -21,6 +21,7 @@ from llmprune.checkpoint.store import Store
 from llmprune.errors import RequestError
 from llmprune.plan import Plan, Resources
 from llmprune.recipe import Recipe, load_data
+from llmprune.stage import device_of
 from llmprune.statistics import Nothing
 
 PROBE = 32  # tokens that are walked along, so that the reloaded model can be compared
@@ -147,8 +148,7 @@ def live_job(model: PreTrainedModel, recipe: Recipe, run: Run) -> Job:
     anatomy = Anatomy(model)
     anatomy.require_coverage()
     length = plan.require_agreement(anatomy, recipe)
-    parameter = next(p for p in model.parameters() if p.device.type != "meta")
-    where = plan.resources(str(parameter.device), "auto", run.max_memory, parameter.dtype, text=False)
+    where = plan.resources(str(device_of(model)), "auto", run.max_memory, model.dtype, text=False)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     made = plan.make(anatomy, recipe, where, size, length)
     return Job(_settled(recipe, None, made), run, anatomy, made, where, None)

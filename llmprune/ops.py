@@ -69,23 +69,28 @@ def kth_smallest(pieces: Callable[[], Iterable[Tensor]], k: int) -> Tensor:
     """
     prefix, bits = 0, 0
     while True:
-        histogram = torch.zeros(1 << DIGIT, dtype=torch.int64)
-        for piece in pieces():
-            for part in piece.flatten().split(CHUNK):
-                key = _sortable(part)
-                shift = torch.iinfo(key.dtype).bits - bits - DIGIT
-                if bits:
-                    key = key[key >> (shift + DIGIT) == prefix]
-                # The leading digit carries the sign; flipping its top bit makes it count from zero.
-                digit = ((key >> shift) & 0xFFFF) ^ (0 if bits else 0x8000)
-                histogram += torch.bincount(digit, minlength=1 << DIGIT).cpu()
+        histogram, integer = _histogram(pieces(), prefix, bits)
         ranked = histogram.cumsum(0)
         found = int((ranked < k).sum())
         k -= int(ranked[found] - histogram[found])
         prefix = prefix << DIGIT | found if bits else found - 0x8000
         bits += DIGIT
-        if shift == 0:
-            return _from_sortable(prefix, key.dtype)
+        if bits == torch.iinfo(integer).bits:
+            return _from_sortable(prefix, integer)
+
+
+def _histogram(pieces: Iterable[Tensor], prefix: int, bits: int) -> tuple[Tensor, torch.dtype]:
+    """How often each next digit occurs among the keys whose leading `bits` are `prefix`; the keys' dtype."""
+    histogram = torch.zeros(1 << DIGIT, dtype=torch.int64)
+    for part in (part for piece in pieces for part in piece.flatten().split(CHUNK)):
+        key = _sortable(part)
+        shift = torch.iinfo(key.dtype).bits - bits - DIGIT
+        if bits:
+            key = key[key >> (shift + DIGIT) == prefix]
+        # The leading digit carries the sign; flipping its top bit makes it count from zero.
+        digit = ((key >> shift) & 0xFFFF) ^ (0 if bits else 0x8000)
+        histogram += torch.bincount(digit, minlength=1 << DIGIT).cpu()
+    return histogram, key.dtype
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from llmprune.methods.base import Method, Propagation
 from llmprune.patterns import NofM, Pattern, Unstructured
 
 HERE = Path(__file__).parent
-SHIPPED = next(f for f in (HERE / "recipes", HERE.parent / "recipes") if f.is_dir() or f.parent != HERE)
+SHIPPED = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent / "recipes"
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -256,3 +256,35 @@ def override(data: dict[str, Any], key: str, value: Any) -> None:
             data[parent] = {"name": data[parent]} if data.get(parent) is not None else {}
         data = data[parent]
     data[last] = value
+
+
+def from_words(words: dict[str, Any]) -> tuple[str, Recipe]:
+    """The model's name, and the recipe that the options of a command add up to.
+
+    Args:
+        words: options by their names; None where the user gave none. `set_` holds `key=value` texts.
+    """
+    name, recipe = words["model"], words.get("recipe")
+    if is_recipe(name) and not Path(name).is_dir():
+        if recipe is not None:
+            raise RequestError("recipe", f"both {name} and --recipe {recipe} are recipes; give one")
+        recipe = name
+    data = load_data(recipe) if recipe is not None else {}
+    name = data.get("model") if recipe == name else name
+    if not name:
+        raise RequestError("model", f"the recipe {recipe} names none; give one before --recipe {recipe}")
+    plain = {key: words.get(key) for key in ("method", "pattern", "sparsity", "allocation", "propagation")}
+    text = {key: words.get(key) for key in ("samples", "length", "seed", "text_column")}
+    text["dataset"] = words.get("calibration")
+    for key, value in plain.items():
+        if value is not None:
+            data[key] = value
+    for key, value in text.items():
+        if value is not None:
+            override(data, f"calibration.{key}", value)
+    for assignment in words.get("set_") or []:
+        key, found, value = assignment.partition("=")
+        if not found:
+            raise RequestError("set", f"{assignment!r} is not key=value")
+        override(data, key, read_yaml(value))
+    return name, Recipe.parse(data)

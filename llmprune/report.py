@@ -6,6 +6,7 @@ import json
 import platform
 import resource
 import sys
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def memory(device: torch.device) -> dict[str, int]:
     }
 
 
+@cache
 def versions() -> dict[str, str]:
     """What the result may depend on."""
     packages = {

@@ -153,14 +153,27 @@ class Stage:
             runs = [greenlet(self._output) for _ in self.hidden]
             arrived = [run.switch(batch) for batch, run in enumerate(runs)]
             self.forward_s += time.perf_counter() - start
-            while not runs[0].dead:
+            while (site := self._where(runs, arrived)) is not None:
                 if [id(x) for _, x in arrived] != [id(x) for x in inputs]:
                     inputs = [x for _, x in arrived]
-                yield arrived[0][0], inputs
+                yield site, inputs
                 start = time.perf_counter()
                 arrived = [run.switch() for run in runs]
                 self.forward_s += time.perf_counter() - start
         self.outputs = arrived
+
+    def _where(self, runs: list[greenlet], arrived: list[Any]) -> Site | None:
+        """The site at which all batches wait, or None at the block's end."""
+        sites = {None if run.dead else stop[0] for run, stop in zip(runs, arrived, strict=True)}
+        if len(sites) != 1:
+            raise self._parted()
+        return sites.pop()
+
+    def _parted(self) -> JobError:
+        return JobError(
+            f"the calibration batches take different ways through block {self.index}, which `layer` "
+            "propagation cannot follow; use --propagation block"
+        )
 
     def _in_turns(self) -> Iterator[tuple[Site, Iterable[Tensor]]]:
         """Like `_together`, from one forward per group of sites with the same input, abandoned there."""
@@ -195,6 +208,8 @@ class Stage:
             run = greenlet(self._output)
             with paused([site], lambda _site, x: main.switch(x)):
                 x = run.switch(batch)
+            if run.dead:
+                raise self._parted()
             run.throw()
             yield x
 
@@ -210,9 +225,13 @@ class _Inputs:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes: the device of its first weight that is not offloaded."""
-    devices = (p.device for p in module.parameters() if p.device.type != "meta")
-    return next(devices, torch.device("cpu"))
+    """Where a module computes: the device of its first weight, or that to which accelerate will bring it."""
+    for part in module.modules():
+        for parameter in part.parameters(recurse=False):
+            if parameter.device.type != "meta":
+                return parameter.device
+            return torch.device(getattr(getattr(part, "_hf_hook", None), "execution_device", None) or "cpu")
+    return torch.device("cpu")
 
 
 @contextmanager

@@ -6,7 +6,9 @@ layer. Here a block is brought in once, pruned, run as often as needed, and let 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,18 +29,18 @@ class Store:
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
-        self._changed: dict[str, Tensor] = {}
-        self._spill: tempfile.TemporaryDirectory[str] | None = None
+        self._changed: dict[nn.Module, Tensor] = {}
+        self._spill: Path | None = None
 
     @contextmanager
     def resident(self, block: int) -> Iterator[None]:
         """Hold the weights of one block where they compute; may be nested."""
-        offloaded = [
-            (module, hook)
-            for module in self.anatomy.blocks[block].modules()
-            for hook in _hooks(module)
-            if hook.offload
-        ]
+        with self._onloaded(list(self.anatomy.blocks[block].modules())):
+            yield
+
+    @contextmanager
+    def _onloaded(self, modules: list[nn.Module]) -> Iterator[None]:
+        offloaded = [(m, hook) for m in modules for hook in _align_hooks(m) if hook.offload]
         for module, hook in offloaded:
             hook.pre_forward(module)
             hook.offload = False
@@ -69,8 +71,9 @@ class Store:
         """Give a resident site its new weight [O, I], in the dtype of the checkpoint."""
         stored = site.matrix(weight).contiguous()
         now = site.weight
-        site.layer.weight = nn.Parameter(stored.to(now.device, now.dtype), requires_grad=False)
-        self._changed[f"{site.name}.weight"] = stored
+        trainable = bool(site.layer.weight.requires_grad)
+        site.layer.weight = nn.Parameter(stored.to(now.device, now.dtype), trainable)
+        self._changed[site.layer] = stored
 
     def restore(self, site: Site, file: Path) -> None:
         """Give a resident site the weight that a file holds for it."""
@@ -89,16 +92,18 @@ class Store:
         """All tensors outside the blocks, by their keys in a checkpoint."""
         tied = getattr(self.anatomy.model, "all_tied_weights_keys", {})
         inside = f"{self.anatomy.prefix}."
-        state = self.anatomy.model.state_dict()
-        return {k: v for k, v in state.items() if not k.startswith(inside) and k not in tied}
+        model = self.anatomy.model
+        with self._onloaded([m for name, m in model.named_modules() if not f"{name}.".startswith(inside)]):
+            state = model.state_dict()
+            return {k: v for k, v in state.items() if not k.startswith(inside) and k not in tied}
 
     def _write_back(self, module: nn.Module, hook: AlignDevicesHook) -> None:
         """Replace the offloaded copy of a changed weight, on the CPU or in a new file."""
+        if module not in self._changed:
+            return
         weights_map = hook.weights_map
         home = getattr(weights_map, "dataset", weights_map)
         key = f"{getattr(weights_map, 'prefix', '')}weight"
-        if key not in self._changed:
-            return
         weight = module.weight.data.to("cpu")
         state = getattr(home, "state_dict", home)
         if key in state:
@@ -112,9 +117,9 @@ class Store:
     def _spill_folder(self) -> Path:
         """A folder for changed weights of blocks that live on disk; it lasts as long as the model."""
         if self._spill is None:
-            self._spill = tempfile.TemporaryDirectory(prefix="llmprune-offload-")
-            self.anatomy.model.llmprune_offload = self._spill
-        return Path(self._spill.name)
+            self._spill = Path(tempfile.mkdtemp(prefix="llmprune-offload-"))
+            weakref.finalize(self.anatomy.model, shutil.rmtree, self._spill, ignore_errors=True)
+        return self._spill
 
 
 class CheckpointStore(Store):
@@ -139,12 +144,10 @@ class CheckpointStore(Store):
 
     def tensors(self, block: int) -> dict[str, Tensor]:
         """The tensors of a resident block, by their keys in the checkpoint it came from."""
-        return {
-            entry["weight_name"]: self._changed[name]
-            if name in self._changed
-            else self._source[entry["weight_name"]].read()
-            for name, entry in self._entries(block).items()
-        }
+        sites = self.anatomy.block_sites(block)
+        changed = {self.key(s): self._changed[s.layer] for s in sites if s.layer in self._changed}
+        keys = [entry["weight_name"] for entry in self._entries(block).values()]
+        return {key: changed[key] if key in changed else self._source[key].read() for key in keys}
 
     def rest(self) -> dict[str, Tensor]:
         """All tensors outside the blocks, by their keys in the checkpoint."""
@@ -159,16 +162,21 @@ class CheckpointStore(Store):
         """The source is never written to."""
 
 
-def _hooks(module: nn.Module) -> list[AlignDevicesHook]:
-    hook = getattr(module, "_hf_hook", None)
-    hooks = hook.hooks if isinstance(hook, SequentialHook) else [hook]
-    return [h for h in hooks if isinstance(h, AlignDevicesHook)]
+def _align_hooks(module: nn.Module) -> list[AlignDevicesHook]:
+    """accelerate's hooks on a module that bring its weights in."""
+
+    def flat(hook: Any) -> list[AlignDevicesHook]:
+        if isinstance(hook, SequentialHook):
+            return [found for part in hook.hooks for found in flat(part)]
+        return [hook] if isinstance(hook, AlignDevicesHook) else []
+
+    return flat(getattr(module, "_hf_hook", None))
 
 
 def _offload_index(anatomy: Anatomy) -> dict[str, Any]:
     """accelerate's table of where each offloaded weight of the blocks is."""
     for module in anatomy.blocks.modules():
-        for hook in _hooks(module):
+        for hook in _align_hooks(module):
             if hook.offload:
                 index: dict[str, Any] = hook.weights_map.dataset.index
                 return index

@@ -62,7 +62,12 @@ def prune(
     if isinstance(todo, Report):
         return todo
     todo.plan.require_fit(todo.out)
-    return carry_out(todo, tokenizer, tokens)
+    training = todo.anatomy.model.training
+    todo.anatomy.model.eval()  # dropout has no place in a measurement
+    try:
+        return carry_out(todo, tokenizer, tokens)
+    finally:
+        todo.anatomy.model.train(training)
 
 
 def begin(model: str, asked: Recipe, run: Run) -> Job | Report:

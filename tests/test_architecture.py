@@ -1,0 +1,276 @@
+"""The house keeps its shape: who imports whom, how long things are, and who knows a model family."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+HOMES = {
+    "llmprune": ROOT / "llmprune",
+    "llmprune_kernels": ROOT / "kernels" / "llmprune_kernels",
+    "llmprune_eval": ROOT / "eval" / "llmprune_eval",
+}
+# A file imports only from floors below its own, or from its own folder.
+FLOORS = {
+    0: ["errors", "progress", "llmprune_kernels"],
+    1: ["ops"],
+    2: ["statistics", "patterns", "plugins"],
+    3: ["anatomy", "methods", "calibration"],
+    4: ["stage", "checkpoint"],
+    5: ["walk"],
+    6: ["allocation"],
+    7: ["recipe", "report"],
+    8: ["plan", "card", "listing"],
+    9: ["job"],
+    10: ["finish"],
+    11: ["pruning", "loading", "demo"],
+    12: ["__init__", "llmprune_eval"],
+    13: ["cli"],
+}
+FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+MAY_IMPORT_TRANSFORMERS = (
+    *("anatomy", "stage", "walk", "checkpoint", "calibration"),
+    *("plan", "job", "finish", "pruning", "loading", "cli"),
+)
+TENSORS_ONLY = ("ops", "statistics", "patterns", "plugins", "methods", "recipe", "report")
+FILE, PLUGIN, FUNCTION, NESTING = 300, 150, 60, 3
+# Kernels are long by nature: many pointers and strides, and a tile of code that must not be cut up.
+# A command's function is its list of options, one a line, and that is what `--help` shows.
+LONG_FUNCTIONS = ("cli", "llmprune_kernels")
+
+
+def files() -> dict[str, Path]:
+    """Every module of ours by its dotted name."""
+    found = {}
+    for package, folder in HOMES.items():
+        for file in folder.rglob("*.py"):
+            found[".".join([package, *file.relative_to(folder).with_suffix("").parts])] = file
+    return found
+
+
+FILES = files()
+every_file = pytest.mark.parametrize("module", sorted(FILES))
+
+
+def tree(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text())
+
+
+def room(module: str) -> str:
+    """The part of the house that a module belongs to: a file of `llmprune`, a folder of it, or a package."""
+    package, *rest = module.split(".")
+    return (rest or ["__init__"])[0] if package == "llmprune" else package
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """The modules that an import statement names."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        for alias in node.names:
+            inside = f"{node.module}.{alias.name}"
+            yield inside if inside in FILES else str(node.module)
+
+
+def imports(module: str) -> set[str]:
+    """All modules that a module imports, those imported inside functions too."""
+    return set(chain.from_iterable(map(imported, ast.walk(tree(module)))))
+
+
+def functions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (n for n in ast.walk(node) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def nesting(node: ast.AST) -> int:
+    """How deep the blocks of a function lie inside one another; an `elif` is no deeper than its `if`."""
+    deepest = 0
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            continue
+        opens = isinstance(child, ast.If | ast.For | ast.While | ast.With | ast.Try | ast.Match)
+        chained = isinstance(node, ast.If) and node.orelse == [child] and isinstance(child, ast.If)
+        deepest = max(deepest, nesting(child) + (opens and not chained))
+    return deepest
+
+
+def test_every_room_has_a_floor_and_every_floor_its_rooms() -> None:
+    assert {room(module) for module in FILES} == set(FLOOR)
+    assert len(FLOOR) == sum(map(len, FLOORS.values()))
+
+
+@every_file
+def test_a_file_imports_only_from_the_floors_below(module: str) -> None:
+    here = room(module)
+    for name in imports(module):
+        if name.split(".")[0] not in HOMES:
+            continue
+        there = room(name)
+        same_folder = there == here and f"{module.rsplit('.', 1)[0]}." in f"{name}."
+        assert same_folder or FLOOR[there] < FLOOR[here], f"{module} must not import {name}"
+
+
+def test_the_floors_carry_weight() -> None:
+    """The check sees imports of every form: without them it would pass whatever the house looked like."""
+    seen = {(room(m), room(n)) for m in FILES for n in imports(m) if n.split(".")[0] in HOMES}
+    assert {("walk", "anatomy"), ("allocation", "walk"), ("pruning", "finish"), ("cli", "pruning")} <= seen
+    assert ("cli", "llmprune_eval") in seen
+    assert ("report", "prune") not in seen
+
+
+@every_file
+def test_only_the_rooms_that_handle_models_import_transformers(module: str) -> None:
+    if room(module) not in MAY_IMPORT_TRANSFORMERS:
+        assert not [n for n in imports(module) if n.split(".")[0] == "transformers"]
+    if room(module) in TENSORS_ONLY:
+        assert "llmprune.anatomy" not in imports(module)
+
+
+@every_file
+def test_heavy_tools_stay_in_their_rooms(module: str) -> None:
+    tops = {name.split(".")[0] for name in imports(module)}
+    for tool, owner in (("lm_eval", "llmprune_eval"), ("triton", "llmprune_kernels"), ("typer", "cli")):
+        assert tool not in tops or room(module) == owner
+
+
+def fresh(code: str) -> str:
+    """What a fresh interpreter prints."""
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.strip()
+
+
+def test_methods_work_without_any_model_library() -> None:
+    code = (
+        "import sys\n"
+        "from llmprune import ops, patterns, plugins, statistics\n"
+        "from llmprune.methods.base import Method\n"
+        "for name in plugins.names('llmprune.methods'):\n"
+        "    plugins.find('llmprune.methods', name, Method)\n"
+        "print([m for m in ('transformers', 'accelerate', 'llmprune.anatomy', 'llmprune.walk')"
+        " if m in sys.modules])"
+    )
+    assert fresh(code) == "[]"
+
+
+def test_importing_llmprune_does_no_work() -> None:
+    assert fresh("import sys, llmprune; print('torch' in sys.modules)") == "False"
+
+
+def test_a_public_name_is_not_hidden_by_the_module_of_the_same_name() -> None:
+    code = (
+        "import llmprune.pruning, llmprune.loading, llmprune.recipe, llmprune.report; "
+        "print(callable(llmprune.prune), callable(llmprune.load))"
+    )
+    assert fresh(code) == "True True"
+
+
+@every_file
+def test_files_are_short(module: str) -> None:
+    plugin = room(module) in ("methods", "allocation")
+    length = len(FILES[module].read_text().splitlines())
+    assert length <= (PLUGIN if plugin else FILE), f"{module} has {length} lines"
+
+
+@every_file
+def test_functions_are_short_and_shallow(module: str) -> None:
+    for function in functions(tree(module)):
+        length = (function.end_lineno or 0) - function.lineno + 1
+        assert length <= FUNCTION or room(module) in LONG_FUNCTIONS, f"{function.name} has {length} lines"
+        depth = nesting(function)
+        assert depth <= NESTING, f"{function.name} is {depth} deep"
+
+
+def test_nesting_is_counted_as_a_reader_counts_it() -> None:
+    deep = "def f():\n for a in b:\n  if a:\n   with c:\n    while d: pass\n"
+    flat = "def f():\n if a: pass\n elif b: pass\n elif c: pass\n else:\n  if d: pass\n  e()\n"
+    inner = "def f():\n if a:\n  def g():\n   if b: pass\n"
+    assert [nesting(next(functions(ast.parse(code)))) for code in (deep, flat, inner)] == [4, 2, 1]
+
+
+FAMILY = re.compile(
+    "(?<![a-z0-9])(?:"
+    + "|".join(sorted({re.escape(key) for key in tiny.FAMILIES} | {"gemma3", "gpt", "mixtral", "deepseek"}))
+    + r")(?![a-z0-9]|\.cpp)",
+    re.IGNORECASE,
+)
+
+
+def words(text: str) -> str:
+    """`LlamaForCausalLM` as `Llama For Causal LM`; underscores part words too."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", text)
+
+
+def spoken(node: ast.Module) -> Iterator[str]:
+    """Every identifier and every string of a file but its docstrings."""
+    silent = {
+        id(child.value)
+        for child in ast.walk(node)
+        if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+    }
+    for child in ast.walk(node):
+        if isinstance(child, ast.Constant) and isinstance(child.value, str) and id(child) not in silent:
+            yield child.value
+        for field in ("id", "attr", "name", "arg", "asname", "module"):
+            if isinstance(name := getattr(child, field, None), str):
+                yield name
+
+
+def families_in(node: ast.Module) -> list[str]:
+    return [text for text in spoken(node) if FAMILY.search(words(text)) or FAMILY.search(text)]
+
+
+@pytest.mark.parametrize("module", sorted(set(FILES) - {"llmprune.anatomy"}))
+def test_only_anatomy_knows_a_family_by_name(module: str) -> None:
+    assert families_in(tree(module)) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'if kind == "llama": pass',
+        "from transformers import GPT2LMHeadModel",
+        "class A:\n    def prune_opt(self): pass",
+        'x = f"a {y} mistral layer"',
+        'x = {"model.gemma2.layers": 1}',
+        'x = "gemma3_text"',
+    ],
+)
+def test_a_family_is_recognised_in_every_guise(code: str) -> None:
+    assert families_in(ast.parse(code))
+
+
+@pytest.mark.parametrize(
+    "code",
+    ['"""Llama is a docstring."""', "options = adopted", 'x = "llama.cpp reads it"', "x = 1  # llama"],
+)
+def test_what_is_no_family_is_let_through(code: str) -> None:
+    assert not families_in(ast.parse(code))
+
+
+def test_the_outer_folders_are_no_packages() -> None:
+    """A root package called `kernels` would hide the one that transformers looks for."""
+    for name in ("kernels", "eval", "recipes", "."):
+        assert not (ROOT / name / "__init__.py").exists()
+
+
+def test_the_wheel_holds_every_package_on_disk() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    on_disk = {module.removesuffix(".__init__") for module in FILES if module.endswith(".__init__")}
+    assert sorted(settings["packages"]) == sorted({*on_disk, "llmprune.recipes"})
+    folders = {module.rsplit(".", 1)[0] for module in FILES}
+    assert folders == on_disk, "every folder with modules has an __init__.py"
+    for package, folder in settings["package-dir"].items():
+        assert (ROOT / folder).is_dir()
+        assert package == "llmprune.recipes" or HOMES[package] == ROOT / folder

