@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import queue
 import re
@@ -87,7 +88,7 @@ def windows(asked: Calibration, length: int, tokenizer: Any) -> Windows:
         RequestError: there is no such text, or it is shorter than one window.
         JobError: the data set is out of reach.
     """
-    limit = CHARACTERS * asked.samples * length
+    limit = max(CHARACTERS * asked.samples, 128) * length
     text = read_text(asked.dataset, "calibration", asked, limit)
     ids = tokenize(text, tokenizer)
     if len(ids) < length:
@@ -124,8 +125,8 @@ def read_text(dataset: str, half: Half, asked: Calibration, limit: int | None = 
     elif path.suffix in PLAIN and path.is_file():
         documents = [path.read_text(encoding="utf-8", errors="replace")]
     elif path.suffix in FORMATS and path.is_file():
-        table = {"path": FORMATS[path.suffix], "data_files": str(path), "split": "train"}
-        documents = _rows(table, asked.text_column, dataset)
+        table = {"path": FORMATS[path.suffix], "data_files": glob.escape(str(path)), "split": "train"}
+        documents = _from_file(table, asked.text_column, dataset)
     elif path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):
         allowed = ", ".join((*PLAIN, *FORMATS))
         raise RequestError(
@@ -184,6 +185,21 @@ def _rows(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:
                 f"{dataset} has no text column {column!r} (text columns: {found}); set --text-column",
             )
         yield row[column]
+
+
+def _from_file(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:
+    """Like `_rows`; a file that is broken is the user's to mend."""
+    if not Path(dataset).expanduser().stat().st_size:
+        return
+    try:
+        yield from _rows(where, column, dataset)
+    except RequestError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RequestError(
+            "calibration", f"{dataset} cannot be read as a table ({reason}); is it whole?"
+        ) from error
 
 
 def _from_hub(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:

@@ -68,7 +68,7 @@ def prune(
 ) -> None:
     """Prune MODEL into a new folder that plain transformers loads."""
     from llmprune.job import Run
-    from llmprune.recipe import from_words
+    from llmprune.recipe_text import from_words
 
     run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
     name, asked = from_words(locals())
@@ -107,10 +107,10 @@ def inspect(
 ) -> None:
     """Show what pruning MODEL would take; loads no weights."""
     from llmprune.job import Run, checkpoint_job
-    from llmprune.recipe import from_words
+    from llmprune.recipe_text import from_words
 
     run = Run(None, False, device, dtype, max_memory, trust_remote_code)
-    name, asked = from_words({"method": "wanda", **{k: v for k, v in locals().items() if v is not None}})
+    name, asked = from_words(locals(), {"method": "wanda"})
     _quiet()
     todo = checkpoint_job(name, asked, run)
     if as_json:
@@ -143,6 +143,8 @@ def evaluate(
 
     if not perplexity:
         raise RequestError("perplexity", "nothing was asked to be measured; give a text, such as builtin")
+    if out is not None and not out.parent.is_dir():
+        raise RequestError("out", f"{out} cannot be written: there is no folder {out.parent}")
     _quiet()
     results: dict[str, Any] = {}
     for role, name in {"model": model, "baseline": baseline}.items():
@@ -265,12 +267,11 @@ def _quiet() -> None:
 def main() -> NoReturn:
     """Run a command; exit with 0 when it is done, 1 when it failed, 2 when the request was wrong."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as leaving:
-        sys.exit(leaving.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("llmprune: stopped; a prune goes on with --resume", err=True)
-        sys.exit(130)
+        app()
+    except SystemExit as leaving:
+        if leaving.code == 130:
+            typer.echo("llmprune: stopped; a prune goes on with --resume", err=True)
+        sys.exit(leaving.code)
     except RequestError as error:
         typer.echo(f"llmprune: {error}", err=True)
         sys.exit(2)

@@ -9,7 +9,6 @@ from typing import Any
 
 import psutil
 import torch
-import yaml
 from transformers import AutoTokenizer
 
 from llmprune import card, report
@@ -22,6 +21,7 @@ from llmprune.errors import JobError, RequestError
 from llmprune.job import Job, Run
 from llmprune.progress import say
 from llmprune.recipe import Recipe
+from llmprune.recipe_text import write_yaml
 from llmprune.report import Report, SiteRecord
 from llmprune.walk import Walk
 
@@ -39,7 +39,7 @@ def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:
     }
 
 
-def already_done(asked: Recipe, run: Run) -> Report | None:
+def already_done(name: str, asked: Recipe, run: Run) -> Report | None:
     """The report of a folder that needs no going on with; a move that was cut off is finished first.
 
     Raises:
@@ -52,7 +52,8 @@ def already_done(asked: Recipe, run: Run) -> Report | None:
         return None
     now, then = asked.resolved(), done.recipe
     now["calibration"]["length"] = now["calibration"]["length"] or then["calibration"]["length"]
-    differing = [key for key in now if key != "model" and now[key] != then[key]]
+    now["model"] = name
+    differing = [key for key in now if now[key] != then[key]]
     if differing:
         raise RequestError("resume", f"{out} was finished with another {differing[0]}; choose another --out")
     say(f"{out} is finished already")
@@ -103,7 +104,7 @@ def publish(todo: Job, draft: Draft, store: Store, walk: Walk, result: Report, t
     draft.write_rest(store.rest())
     result.time["write_s"] += time.perf_counter() - start
     _write_settings(todo, draft, tokenizer)
-    draft.write_text("recipe.yaml", yaml.safe_dump(todo.recipe.resolved(), sort_keys=False))
+    draft.write_text("recipe.yaml", write_yaml(todo.recipe.resolved()))
     result.totals["bytes_after"] = draft.total_size()
     say("loading the result in a fresh process")
     how = {

@@ -20,7 +20,8 @@ from llmprune.checkpoint.source import Source
 from llmprune.checkpoint.store import Store
 from llmprune.errors import RequestError
 from llmprune.plan import Plan, Resources
-from llmprune.recipe import Recipe, load_data
+from llmprune.recipe import Recipe
+from llmprune.recipe_text import load_data
 from llmprune.stage import device_of
 from llmprune.statistics import Nothing
 

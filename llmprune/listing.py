@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from llmprune import plugins, recipe
+from llmprune import plugins, recipe_text
 from llmprune.allocation.base import Allocator
 from llmprune.methods.base import Method
 
@@ -21,7 +21,7 @@ def everything() -> dict[str, Any]:
         kind: [_part(package, name, base) for name in plugins.names(package)]
         for kind, (package, base) in KINDS.items()
     }
-    found["recipes"] = [{"name": name, "about": _comment(name)} for name in recipe.shipped()]
+    found["recipes"] = [{"name": name, "about": _comment(name)} for name in recipe_text.shipped()]
     return found
 
 
@@ -47,5 +47,5 @@ def _part(package: str, name: str, base: type[Any]) -> dict[str, Any]:
 
 
 def _comment(name: str) -> str:
-    first = (recipe.SHIPPED / f"{name}.yaml").read_text().splitlines()[0]
+    first = (recipe_text.SHIPPED / f"{name}.yaml").read_text().splitlines()[0]
     return first.removeprefix("#").strip()

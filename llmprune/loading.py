@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmprune import plan
 from llmprune.checkpoint import source
 
 
@@ -22,13 +22,10 @@ def load(
         trust_remote_code: whether code that comes with the checkpoint may run.
     """
     found = source.find(path, trust_remote_code=trust_remote_code)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    kind = ("float32" if where == "cpu" else "auto") if dtype == "auto" else dtype
+    where = plan.resources(device, dtype, None, found.size[1], text=True)
     assert found.tensors  # fetches the weights, and refuses those that cannot be read
     model = AutoModelForCausalLM.from_pretrained(
-        found.folder,
-        dtype=kind if kind == "auto" else getattr(torch, kind),
-        trust_remote_code=trust_remote_code,
+        found.folder, dtype=where.dtype, trust_remote_code=trust_remote_code
     )
     tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=trust_remote_code)
-    return model.to(where).eval(), tokenizer
+    return model.to(where.device).eval(), tokenizer

@@ -33,7 +33,7 @@ def find(package: str, name: str, base: type[T]) -> type[T]:
     path = name if "." in name else f"{package}.{name}"
     try:
         module = import_module(path)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"cannot import {path!r}: {error}") from error
     classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
     found = [c for c in classes if issubclass(c, base)]

@@ -17,6 +17,7 @@ from llmprune.checkpoint.store import Store
 from llmprune.errors import RequestError
 from llmprune.job import Job, Run
 from llmprune.methods.base import Weights
+from llmprune.paths import existing
 from llmprune.recipe import Recipe
 from llmprune.report import Report, SiteRecord
 from llmprune.stage import Seen, Stage
@@ -72,7 +73,8 @@ def prune(
 
 def begin(model: str, asked: Recipe, run: Run) -> Job | Report:
     """The job that is left to do for a checkpoint, or the report if an earlier run has done it."""
-    if run.resume and (done := finish.already_done(asked, run)):
+    model = str(existing(model) or model)
+    if run.resume and (done := finish.already_done(model, asked, run)):
         return done
     return job.checkpoint_job(model, asked, run)
 

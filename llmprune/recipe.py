@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
-from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from llmprune import patterns, plugins
@@ -18,10 +15,6 @@ from llmprune.calibration import Calibration
 from llmprune.errors import RequestError
 from llmprune.methods.base import Method, Propagation
 from llmprune.patterns import NofM, Pattern, Unstructured
-
-HERE = Path(__file__).parent
-SHIPPED = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent / "recipes"
-SUFFIXES = (".yaml", ".yml")
 
 
 class Recipe(BaseModel):
@@ -56,10 +49,10 @@ class Recipe(BaseModel):
         if not isinstance(data, dict) or "method" not in data:
             raise RequestError("method", "none was given; `llmprune methods` lists them")
         data = dict(data)
-        seed = (
-            (data.get("calibration") or {}).get("seed", 0) if isinstance(data.get("calibration"), dict) else 0
-        )
-        method: Method[Any] = _part("method", "llmprune.methods", data["method"], Method, {"seed": seed})
+        text = data.get("calibration")
+        seed = text.get("seed") if isinstance(text, dict) else None
+        defaults = {"seed": seed} if type(seed) is int else {}  # any other is the calibration's to refuse
+        method: Method[Any] = _part("method", "llmprune.methods", data["method"], Method, defaults)
         data["method"] = method
         data["allocation"] = _part(
             "allocation", "llmprune.allocation", data.get("allocation", "uniform"), Allocator, {}
@@ -71,7 +64,7 @@ class Recipe(BaseModel):
         data.setdefault("propagation", method.propagation)
         if isinstance(data["pattern"], NofM):
             fixed = data["pattern"].sparsity
-            if abs(_number(data.get("sparsity", fixed)) - fixed) > 1e-9:
+            if not abs(_number(data.get("sparsity", fixed)) - fixed) <= 1e-9:
                 raise RequestError(
                     "sparsity",
                     f"{data['sparsity']} was asked, and the pattern {data['pattern']} removes exactly "
@@ -172,14 +165,14 @@ def _pattern(value: Any, compete: str) -> Pattern:
     except ValueError as error:
         raise RequestError("pattern", str(error)) from error
     if options:
-        raise RequestError("pattern", f"{pattern} has no option {sorted(options)[0]!r}")
+        raise RequestError("pattern", f"{pattern} has no option {sorted(map(str, options))[0]!r}")
     return pattern
 
 
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RequestError("sparsity", f"{value!r} is not a number") from error
 
 
@@ -197,94 +190,3 @@ def _sentence(error: ValidationError, prefix: str = "") -> RequestError:
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         message, found = "there is no such option", ""
     return RequestError(field or "recipe", message[0].lower() + message[1:] + found)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without base-sixty numbers, so that a bare 2:4 is text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, regexp)
-        for tag, regexp in resolvers
-        if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?"),
-    list("-+.0123456789"),
-)
-
-
-def read_yaml(text: str) -> Any:
-    """The data of a YAML text."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise RequestError("recipe", f"not YAML: {' '.join(str(error).split())}") from error
-
-
-def shipped() -> list[str]:
-    """The names of the recipes that come with llmprune."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-
-
-def is_recipe(name: str) -> bool:
-    """Whether a word names a recipe rather than a model."""
-    return name.endswith(SUFFIXES) or name in shipped()
-
-
-def load_data(name: str) -> dict[str, Any]:
-    """The data of a shipped recipe, by its name, or of a YAML file."""
-    path = SHIPPED / f"{name}.yaml" if name in shipped() else Path(name).expanduser()
-    if not path.is_file():
-        raise RequestError("recipe", f"{name!r} is no file and no shipped recipe ({', '.join(shipped())})")
-    data = read_yaml(path.read_text())
-    if not isinstance(data, dict):
-        raise RequestError("recipe", f"{path} is not a mapping")
-    return data
-
-
-def override(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set `a.b` in nested data; a part given by its name alone becomes a mapping."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        if not isinstance(data.get(parent), dict):
-            data[parent] = {"name": data[parent]} if data.get(parent) is not None else {}
-        data = data[parent]
-    data[last] = value
-
-
-def from_words(words: dict[str, Any]) -> tuple[str, Recipe]:
-    """The model's name, and the recipe that the options of a command add up to.
-
-    Args:
-        words: options by their names; None where the user gave none. `set_` holds `key=value` texts.
-    """
-    name, recipe = words["model"], words.get("recipe")
-    if is_recipe(name) and not Path(name).is_dir():
-        if recipe is not None:
-            raise RequestError("recipe", f"both {name} and --recipe {recipe} are recipes; give one")
-        recipe = name
-    data = load_data(recipe) if recipe is not None else {}
-    name = data.get("model") if recipe == name else name
-    if not name:
-        raise RequestError("model", f"the recipe {recipe} names none; give one before --recipe {recipe}")
-    plain = {key: words.get(key) for key in ("method", "pattern", "sparsity", "allocation", "propagation")}
-    text = {key: words.get(key) for key in ("samples", "length", "seed", "text_column")}
-    text["dataset"] = words.get("calibration")
-    for key, value in plain.items():
-        if value is not None:
-            data[key] = value
-    for key, value in text.items():
-        if value is not None:
-            override(data, f"calibration.{key}", value)
-    for assignment in words.get("set_") or []:
-        key, found, value = assignment.partition("=")
-        if not found:
-            raise RequestError("set", f"{assignment!r} is not key=value")
-        override(data, key, read_yaml(value))
-    return name, Recipe.parse(data)

@@ -23,7 +23,7 @@ HOMES = {
 }
 # A file imports only from floors below its own, or from its own folder.
 FLOORS = {
-    0: ["errors", "progress", "llmprune_kernels"],
+    0: ["errors", "paths", "progress", "llmprune_kernels"],
     1: ["ops"],
     2: ["statistics", "patterns", "plugins"],
     3: ["anatomy", "methods", "calibration"],
@@ -31,8 +31,8 @@ FLOORS = {
     5: ["walk"],
     6: ["allocation"],
     7: ["recipe", "report"],
-    8: ["plan", "card", "listing"],
-    9: ["job"],
+    8: ["recipe_text", "plan", "card"],
+    9: ["job", "listing"],
     10: ["finish"],
     11: ["pruning", "loading", "demo"],
     12: ["__init__", "llmprune_eval"],
@@ -43,7 +43,7 @@ MAY_IMPORT_TRANSFORMERS = (
     *("anatomy", "stage", "walk", "checkpoint", "calibration"),
     *("plan", "job", "finish", "pruning", "loading", "cli"),
 )
-TENSORS_ONLY = ("ops", "statistics", "patterns", "plugins", "methods", "recipe", "report")
+TENSORS_ONLY = ("ops", "statistics", "patterns", "plugins", "methods", "recipe", "recipe_text", "report")
 FILE, PLUGIN, FUNCTION, NESTING = 300, 150, 60, 3
 # Kernels are long by nature: many pointers and strides, and a tile of code that must not be cut up.
 # A command's function is its list of options, one a line, and that is what `--help` shows.

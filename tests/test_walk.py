@@ -311,7 +311,7 @@ def test_batches_that_take_different_ways_are_measured_where_they_went_or_refuse
     stage = next(walked(model, batches).stages("walking"))
     visit = stage.visit(InputNorm, propagation, together=together)
     if propagation == "layer":  # which cannot wait for a batch that never comes
-        with pytest.raises(JobError, match="take different ways|no calibration token reached"):
+        with pytest.raises(JobError, match=r"take different ways|no calibration token reached"):
             list(visit)
         return
     seen = {site.kind: one for site, one in visit}

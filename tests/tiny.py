@@ -52,13 +52,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "exaone4": {"sliding_window": 8, "sliding_window_pattern": 2},
     "nemotron": {"head_dim": 8},
 }
-_FOREIGN = ("hidden_size", "intermediate_size", "num_key_value_heads", "num_hidden_layers", "num_attention_heads")
+_FOREIGN = (
+    "hidden_size",
+    "intermediate_size",
+    "num_key_value_heads",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 
 
 def config(family: str) -> Any:
     """A tiny configuration of a family."""
     own = FAMILIES[family]
-    common = {k: v for k, v in COMMON.items() if not ("n_layer" in own and k in _FOREIGN and k != "hidden_size")}
+    common = {
+        k: v for k, v in COMMON.items() if not ("n_layer" in own and k in _FOREIGN and k != "hidden_size")
+    }
     if "n_embd" in own:
         common.pop("hidden_size")
         common.pop("max_position_embeddings")

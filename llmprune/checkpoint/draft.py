@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,17 @@ from llmprune.errors import JobError, RequestError
 WORK = ".unfinished"
 JOURNAL = "journal.jsonl"
 READY = "ready"  # exists once every file is whole and checked, and only moving is left
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """Turn what the system says into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise JobError(
+            f"cannot write {file}: {error.strerror}; mend that, then go on with --resume"
+        ) from error
 
 
 class Draft:
@@ -42,7 +55,8 @@ class Draft:
         if not lines:
             return None
         _require_same(lines[0]["fingerprint"], fingerprint, self.out)
-        _rewrite(self.folder / JOURNAL, lines)
+        with _explained(self.folder / JOURNAL):
+            _rewrite(self.folder / JOURNAL, lines)
         self.done = lines[1:]
         return lines[0]
 
@@ -86,27 +100,25 @@ class Draft:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file."""
-        (self.folder / name).write_text(text)
+        with _explained(self.folder / name):
+            (self.folder / name).write_text(text)
 
     def copy(self, file: Path) -> None:
         """Take over a file as it is."""
-        shutil.copyfile(file, self.folder / file.name)
+        with _explained(self.folder / file.name):
+            shutil.copyfile(file, self.folder / file.name)
 
     def publish(self) -> None:
         """Move the finished files up, config.json last."""
-        (self.folder / READY).touch()
+        with _explained(self.folder / READY):
+            (self.folder / READY).touch()
         move_up(self.out)
 
     def _append(self, line: dict[str, Any]) -> None:
-        try:
-            with (self.folder / JOURNAL).open("a") as journal:
-                journal.write(json.dumps(line) + "\n")
-                journal.flush()
-                os.fsync(journal.fileno())
-        except OSError as error:
-            raise JobError(
-                f"cannot write {self.folder / JOURNAL}: {error.strerror}; go on with --resume"
-            ) from error
+        with _explained(self.folder / JOURNAL), (self.folder / JOURNAL).open("a") as journal:
+            journal.write(json.dumps(line) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
 
 
 def is_unfinished(out: Path) -> bool:
@@ -118,13 +130,17 @@ def move_up(out: Path) -> bool:
     """Finish a move that was begun; False if the run had not come so far."""
     folder = out / WORK
     if not (folder / READY).exists():
+        if (out / "config.json").exists() and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
         return False
     last = ("config.json", JOURNAL, READY)
     for path in sorted(folder.iterdir(), key=lambda path: (path.name in last, path.name)):
         if path.name not in (JOURNAL, READY):
             path.replace(out / path.name)
     shards.sync_folder(out)
-    shutil.rmtree(folder)
+    for name in (JOURNAL, READY):
+        (folder / name).unlink(missing_ok=True)
+    folder.rmdir()
     return True
 
 
@@ -171,11 +187,22 @@ def _require_same(begun: dict[str, Any], now: dict[str, Any], out: Path) -> None
     differing = [key for key in now if begun.get(key) != now[key]]
     if differing:
         key = differing[0]
+        was, is_ = _where(begun.get(key), now[key])
         raise RequestError(
             "resume",
-            f"{out} was begun with another {key} ({_short(begun.get(key))}, now {_short(now[key])}); "
+            f"{out} was begun with another {key} ({_short(was)}, now {_short(is_)}); "
             "give what it was begun with, or another --out",
         )
+
+
+def _where(was: Any, now: Any) -> tuple[Any, Any]:
+    """The parts of two mappings that differ."""
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return was, now
+    parts = {
+        key: _where(was.get(key), now.get(key)) for key in {**was, **now} if was.get(key) != now.get(key)
+    }
+    return {key: a for key, (a, _) in parts.items()}, {key: b for key, (_, b) in parts.items()}
 
 
 def _short(value: Any) -> str:

@@ -48,7 +48,7 @@ def shard_files(folder: Path) -> list[str]:
         RequestError: there are none that llmprune reads, or the index names files outside the folder.
     """
     if (folder / INDEX).is_file():
-        return indexed_files((folder / INDEX).read_text())
+        return indexed_files((folder / INDEX).read_bytes())
     if (folder / SINGLE).exists():
         return [SINGLE]
     if any(path.suffix in PICKLES for path in folder.iterdir()):
@@ -60,10 +60,12 @@ def shard_files(folder: Path) -> list[str]:
     raise RequestError("model", f"{folder} holds no {SINGLE} and no {INDEX}")
 
 
-def indexed_files(index: str) -> list[str]:
+def indexed_files(index: bytes) -> list[str]:
     """The files that a shard index names."""
     try:
         files = sorted(set(json.loads(index)["weight_map"].values()))
+        if not files or not all(isinstance(file, str) for file in files):
+            raise TypeError("no weight_map of file names")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise RequestError("model", f"{INDEX} is not a shard index ({error!r}); download it again") from error
     for file in files:
@@ -125,6 +127,10 @@ def _header(file: Path) -> dict[str, Any]:
     try:
         header: dict[str, Any] = json.loads(text)
         header.pop("__metadata__", None)
+        for entry in header.values():
+            start, stop = entry["data_offsets"]
+            if not isinstance(entry["dtype"], str) or not 0 <= start <= stop:
+                raise ValueError(entry)
         needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise JobError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import errors as hub_errors
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -20,8 +20,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from llmprune.checkpoint import gguf, shards
 from llmprune.checkpoint.shards import Stored
 from llmprune.errors import JobError, RequestError
+from llmprune.paths import existing
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+UNREACHABLE = (OSError, getattr(hub_errors, "HTTPError", OSError))  # what the Hub's client raises, by version
 WEIGHTS = (
     "*.safetensors",
     "*.bin",
@@ -53,6 +55,8 @@ class Source:
             settings: dict[str, Any] = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise RequestError("model", f"{file} cannot be read as JSON: {error}") from error
+        if not isinstance(settings, dict):
+            raise RequestError("model", f"{file} is not a mapping")
         return settings
 
     @cached_property
@@ -118,13 +122,13 @@ def find(name: str, *, trust_remote_code: bool = False) -> Source:
     Raises:
         RequestError: there is no such checkpoint, or llmprune does not read its kind.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = existing(name)
+    if path is not None and path.is_dir():
         source = Source(str(path), path, trust_remote_code=trust_remote_code)
         if not (path / "config.json").is_file():
             raise RequestError("model", f"{path} has no config.json, so it is not a transformers checkpoint")
         shards.shard_files(path)
-    elif path.is_file():
+    elif path is not None:
         if path.suffix != ".gguf":
             raise RequestError("model", f"{path} is a file; give a folder, a .gguf file or a Hub id")
         source = Source(str(path), gguf.dequantised(path.resolve()))
@@ -156,7 +160,7 @@ def _listing(repo: str, revision: str) -> set[str] | None:
     """The files of a repository, or None when the Hub is out of reach."""
     try:
         return set(HfApi().list_repo_files(repo, revision=revision))
-    except OSError:
+    except UNREACHABLE:
         return None
 
 
@@ -165,9 +169,9 @@ def _download(repo: str, revision: str | None, **patterns: Any) -> Path:
     where = f"{repo}@{revision}" if revision else repo
     try:
         return Path(snapshot_download(repo, revision=revision, **patterns))
-    except HFValidationError as error:
+    except hub_errors.HFValidationError as error:
         raise RequestError("model", f"{repo!r} is no folder, and no valid Hub id: {error}") from error
-    except OSError as error:  # every error of the Hub's client is one
+    except UNREACHABLE as error:
         raise RequestError(
             "model",
             f"{where} is no local folder, not in the Hub's cache, and could not be fetched: "
@@ -180,7 +184,7 @@ def _sizes_on_hub(repo: str, revision: str) -> Counter[str]:
     sizes: Counter[str] = Counter()
     try:
         files = HfApi().get_safetensors_metadata(repo, revision=revision).files_metadata
-    except OSError as error:
+    except UNREACHABLE as error:
         raise JobError(f"the weights of {repo} could not be looked up: {_first_line(error)}") from error
     for file in files.values():
         for tensor in file.tensors.values():
@@ -211,6 +215,6 @@ def _require_supported(source: Source) -> None:
             f"{source.name} ({family!r}) {why}; add --trust-remote-code if you trust its authors, "
             "or update transformers",
         )
-    remote = "AutoModelForCausalLM" in settings.get("auto_map", {}) and source.trust_remote_code
+    remote = "AutoModelForCausalLM" in (settings.get("auto_map") or {}) and source.trust_remote_code
     if not remote and type(source.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise RequestError("model", f"{source.name} ({family!r}) is not a causal language model")

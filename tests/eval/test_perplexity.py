@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from llmprune_eval import perplexity
 
 from llmprune.calibration import Calibration, read_text, tokenize
 from llmprune.errors import RequestError
-from llmprune_eval import perplexity
 from tests import tiny
 
 

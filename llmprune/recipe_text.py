@@ -1,0 +1,123 @@
+"""Recipes as text: YAML files, the ones that are shipped, and the words of a command line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmprune.errors import RequestError
+from llmprune.paths import existing
+from llmprune.recipe import Recipe
+
+HERE = Path(__file__).parent
+SHIPPED = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent / "recipes"
+SUFFIXES = (".yaml", ".yml")
+WHOLE = r"[-+]?(?:0|[1-9][0-9]*)$"
+DECIMAL = r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without base-sixty numbers, so that a bare 2:4 is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, regexp)
+        for tag, regexp in resolvers
+        if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(WHOLE), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(DECIMAL), list("-+.0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would take for a number."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def write_yaml(data: Any) -> str:
+    """Data as YAML that `read_yaml` reads back."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False)
+    return text
+
+
+def read_yaml(text: str) -> Any:
+    """The data of a YAML text."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RequestError("recipe", f"not YAML: {' '.join(str(error).split())}") from error
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that come with llmprune."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def is_recipe(name: str) -> bool:
+    """Whether a word names a recipe rather than a model."""
+    return name.endswith(SUFFIXES) or name in shipped()
+
+
+def load_data(name: str) -> dict[str, Any]:
+    """The data of a shipped recipe, by its name, or of a YAML file."""
+    path = SHIPPED / f"{name}.yaml" if name in shipped() else existing(name)
+    if path is None or not path.is_file():
+        raise RequestError("recipe", f"{name!r} is no file and no shipped recipe ({', '.join(shipped())})")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError("recipe", f"{path} cannot be read as text: {error}") from error
+    data = read_yaml(text)
+    if not isinstance(data, dict):
+        raise RequestError("recipe", f"{path} is not a mapping")
+    return data
+
+
+def override(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set `a.b` in nested data; a part given by its name alone becomes a mapping."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(data.get(parent), dict):
+            data[parent] = {"name": data[parent]} if data.get(parent) is not None else {}
+        data = data[parent]
+    data[last] = value
+
+
+def from_words(words: dict[str, Any], otherwise: dict[str, Any] | None = None) -> tuple[str, Recipe]:
+    """The model's name, and the recipe that the options of a command add up to.
+
+    Args:
+        words: options by their names; None where the user gave none. `set_` holds `key=value` texts.
+    """
+    name, recipe = words["model"], words.get("recipe")
+    if is_recipe(name) and not Path(name).is_dir():
+        if recipe is not None:
+            raise RequestError("recipe", f"both {name} and --recipe {recipe} are recipes; give one")
+        recipe = name
+    data = load_data(recipe) if recipe is not None else dict(otherwise or {})
+    name = data.get("model") if recipe == name else name
+    if not name:
+        raise RequestError("model", f"the recipe {recipe} names none; give one before --recipe {recipe}")
+    plain = {key: words.get(key) for key in ("method", "pattern", "sparsity", "allocation", "propagation")}
+    text = {key: words.get(key) for key in ("samples", "length", "seed", "text_column")}
+    text["dataset"] = words.get("calibration")
+    for key, value in plain.items():
+        if value is not None:
+            data[key] = value
+    for key, value in text.items():
+        if value is not None:
+            override(data, f"calibration.{key}", value)
+    for assignment in words.get("set_") or []:
+        key, found, value = assignment.partition("=")
+        if not found:
+            raise RequestError("set", f"{assignment!r} is not key=value")
+        override(data, key, read_yaml(value))
+    return name, Recipe.parse(data)

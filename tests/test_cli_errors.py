@@ -1,0 +1,343 @@
+"""A wrong request costs one line on stderr and exit code 2: no traceback, no output, no folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmprune import cli
+from llmprune.errors import JobError
+from tests import tiny
+
+PROGRAM = Path(sys.executable).with_name("llmprune")
+MODEL, OUT = "{model}", "{out}"
+USUAL = ["--method", "wanda", "--samples", "2", "--length", "16"]
+
+
+@pytest.fixture
+def place(checkpoints: tiny.Checkpoints, tmp_path: Path) -> dict[str, str]:
+    """What the braces in the commands below stand for; every file that they name is there."""
+    files = {
+        "table.jsonl": '{"text": "a b c"}\n',
+        "empty.txt": "",
+        "short.txt": "a b c",
+        "wrong.yaml": "method: wanda\nsparcity: 0.5\n",
+        "list.yaml": "- wanda\n",
+        "broken.yaml": "method: [",
+        "nomodel.yaml": "method: wanda\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").touch()
+    (tmp_path / "bare").mkdir()
+    return {"model": str(checkpoints("llama")), "out": str(tmp_path / "out"), "tmp": str(tmp_path)}
+
+
+def main(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> Any:
+    """The exit code of a command line, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["llmprune", *words])
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    return leaving.value.code
+
+
+def filled(words: list[str], place: dict[str, str]) -> list[str]:
+    return [word.format(**place) for word in words]
+
+
+# What is asked besides `prune {model} --out {out}`, the field that is named, and what is said of it.
+WRONG: dict[str, tuple[list[str], str, str]] = {
+    "no method": ([], "method", "none was given"),
+    "unknown method": (["--method", "wandas"], "method", "did you mean 'wanda'"),
+    "2:4 with 0.3": ([*USUAL, "--pattern", "2:4", "--sparsity", "0.3"], "sparsity", "removes exactly 0.5"),
+    "sparsity 1.5": ([*USUAL, "--sparsity", "1.5"], "sparsity", "less than 1"),
+    "sparsity -0.1": ([*USUAL, "--sparsity", "-0.1"], "sparsity", "greater than"),
+    "pattern 4:4": ([*USUAL, "--pattern", "4:4"], "pattern", "N must be"),
+    "unknown pattern": ([*USUAL, "--pattern", "stripes"], "pattern", "allowed"),
+    "inputs in no sevens": ([*USUAL, "--pattern", "5:7"], "pattern", "not a multiple of 7"),
+    "owl with 2:4": ([*USUAL, "--pattern", "2:4", "--allocation", "owl"], "allocation", "use uniform"),
+    "unknown propagation": ([*USUAL, "--propagation", "site"], "propagation", "site"),
+    "missing column": (
+        [*USUAL, "--calibration", "{tmp}/table.jsonl", "--text-column", "body"],
+        "text_column",
+        "set --text-column",
+    ),
+    "empty text": ([*USUAL, "--calibration", "{tmp}/empty.txt"], "calibration", "holds no text"),
+    "short text": ([*USUAL, "--calibration", "{tmp}/short.txt"], "calibration", "fewer than one window"),
+    "no text": ([*USUAL, "--calibration", "{tmp}/absent.txt"], "calibration", "is not builtin"),
+    "too long": (["--method", "wanda", "--length", "65"], "calibration.length", "context is 64"),
+    "no samples": ([*USUAL, "--samples", "0"], "calibration.samples", "greater"),
+    "wrong key": (["--recipe", "{tmp}/wrong.yaml"], "sparcity", "no such option"),
+    "recipe that is a list": (["--recipe", "{tmp}/list.yaml"], "recipe", "not a mapping"),
+    "recipe that is broken": (["--recipe", "{tmp}/broken.yaml"], "recipe", "not YAML"),
+    "recipe that is not there": (["--recipe", "{tmp}/absent.yaml"], "recipe", "no shipped recipe"),
+    "set without a value": ([*USUAL, "--set", "sparsity"], "set", "key=value"),
+    "set of an unknown option": ([*USUAL, "--set", "method.dampening=1"], "method.dampening", "no such"),
+    "set of broken yaml": ([*USUAL, "--set", "sparsity=["], "recipe", "not YAML"),
+    "absent GPU": ([*USUAL, "--device", "cuda:99"], "device", "CUDA devices were found"),
+    "unknown device": ([*USUAL, "--device", "tpu"], "device", "auto, cpu, cuda"),
+    "device of another kind": ([*USUAL, "--device", "meta"], "device", "auto, cpu, cuda"),
+    "unknown dtype": ([*USUAL, "--dtype", "int3"], "dtype", "bfloat16"),
+    "memory in words": ([*USUAL, "--max-memory", "lots"], "max_memory", "8GiB"),
+}
+
+
+@pytest.mark.parametrize(("words", "field", "said"), WRONG.values(), ids=WRONG)
+def test_a_wrong_request_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: dict[str, str],
+    words: list[str],
+    field: str,
+    said: str,
+) -> None:
+    code = main(monkeypatch, filled(["prune", MODEL, "--out", OUT, *words], place))
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    *before, last = err.splitlines()
+    assert last.startswith(f"llmprune: {field}: ")
+    assert said in last
+    assert not [line for line in before if line.startswith(("Traceback", "llmprune:"))]
+    assert not Path(place["out"]).exists()
+
+
+# Whole commands, the field that is named, and what is said of it.
+COMMANDS: dict[str, tuple[list[str], str, str]] = {
+    "folder without a model": (["prune", "{tmp}/bare", "--out", OUT, *USUAL], "model", "no config.json"),
+    "model that is not there": (["prune", "{tmp}/nowhere", "--out", OUT, *USUAL], "model", "no Hub id"),
+    "model of another user": (["prune", "~nobody_of_that_name/m", "--out", OUT, *USUAL], "model", "nobody"),
+    "empty model": (["prune", "", "--out", OUT, *USUAL], "model", ""),
+    "full folder": (["prune", MODEL, "--out", "{tmp}/full", *USUAL], "out", "is not empty"),
+    "full folder gone on with": (
+        ["prune", MODEL, "--out", "{tmp}/full", *USUAL, "--resume"],
+        "out",
+        "which no run of llmprune left there",
+    ),
+    "file for a folder": (["prune", MODEL, "--out", "{tmp}/empty.txt", *USUAL], "out", "is a file"),
+    "folder under a file": (["prune", MODEL, "--out", "{tmp}/empty.txt/x", *USUAL], "out", ""),
+    "the model's own folder": (["prune", MODEL, "--out", MODEL, *USUAL], "out", ""),
+    "the model's own folder gone on with": (["prune", MODEL, "--out", MODEL, *USUAL, "--resume"], "out", ""),
+    "recipe without a model": (["prune", "{tmp}/nomodel.yaml", "--out", OUT], "model", "names none"),
+    "two recipes": (
+        ["prune", "{tmp}/nomodel.yaml", "--recipe", "{tmp}/nomodel.yaml", "--out", OUT],
+        "recipe",
+        "give one",
+    ),
+    "inspect": (["inspect", "{tmp}/bare", "--json"], "model", "no config.json"),
+    "inspect with 4:4": (["inspect", MODEL, "--pattern", "4:4"], "pattern", "N must be"),
+    "eval of nothing": (["eval", MODEL], "perplexity", "nothing was asked"),
+    "eval of no text": (["eval", MODEL, "--perplexity", "{tmp}/absent.txt"], "", "absent.txt"),
+    "eval on no device": (["eval", MODEL, "--perplexity", "builtin", "--device", "tpu"], "device", "tpu"),
+    "eval in no dtype": (["eval", MODEL, "--perplexity", "builtin", "--dtype", "int3"], "dtype", "int3"),
+    "eval into no folder": (
+        ["eval", MODEL, "--perplexity", "builtin", "--windows", "1", "--out", "{tmp}/no/where.json"],
+        "out",
+        "where.json",
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "field", "said"), COMMANDS.values(), ids=COMMANDS)
+def test_a_wrong_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: dict[str, str],
+    words: list[str],
+    field: str,
+    said: str,
+) -> None:
+    model = {path: path.stat().st_mtime_ns for path in Path(place["model"]).iterdir()}
+    code = main(monkeypatch, filled(words, place))
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    last = err.splitlines()[-1]
+    assert last.startswith(f"llmprune: {field}")
+    assert said in last
+    assert not Path(place["out"]).exists()
+    assert [path.name for path in Path(place["tmp"], "full").iterdir()] == ["notes"]
+    assert {path: path.stat().st_mtime_ns for path in Path(place["model"]).iterdir()} == model
+
+
+USAGE = {
+    "unknown option": ["prune", MODEL, "--out", OUT, "--bogus"],
+    "unknown command": ["prunes"],
+    "missing model": ["prune", "--out", OUT],
+    "missing folder": ["prune", MODEL],
+    "missing value": ["prune", MODEL, "--out"],
+    "text for a number": ["prune", MODEL, "--out", OUT, "--sparsity", "abc"],
+    "half a sample": ["prune", MODEL, "--out", OUT, "--samples", "1.5"],
+    "one word too many": ["prune", MODEL, "another", "--out", OUT],
+    "no windows": ["eval", MODEL, "--windows", "0"],
+}
+
+
+@pytest.mark.parametrize("words", USAGE.values(), ids=USAGE)
+def test_a_misspelt_command_line_says_how_it_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: dict[str, str],
+    words: list[str],
+) -> None:
+    code = main(monkeypatch, filled(words, place))
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    assert err.strip()
+    assert "Traceback" not in err
+    assert not Path(place["out"]).exists()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["prune", "--help"], ["eval", "--help"]])
+def test_help_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(monkeypatch, words) == 0
+    out, err = capsys.readouterr()
+    assert "Usage" in out
+    assert err == ""
+
+
+def test_no_words_at_all_show_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(monkeypatch, []) in (0, 2)
+    out, err = capsys.readouterr()
+    assert "Usage" in out + err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (JobError("the disk is full; free some space"), 1, "llmprune: the disk is full; free some space\n"),
+        (KeyboardInterrupt(), 130, "llmprune: stopped; a prune goes on with --resume\n"),
+    ],
+)
+def test_how_a_command_ends_shows_in_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: dict[str, str],
+    error: BaseException,
+    code: int,
+    said: str,
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("llmprune.pruning.begin", fail)
+    assert main(monkeypatch, filled(["prune", MODEL, "--out", OUT, *USUAL], place)) == code
+    assert capsys.readouterr() == ("", said)
+
+
+def test_too_little_memory_is_a_failed_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: dict[str, str]
+) -> None:
+    words = filled(["prune", MODEL, "--out", OUT, *USUAL, "--max-memory", "1KB"], place)
+    assert main(monkeypatch, words) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith("llmprune: the plan needs ")
+    assert not Path(place["out"]).exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["inspect", MODEL, "--json"], ["inspect", MODEL, *USUAL, "--json"], ["methods", "--json"]]
+)
+def test_json_is_one_object_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: dict[str, str],
+    words: list[str],
+) -> None:
+    assert main(monkeypatch, filled(words, place)) == 0
+    out = capsys.readouterr().out
+    assert isinstance(json.loads(out), dict)
+    assert out.count("\n") == 1
+
+
+def test_a_prune_with_json_prints_the_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: dict[str, str]
+) -> None:
+    checked = {"line": "load({folder})", "compared": "logits", "max_abs_logit_difference": 0.0}
+    monkeypatch.setattr("llmprune.checkpoint.reload.check", lambda *_: checked)
+    assert main(monkeypatch, filled(["prune", MODEL, "--out", OUT, *USUAL, "--json"], place)) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads(Path(place["out"], "llmprune_report.json").read_text())
+    assert out.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_flags_win_over_the_recipe_and_set_over_both(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: dict[str, str]
+) -> None:
+    file = Path(place["tmp"], "mine.yaml")
+    file.write_text("method: magnitude\nsparsity: 0.1\ncalibration: {seed: 5, samples: 9}\n")
+    words = ["inspect", MODEL, "--recipe", str(file), "--method", "sparsegpt", "--sparsity", "0.2"]
+    words += ["--samples", "3", "--set", "sparsity=3e-1", "--set", "method.damping=0.5", "--json"]
+    assert main(monkeypatch, filled(words, place)) == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert recipe["sparsity"] == 0.3
+    assert recipe["method"] == {
+        "name": "sparsegpt",
+        "damping": 0.5,
+        "block_size": 128,
+        "precision": "float64",
+    }
+    assert recipe["calibration"]["samples"] == 3
+    assert recipe["calibration"]["seed"] == 5
+
+
+def test_inspect_keeps_to_the_method_of_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: dict[str, str]
+) -> None:
+    file = Path(place["tmp"], "mine.yaml")
+    file.write_text("method: magnitude\n")
+    assert main(monkeypatch, filled(["inspect", MODEL, "--recipe", str(file), "--json"], place)) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["method"]["name"] == "magnitude"
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prune", MODEL, "--out", OUT, *USUAL, "--pattern", "2:4", "--sparsity", "0.3"],
+        ["prune", "{tmp}/bare", "--out", OUT, *USUAL],
+    ],
+    ids=["wrong recipe", "wrong model"],
+)
+def test_the_program_ends_with_2_and_one_line(place: dict[str, str], words: list[str]) -> None:
+    done = run(filled(words, place))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("llmprune: ")
+    assert done.stderr.count("\n") == 1
+    assert not Path(place["out"]).exists()
+
+
+def test_the_program_ends_with_2_for_an_unknown_option(place: dict[str, str]) -> None:
+    done = run(filled(["prune", MODEL, "--out", OUT, "--bogus"], place))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "--bogus" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_comes_within_a_second() -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert run(["--help"]).returncode == 0
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1.0

@@ -1,0 +1,450 @@
+"""A recipe is checked whole before anything is read, and every complaint names its field."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from llmprune import plugins
+from llmprune.allocation.base import Allocator
+from llmprune.calibration import Calibration
+from llmprune.errors import RequestError
+from llmprune.job import request
+from llmprune.methods.base import Method
+from llmprune.recipe import Recipe
+from llmprune.recipe_text import is_recipe, load_data, override, read_yaml, write_yaml
+
+LARGE = 10**400
+FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
+    "no method": ({}, "method", "none was given"),
+    "unknown method": ({"method": "wandas"}, "method", "did you mean 'wanda'"),
+    "far from any method": ({"method": "qqqq"}, "method", "there are: "),
+    "method without a name": ({"method": {"damping": 0.1}}, "method", "mapping with a `name`"),
+    "method that is a number": ({"method": 5}, "method", "5 is neither"),
+    "module that is not there": ({"method": "no_such_package.mine"}, "method", "cannot import"),
+    "module without a method": ({"method": "json.decoder"}, "method", "must define one Method"),
+    "relative module": ({"method": ".wanda"}, "method", ".wanda"),
+    "unknown method option": (
+        {"method": {"name": "sparsegpt", "dampening": 0.1}},
+        "method.dampening",
+        "no such option",
+    ),
+    "method option of a wrong kind": (
+        {"method": {"name": "sparsegpt", "damping": "much"}},
+        "method.damping",
+        "much",
+    ),
+    "method option out of range": (
+        {"method": {"name": "sparsegpt", "block_size": 0}},
+        "method.block_size",
+        "greater",
+    ),
+    "method option that is none of the choices": (
+        {"method": {"name": "sparsegpt", "precision": "float16"}},
+        "method.precision",
+        "float16",
+    ),
+    "method option whose name is a number": ({"method": {"name": "wanda", 5: 1}}, "method.5", "strings"),
+    "2:4 with another sparsity": (
+        {"method": "wanda", "pattern": "2:4", "sparsity": 0.3},
+        "sparsity",
+        "removes exactly 0.5",
+    ),
+    "2:4 with text for a sparsity": (
+        {"method": "wanda", "pattern": "2:4", "sparsity": "abc"},
+        "sparsity",
+        "abc",
+    ),
+    "2:4 with no number": (
+        {"method": "wanda", "pattern": "2:4", "sparsity": math.nan},
+        "sparsity",
+        "nan",
+    ),
+    "2:4 with a sparsity beyond floats": (
+        {"method": "wanda", "pattern": "2:4", "sparsity": LARGE},
+        "sparsity",
+        "",
+    ),
+    "sparsity above 1": ({"method": "wanda", "sparsity": 1.5}, "sparsity", "1.5"),
+    "sparsity of 1": ({"method": "wanda", "sparsity": 1}, "sparsity", "less than 1"),
+    "sparsity below 0": ({"method": "wanda", "sparsity": -0.1}, "sparsity", "-0.1"),
+    "sparsity in words": ({"method": "wanda", "sparsity": "abc"}, "sparsity", "abc"),
+    "sparsity that is no number": ({"method": "wanda", "sparsity": math.nan}, "sparsity", "nan"),
+    "keeping all": ({"method": "wanda", "pattern": "4:4"}, "pattern", "N must be"),
+    "keeping more than all": ({"method": "wanda", "pattern": "5:4"}, "pattern", "N must be"),
+    "keeping none": ({"method": "wanda", "pattern": "0:4"}, "pattern", "N must be"),
+    "unknown pattern": ({"method": "wanda", "pattern": "stripes"}, "pattern", "allowed: unstructured"),
+    "pattern that is a number": ({"method": "wanda", "pattern": 124}, "pattern", "124"),
+    "pattern option": (
+        {"method": "wanda", "pattern": {"name": "2:4", "compete": "row"}},
+        "pattern",
+        "compete",
+    ),
+    "two pattern options": (
+        {"method": "wanda", "pattern": {"name": "2:4", "a": 1, 2: 3}},
+        "pattern",
+        "option",
+    ),
+    "unknown unstructured option": (
+        {"method": "wanda", "pattern": {"name": "unstructured", "compet": "row"}},
+        "pattern.compet",
+        "no such option",
+    ),
+    "unknown competition": (
+        {"method": "wanda", "pattern": {"name": "unstructured", "compete": "column"}},
+        "pattern.compete",
+        "column",
+    ),
+    "owl with 2:4": ({"method": "wanda", "pattern": "2:4", "allocation": "owl"}, "allocation", "use uniform"),
+    "erk with 2:4": ({"method": "wanda", "pattern": "2:4", "allocation": "erk"}, "allocation", "use uniform"),
+    "global with 2:4": (
+        {"method": "wanda", "pattern": "2:4", "allocation": "global"},
+        "allocation",
+        "use uniform",
+    ),
+    "global with sparsegpt": (
+        {"method": "sparsegpt", "allocation": "global"},
+        "allocation",
+        "decides while it prunes",
+    ),
+    "unknown allocation": ({"method": "wanda", "allocation": "owls"}, "allocation", "did you mean 'owl'"),
+    "unknown allocation option": (
+        {"method": "wanda", "allocation": {"name": "owl", "lambda": 1}},
+        "allocation.lambda",
+        "no such option",
+    ),
+    "owl's band too wide": (
+        {"method": "wanda", "allocation": {"name": "owl", "spread": 0.5}},
+        "allocation.spread",
+        "less than 0.5",
+    ),
+    "unknown propagation": ({"method": "wanda", "propagation": "site"}, "propagation", "'layer'"),
+    "wrong key": ({"method": "wanda", "sparcity": 0.5}, "sparcity", "no such option"),
+    "key that is a number": ({"method": "wanda", 5: 1}, "5", "strings"),
+    "version 0": ({"method": "wanda", "version": 0}, "version", "greater"),
+    "model that is a number": ({"method": "wanda", "model": 5}, "model", "string"),
+    "wrong calibration key": (
+        {"method": "wanda", "calibration": {"sample": 4}},
+        "calibration.sample",
+        "no such option",
+    ),
+    "no samples": ({"method": "wanda", "calibration": {"samples": 0}}, "calibration.samples", "0"),
+    "windows of one token": ({"method": "wanda", "calibration": {"length": 1}}, "calibration.length", "1"),
+    "negative seed": ({"method": "wanda", "calibration": {"seed": -1}}, "calibration.seed", "-1"),
+    "seed in words": ({"method": "random", "calibration": {"seed": "x"}}, "calibration.seed", "x"),
+    "data set that is a number": (
+        {"method": "wanda", "calibration": {"dataset": 4}},
+        "calibration.dataset",
+        "4",
+    ),
+    "calibration that is a list": ({"method": "wanda", "calibration": ["c4"]}, "calibration", "c4"),
+}
+
+
+@pytest.mark.parametrize(("data", "field", "words"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_named_by_its_field(data: dict[str, Any], field: str, words: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        Recipe.parse(data)
+    assert raised.value.field == field
+    assert str(raised.value).startswith(f"{field}: ")
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_every_field_has_a_wrong_value_here() -> None:
+    fields = {field.split(".")[0] for _, field, _ in WRONG.values()}
+    assert set(Recipe.model_fields) <= fields
+
+
+NOT_YAML = {
+    "an open bracket": "[",
+    "a tab": "method:\n\t- wanda",
+    "a month 13": "method: wanda\nmodel: 2020-13-45",
+    "digits beyond counting": "sparsity: " + "1" * 5000,
+    "brackets beyond counting": "[" * 5000,
+    "a tag": "method: !!python/object:os.system {}",
+}
+
+
+@pytest.mark.parametrize("text", NOT_YAML.values(), ids=NOT_YAML)
+def test_a_file_that_is_not_yaml_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(RequestError, match=r"^recipe: ") as raised:
+        load_data(str(file))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(b"method: \xff\xfe\x80")
+    with pytest.raises(RequestError, match=r"^recipe: "):
+        load_data(str(file))
+
+
+@pytest.mark.parametrize("text", ["- wanda", "wanda", "", "5"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(RequestError, match="is not a mapping"):
+        load_data(str(file))
+
+
+@pytest.mark.parametrize("name", ["absent.yaml", "~nobody_of_that_name/absent.yaml"])
+def test_a_file_that_is_not_there_is_refused(name: str) -> None:
+    assert is_recipe(name)
+    with pytest.raises(RequestError, match="is no file and no shipped recipe"):
+        load_data(name)
+
+
+VALUES = [
+    ("2:4", "2:4"),
+    ("16:32", "16:32"),
+    ("1:30:00", "1:30:00"),
+    ("1e-3", 0.001),
+    ("1E3", 1000.0),
+    ("0.5", 0.5),
+    (".5", 0.5),
+    ("-2", -2),
+    ("+7", 7),
+    ("08", "08"),
+    ("1.", 1.0),
+    ("8GiB", "8GiB"),
+    ("1.5.2", "1.5.2"),
+    ("12abc", "12abc"),
+    ("1_000", "1_000"),
+    ("true", True),
+    ("~", None),
+    ("wanda", "wanda"),
+    ("'5'", "5"),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), VALUES)
+def test_yaml_values_are_read_as_they_look(text: str, value: object) -> None:
+    found = read_yaml(f"key: {text}")["key"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_recipe_file_of_a_few_lines_is_enough(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("method: {name: sparsegpt, damping: 1e-3}\npattern: 2:4\ncalibration: {samples: 4}\n")
+    recipe, run = request(str(file), {"out": "there", "propagation": "block"})
+    assert recipe.method.damping == 0.001
+    assert str(recipe.pattern) == "2:4"
+    assert recipe.sparsity == 0.5
+    assert recipe.calibration.samples == 4
+    assert recipe.propagation == "block"
+    assert run.out == "there"
+
+
+def test_the_seed_of_the_calibration_is_that_of_a_random_method() -> None:
+    assert Recipe.parse({"method": "random", "calibration": {"seed": 7}}).method.seed == 7
+    own = {"method": {"name": "random", "seed": 3}, "calibration": {"seed": 7}}
+    assert Recipe.parse(own).method.seed == 3
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe.parse({"method": "wanda"}).sparsity = 0.7
+
+
+def test_set_reaches_into_parts_that_were_given_by_name() -> None:
+    data: dict[str, Any] = {"method": "sparsegpt"}
+    override(data, "method.damping", 0.2)
+    override(data, "calibration.samples", 4)
+    override(data, "sparsity", 0.25)
+    assert data == {
+        "method": {"name": "sparsegpt", "damping": 0.2},
+        "calibration": {"samples": 4},
+        "sparsity": 0.25,
+    }
+    assert Recipe.parse(data).method.damping == 0.2
+
+
+def test_set_replaces_what_was_there() -> None:
+    data: dict[str, Any] = {"method": {"name": "sparsegpt", "damping": 0.2}, "sparsity": 0.5}
+    override(data, "method.damping", 0.3)
+    override(data, "method", "wanda")
+    override(data, "sparsity", 0.1)
+    assert data == {"method": "wanda", "sparsity": 0.1}
+
+
+@pytest.mark.parametrize(
+    "key", ["metod", "method.dampening", "calibration.sample", "sparsity.x", "", ".", "a..b"]
+)
+def test_set_to_a_key_that_is_not_there_is_refused(key: str) -> None:
+    data: dict[str, Any] = {"method": "sparsegpt", "sparsity": 0.5}
+    override(data, key, 1)
+    with pytest.raises(RequestError) as raised:
+        Recipe.parse(data)
+    assert key.split(".")[0] in raised.value.field
+
+
+WORDS = st.text(max_size=12)
+SHORT = st.sampled_from(["text", "1e3", "08", "2:4", "yes", "~", "null", "2020-01-01", " a", "", ".inf", "é"])
+POSITIVE = st.floats(min_value=1e-12, max_value=1e12, allow_subnormal=False)
+METHODS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "magnitude": {},
+    "wanda": {},
+    "random": {"seed": st.integers(0, 2**40)},
+    "sparsegpt": {
+        "damping": POSITIVE,
+        "block_size": st.integers(1, 4096),
+        "precision": st.sampled_from(["float64", "float32"]),
+    },
+}
+ALLOCATIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "uniform": {},
+    "erk": {},
+    "global": {},
+    "owl": {"outlier": POSITIVE, "spread": st.floats(0, 0.5, exclude_max=True)},
+}
+CALIBRATIONS = {
+    "dataset": WORDS | SHORT,
+    "samples": st.integers(1, 10**6),
+    "length": st.none() | st.integers(2, 10**6),
+    "seed": st.integers(0, 2**40),
+    "text_column": WORDS | SHORT,
+    "subset": st.none() | WORDS | SHORT,
+    "split": WORDS | SHORT,
+}
+
+
+def _named(parts: dict[str, dict[str, st.SearchStrategy[Any]]], names: list[str]) -> st.SearchStrategy[Any]:
+    """A part by its bare name, or with some of its options."""
+    with_options = [
+        st.fixed_dictionaries({"name": st.just(name)}, optional=parts[name]) for name in sorted(names)
+    ]
+    return st.sampled_from(sorted(names)) | st.one_of(with_options)
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> dict[str, Any]:
+    """The data of a recipe that nothing is wrong with."""
+    data = {"method": draw(_named(METHODS, list(METHODS)))}
+    name = data["method"] if isinstance(data["method"], str) else data["method"]["name"]
+    if draw(st.booleans()):
+        m = draw(st.integers(2, 64))
+        data["pattern"] = f"{draw(st.integers(1, m - 1))}:{m}"
+        fitting = ["uniform"]
+    else:
+        fitting = [other for other in ALLOCATIONS if other != "global" or name != "sparsegpt"]
+        compete = st.sampled_from(["row", "matrix"])
+        unstructured = st.fixed_dictionaries({"name": st.just("unstructured")}, optional={"compete": compete})
+        data["pattern"] = draw(st.just("unstructured") | unstructured)
+        data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
+    data["allocation"] = draw(_named(ALLOCATIONS, fitting))
+    others = {
+        "propagation": st.sampled_from(["dense", "block", "layer"]),
+        "model": st.none() | WORDS | SHORT,
+        "version": st.integers(1, 9),
+        "calibration": st.fixed_dictionaries({}, optional=CALIBRATIONS),
+    }
+    return data | draw(st.fixed_dictionaries({}, optional=others))
+
+
+@pytest.mark.parametrize(
+    ("package", "base", "parts"),
+    [("llmprune.methods", Method, METHODS), ("llmprune.allocation", Allocator, ALLOCATIONS)],
+)
+def test_the_generated_recipes_use_every_part_and_option(package: str, base: Any, parts: Any) -> None:
+    options = {
+        name: {field.name for field in dataclasses.fields(plugins.find(package, name, base))}
+        for name in plugins.names(package)
+    }
+    assert options == {name: set(own) for name, own in parts.items()}
+    assert set(CALIBRATIONS) == set(Calibration.model_fields)
+
+
+@FEW
+@given(recipes())
+def test_a_resolved_recipe_is_the_same_recipe(data: dict[str, Any]) -> None:
+    recipe = Recipe.parse(data)
+    again = Recipe.parse(recipe.resolved())
+    assert again == recipe
+    assert again.resolved() == recipe.resolved()
+    assert again.hash == recipe.hash
+
+
+@FEW
+@given(recipes())
+@example({"method": "wanda", "calibration": {"text_column": "1e3"}})
+@example({"method": "wanda", "calibration": {"subset": "08"}})
+@example({"method": {"name": "sparsegpt", "damping": 1e-05}})
+def test_a_written_recipe_is_read_as_the_same_recipe(data: dict[str, Any]) -> None:
+    recipe = Recipe.parse(data)
+    assert Recipe.parse(read_yaml(write_yaml(recipe.resolved()))) == recipe
+
+
+def test_the_hash_tells_recipes_apart_and_stays() -> None:
+    one = Recipe.parse({"method": "wanda"})
+    assert one.hash == Recipe.parse({"method": {"name": "wanda"}, "sparsity": 0.5}).hash
+    others = [
+        {"method": "magnitude"},
+        {"method": "wanda", "pattern": "2:4"},
+        {"method": "wanda", "sparsity": 0.25},
+        {"method": "wanda", "allocation": "owl"},
+        {"method": "wanda", "propagation": "dense"},
+        {"method": "wanda", "calibration": {"seed": 1}},
+    ]
+    assert len({one.hash, *(Recipe.parse(other).hash for other in others)}) == 1 + len(others)
+    assert one.hash == Recipe.parse({"method": "wanda"}).hash
+    assert len(one.hash) == 64
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(LARGE)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["wanda", "sparsegpt", "2:4", "unstructured", "owl", "name", ".", ".x", "a.", "json.x"])
+)
+KEYS = st.text(max_size=8) | st.sampled_from([*Recipe.model_fields, "name", "damping", "seed", "compete"])
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.integers(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(FEW, max_examples=400)
+@given(
+    st.dictionaries(KEYS | st.integers(), ANYTHING, max_size=5),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "method": st.sampled_from(["wanda", "random"]) | ANYTHING,
+            "pattern": ANYTHING,
+            "sparsity": ANYTHING,
+            "allocation": ANYTHING,
+            "calibration": ANYTHING,
+        },
+    ),
+)
+def test_junk_is_either_a_recipe_or_a_request_error(junk: dict[str, Any], known: dict[str, Any]) -> None:
+    try:
+        assert isinstance(Recipe.parse(junk | known), Recipe)
+    except RequestError as error:
+        assert error.field
+        assert str(error).startswith(error.field)
+
+
+@settings(FEW, max_examples=300)
+@given(st.text(max_size=40) | st.text("[]{}:-!&*?|>'\"%@`#,\n\t 019.eE+~ax", max_size=40))
+def test_any_text_is_either_yaml_or_a_request_error(text: str) -> None:
+    try:
+        read_yaml(text)
+    except RequestError as error:
+        assert error.field == "recipe"
