@@ -50,6 +50,7 @@ class Plan:
     tokens: int
     length: int
     batch: int
+    propagation: str
     together: bool
     """Whether all batches fit in memory inside one block, so that `layer` propagation takes one forward."""
     checkpoint_bytes: int
@@ -66,8 +67,8 @@ class Plan:
     def rows(self) -> list[tuple[str, str]]:
         """The plan as a table."""
         if self.tokens:
-            once = "one forward" if self.together else "block by block, a forward per group of layers"
-            text = f"{self.tokens} tokens in windows of {self.length}, batches of {self.batch}; {once}"
+            windows = f"{self.tokens} tokens in windows of {self.length}, batches of {self.batch}"
+            text = f"{windows}; {self._forwards} per block"
         else:
             text = "none needed"
         return [
@@ -86,6 +87,12 @@ class Plan:
             ),
             ("disk", f"{_gib(self.disk_bytes)} will be written"),
         ]
+
+    @property
+    def _forwards(self) -> str:
+        if self.propagation == "layer":
+            return "one forward" if self.together else "a forward for each group of layers"
+        return "two forwards" if self.propagation == "block" else "one forward"
 
     @property
     def execution(self) -> dict[str, Any]:
@@ -174,7 +181,7 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
     embeddings = anatomy.vocabulary * anatomy.hidden_size * width
     base = block * width + statistic + scratch + outputs + hidden + embeddings
     waiting = tokens * wide * width
-    together = base + waiting <= SPARE * how.available
+    together = recipe.propagation == "layer" and base + waiting <= SPARE * how.available
     return Plan(
         family=anatomy.family,
         blocks=len(anatomy.blocks),
@@ -185,6 +192,7 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
         tokens=tokens,
         length=length,
         batch=batch,
+        propagation=recipe.propagation,
         together=together,
         checkpoint_bytes=checkpoint_bytes,
         block_bytes=block * width,

@@ -366,7 +366,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "sparsity": {"sparsity": 0.6},
     "pattern": {"pattern": "2:4"},
     "allocation": {"allocation": "erk"},
-    "propagation": {"propagation": "dense"},
+    "propagation": {"propagation": "block"},
     "seed": {"calibration": {**TEXT, "seed": 1}},
     "samples": {"calibration": {**TEXT, "samples": 5}},
 }

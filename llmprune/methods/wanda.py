@@ -14,6 +14,7 @@ class Wanda(Method[InputNorm]):
     """Weights of one output row compete with one another; no weight changes."""
 
     needs: ClassVar = InputNorm
+    propagation: ClassVar = "dense"  # the better of the two that take one forward: see llmprune/README.md
 
     def score(self, weights: Weights, statistic: InputNorm) -> Tensor:
         """|W_ij| ||X_j|| [O, I], equation 1 of the paper (the norm up to a constant)."""
