@@ -178,7 +178,7 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
     scratch = SCRATCH * 4 * max(site.weights for site in anatomy.sites)
     stored = checkpoint_bytes / parameters
     outputs = int(2 * block * stored)  # the pruned block as it is stored, and as the file is built from it
-    embeddings = anatomy.vocabulary * anatomy.hidden_size * width
+    embeddings = anatomy.vocabulary * anatomy.hidden_size * width  # the head stays on disk until the end
     base = block * width + statistic + scratch + outputs + hidden + embeddings
     waiting = tokens * wide * width
     together = recipe.propagation == "layer" and base + waiting <= SPARE * how.available

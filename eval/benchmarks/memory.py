@@ -12,6 +12,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -88,12 +89,13 @@ def main() -> None:
     command += ["--method", asked.method, "--pattern", asked.pattern, "--samples", asked.samples]
     command += ["--length", asked.length, "--out", str(target), "--json"]
     start, peak = time.monotonic(), 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+    with tempfile.TemporaryFile("w+") as printed, subprocess.Popen(command, stdout=printed) as child:
         process = psutil.Process(child.pid)
         while child.poll() is None:
             peak = max(peak, anonymous(process))
             time.sleep(0.05)
-        report = json.loads(child.stdout.read() if child.stdout else "{}")
+        printed.seek(0)
+        report = json.load(printed)
     result = {
         "method": asked.method,
         "pattern": asked.pattern,

@@ -74,13 +74,15 @@ def _require_complete(model: PreTrainedModel, info: dict[str, Any]) -> None:
 
 
 def _device_map(anatomy: Anatomy, device: torch.device) -> dict[str, str]:
-    """The list of blocks on disk, every module beside it on the device."""
+    """Blocks stay on disk, as does a head of its own, which only the last step needs; the rest is loaded."""
     placed: dict[str, str] = {}
+    tied = getattr(anatomy.model, "all_tied_weights_keys", {})
+    head = None if tied else anatomy.model.get_output_embeddings()
 
     def place(module: nn.Module, name: str) -> None:
         for child_name, child in module.named_children():
             full = f"{name}.{child_name}" if name else child_name
-            if full == anatomy.prefix:
+            if full == anatomy.prefix or child is head:
                 placed[full] = "disk"
             elif anatomy.prefix.startswith(full + "."):
                 place(child, full)
