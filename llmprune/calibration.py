@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from llmprune.errors import JobError, RequestError
+from llmprune.paths import existing
 
 Half = Literal["calibration", "evaluation"]
 TIMEOUT = 60.0  # seconds without a document after which a data set counts as out of reach
@@ -50,7 +51,7 @@ class Calibration(BaseModel):
     """Windows."""
     length: int | None = Field(None, ge=2)
     """Tokens per window; 2048, or the model's context where that is shorter."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
     """Places the windows."""
     text_column: str = "text"
     """The column of a table that holds the text."""
@@ -88,7 +89,7 @@ def windows(asked: Calibration, length: int, tokenizer: Any) -> Windows:
         RequestError: there is no such text, or it is shorter than one window.
         JobError: the data set is out of reach.
     """
-    limit = max(CHARACTERS * asked.samples, 128) * length
+    limit = characters_for(asked.samples, length)
     text = read_text(asked.dataset, "calibration", asked, limit)
     ids = tokenize(text, tokenizer)
     if len(ids) < length:
@@ -102,13 +103,20 @@ def windows(asked: Calibration, length: int, tokenizer: Any) -> Windows:
     return Windows(torch.stack([ids[s : s + length] for s in starts.tolist()]), asked.dataset, asked.seed)
 
 
+def characters_for(samples: int, length: int) -> int:
+    """How much text to read for so many windows of `length` tokens."""
+    return max(CHARACTERS * samples, 128) * length
+
+
 def tokenize(text: str, tokenizer: Any) -> Tensor:
     """The ids of a whole text, without special tokens."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def read_text(dataset: str, half: Half, asked: Calibration, limit: int | None = None) -> str:
+def read_text(
+    dataset: str, half: Half, asked: Calibration, limit: int | None = None, field: str = "calibration"
+) -> str:
     """The documents of a data set, joined by blank lines.
 
     Args:
@@ -116,28 +124,29 @@ def read_text(dataset: str, half: Half, asked: Calibration, limit: int | None = 
         half: data sets that we know have one text to calibrate on and another to evaluate on.
         asked: says which column, subset and split.
         limit: stop after so many characters.
+        field: what a wrong name is reported as.
     """
-    path = Path(dataset).expanduser()
+    path = existing(dataset) or Path(dataset)
     if dataset == "builtin":
         documents: Iterable[str] = _reference_manual(half)
     elif dataset in KNOWN:
         documents = _from_hub(_known(dataset, half), "text", dataset)
     elif path.suffix in PLAIN and path.is_file():
-        documents = [path.read_text(encoding="utf-8", errors="replace")]
+        documents = _lines(path, field)
     elif path.suffix in FORMATS and path.is_file():
         table = {"path": FORMATS[path.suffix], "data_files": glob.escape(str(path)), "split": "train"}
         documents = _from_file(table, asked.text_column, dataset)
-    elif path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):
+    elif existing(dataset) or not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):
         allowed = ", ".join((*PLAIN, *FORMATS))
         raise RequestError(
-            "calibration", f"{dataset!r} is not builtin, wikitext2, c4, a file ({allowed}) or a Hub id"
+            field, f"{dataset!r} is not builtin, wikitext2, c4, a file ({allowed}) or a Hub id"
         )
     else:
         where = {"path": dataset, "name": asked.subset, "split": asked.split}
         documents = _from_hub(where, asked.text_column, dataset)
     text = "\n\n".join(_up_to(documents, limit))
     if not text.strip():
-        raise RequestError("calibration", f"{dataset} holds no text")
+        raise RequestError(field, f"{dataset} holds no text")
     return text
 
 
@@ -161,6 +170,13 @@ def _reference_manual(half: Half) -> list[str]:
         seen |= {part.strip() for part in own}
         sections.append("\n\n".join(own))
     return sections[0 if half == "calibration" else 1 :: 2]
+
+
+def _lines(path: Path, field: str) -> Iterator[str]:
+    try:
+        yield path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RequestError(field, f"{path} cannot be read: {error.strerror}") from error
 
 
 def _up_to(documents: Iterable[str], limit: int | None) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -44,8 +45,9 @@ Checked after writing, in a fresh process with transformers {transformers}: {che
 """
 
 
-def make(report: Report, source: Source | None, folder: str) -> str:
+def make(report: Report, source: Source | None, out: Path) -> str:
     """The card's text, with the metadata that the Hub shows."""
+    folder = out.resolve().name
     recipe, totals = report.recipe, report.totals
     base = report.model["source"] or report.model["family"]
     data = _metadata(recipe, source)
@@ -66,7 +68,7 @@ def make(report: Report, source: Source | None, folder: str) -> str:
         bytes_before=totals["bytes_before"],
         bytes_after=totals["bytes_after"],
         calibration=_calibration(report.calibration),
-        line=str(checked.get("line", "")).format(folder=folder),
+        line=str(checked.get("line", "")).replace(str(out), folder),
         folder=folder,
         checked=f"{checked.get('compared')}"
         + ("" if difference is None else f", which differ by at most {difference:.1g}"),
@@ -88,7 +90,10 @@ def _licence(source: Source | None) -> str | None:
     """The base model's licence, which stays in force."""
     if source is None or not (source.folder / "README.md").is_file():
         return None
-    licence = ModelCard.load(source.folder / "README.md", ignore_metadata_errors=True).data.get("license")
+    try:
+        licence = ModelCard.load(source.folder / "README.md").data.get("license")
+    except Exception:  # somebody else's card, in any state; only its licence is lost
+        return None
     return licence if isinstance(licence, str) else None
 
 

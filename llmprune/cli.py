@@ -237,7 +237,7 @@ def _show_report(report: Any, out: Path, as_json: bool) -> None:
 
 
 def _line(report: Any, out: Path) -> str:
-    line: str = report.reload["line"].format(folder=out)
+    line: str = report.reload["line"] if report.reload else f"(not loaded yet: {out})"
     return line
 
 

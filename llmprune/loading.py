@@ -23,7 +23,7 @@ def load(
     """
     found = source.find(path, trust_remote_code=trust_remote_code)
     where = plan.resources(device, dtype, None, found.size[1], text=True)
-    assert found.tensors  # fetches the weights, and refuses those that cannot be read
+    found.fetch()
     model = AutoModelForCausalLM.from_pretrained(
         found.folder, dtype=where.dtype, trust_remote_code=trust_remote_code
     )

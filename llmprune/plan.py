@@ -36,6 +36,13 @@ class Resources:
     dtype: torch.dtype
     available: int
 
+    @property
+    def name(self) -> str:
+        """The hardware that the last bits of a result depend on."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -58,6 +65,8 @@ class Plan:
     activation_bytes: int
     statistic_bytes: int
     scratch_bytes: int
+    host_bytes: int
+    """In host memory, wherever the blocks compute: hidden states, and what is being written."""
     needed_bytes: int
     available_bytes: int
     disk_bytes: int
@@ -114,6 +123,12 @@ class Plan:
                 f"the plan needs {_gib(self.needed_bytes)} of memory and {_gib(self.available_bytes)} are "
                 f"available on {self.device}; the activations take {_gib(self.activation_bytes)} (lower "
                 f"--samples or --length), a block {_gib(self.block_bytes)} (try --dtype bfloat16)"
+            )
+        host = psutil.virtual_memory().available
+        if self.host_bytes > host:
+            raise JobError(
+                f"the hidden states and the files being written need {_gib(self.host_bytes)} of host memory "
+                f"and {_gib(host)} are available; lower --samples or --length"
             )
         if out is not None:
             place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
@@ -178,9 +193,12 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
     scratch = SCRATCH * 4 * max(site.weights for site in anatomy.sites)
     stored = checkpoint_bytes / parameters
     outputs = int(2 * block * stored)  # the pruned block as it is stored, and as the file is built from it
-    embeddings = anatomy.vocabulary * anatomy.hidden_size * width  # the head stays on disk until the end
-    base = block * width + statistic + scratch + outputs + hidden + embeddings
+    outside = parameters - sum(p.numel() for b in anatomy.blocks for p in b.parameters())
+    written = max(outputs, int(2 * outside * stored))  # never both at a time
+    on_host = hidden + written
+    on_device = block * width + statistic + scratch + outside * width
     waiting = tokens * wide * width
+    base = on_device + (on_host if how.device.type == "cpu" else 0)
     together = recipe.propagation == "layer" and base + waiting <= SPARE * how.available
     return Plan(
         family=anatomy.family,
@@ -198,7 +216,8 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
         block_bytes=block * width,
         activation_bytes=hidden + (waiting if together else at_once),
         statistic_bytes=statistic,
-        scratch_bytes=scratch + outputs,
+        scratch_bytes=scratch + written,
+        host_bytes=on_host,
         needed_bytes=base + (waiting if together else at_once),
         available_bytes=how.available,
         disk_bytes=checkpoint_bytes,

@@ -14,13 +14,14 @@ from llmprune import calibration, finish, job
 from llmprune.anatomy import Site
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.store import Store
-from llmprune.errors import RequestError
+from llmprune.errors import JobError, RequestError
 from llmprune.job import Job, Run
 from llmprune.methods.base import Weights
 from llmprune.paths import existing
 from llmprune.recipe import Recipe
 from llmprune.report import Report, SiteRecord
 from llmprune.stage import Seen, Stage
+from llmprune.statistics import Nothing
 from llmprune.walk import Walk
 
 
@@ -52,6 +53,8 @@ def prune(
     """
     asked, run = job.request(recipe, options)
     if tokens is not None:
+        if tokens.ndim != 2 or not tokens.numel():
+            raise RequestError("tokens", f"windows [N, L] are needed, and the shape is {list(tokens.shape)}")
         length = {"samples": tokens.shape[0], "length": tokens.shape[1]}
         asked = asked.model_copy(update={"calibration": asked.calibration.model_copy(update=length)})
     if not isinstance(model, str | Path):
@@ -81,7 +84,20 @@ def begin(model: str, asked: Recipe, run: Run) -> Job | Report:
 
 @torch.no_grad()
 def carry_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
-    """Do a job whose plan fits."""
+    """Do a job whose plan fits.
+
+    Raises:
+        JobError: it failed; the sentence says why.
+    """
+    try:
+        return _carried_out(todo, tokenizer, tokens)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise JobError(
+            "memory ran out although the plan fitted; lower --max-memory, and go on with --resume"
+        ) from error
+
+
+def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     start = time.perf_counter()
     windows = todo.windows(tokenizer, tokens)
     fingerprint = finish.fingerprint(todo, windows)
@@ -94,7 +110,8 @@ def carry_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
         begun = {"fingerprint": fingerprint, **todo.plan.execution, "budget": budget}
         if draft:
             draft.begin(begun)
-    walk = Walk(store.anatomy, store, batches, todo.probe())
+    needed = batches if todo.recipe.method.needs is not Nothing else []
+    walk = Walk(store.anatomy, store, needed, todo.probe())
     earlier = len(draft.done) if draft else 0
     records = [_pruned(todo, store, stage, begun, draft) for stage in walk.stages("pruning")]
     spent = finish.time_of(records, earlier, time.perf_counter() - start)

@@ -35,8 +35,10 @@ class Seen:
     def update(self, x: Tensor) -> None:
         """Account for the activations `x` [..., I]."""
         x = x.reshape(-1, x.shape[-1])
+        # Evenly over all batches, and not at their starts: a sequence's first token is unlike the others.
+        start = (self.every // 2 - self.statistic.tokens) % self.every
         self.statistic.update(x)
-        self.rows.append(x[:: self.every].clone())
+        self.rows.append(x[start :: self.every].clone())
 
     @property
     def sample(self) -> Tensor:
@@ -108,6 +110,13 @@ class Stage:
             if site.name not in reached:
                 self._checked(site, None)
 
+    def _now(self) -> float:
+        """Seconds, once the device has done all it was given."""
+        device = device_of(self.block)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
     def _new(self, site: Site, needs: type[Statistic]) -> Seen:
         return Seen(needs(site.inputs, device_of(self.block)), self._every)
 
@@ -126,18 +135,18 @@ class Stage:
 
         def at(site: Site, x: Tensor) -> None:
             nonlocal measuring
-            start = time.perf_counter()
+            start = self._now()
             if x is last[0] and site.name not in seen:
                 seen[site.name] = last[1]
             elif x is not last[0]:
                 last[:] = x, seen.setdefault(site.name, self._new(site, needs))
                 last[1].update(x)
-            measuring += time.perf_counter() - start
+            measuring += self._now() - start
 
-        start = time.perf_counter()
+        start = self._now()
         with paused(self.sites, at):
             self.outputs = self.run()
-        self.forward_s = time.perf_counter() - start - measuring
+        self.forward_s = self._now() - start - measuring
         return seen
 
     def _together(self) -> Iterator[tuple[Site, list[Tensor]]]:
@@ -149,17 +158,17 @@ class Stage:
         main = getcurrent()
         inputs: list[Tensor] = []
         with paused(self.sites, lambda site, x: main.switch((site, x))):
-            start = time.perf_counter()
+            start = self._now()
             runs = [greenlet(self._output) for _ in self.hidden]
             arrived = [run.switch(batch) for batch, run in enumerate(runs)]
-            self.forward_s += time.perf_counter() - start
+            self.forward_s += self._now() - start
             while (site := self._where(runs, arrived)) is not None:
                 if [id(x) for _, x in arrived] != [id(x) for x in inputs]:
                     inputs = [x for _, x in arrived]
                 yield site, inputs
-                start = time.perf_counter()
+                start = self._now()
                 arrived = [run.switch() for run in runs]
-                self.forward_s += time.perf_counter() - start
+                self.forward_s += self._now() - start
         self.outputs = arrived
 
     def _where(self, runs: list[greenlet], arrived: list[Any]) -> Site | None:
@@ -181,9 +190,9 @@ class Stage:
             inputs = _Inputs(self, group[0])
             for site in group:
                 yield site, inputs
-        start = time.perf_counter()
+        start = self._now()
         self.outputs = self.run()
-        self.forward_s = time.perf_counter() - start
+        self.forward_s = self._now() - start
 
     def _groups(self) -> list[list[Site]]:
         """The sites in the order data reaches them, those that read the same tensor side by side."""
@@ -230,7 +239,8 @@ def device_of(module: nn.Module) -> torch.device:
         for parameter in part.parameters(recurse=False):
             if parameter.device.type != "meta":
                 return parameter.device
-            return torch.device(getattr(getattr(part, "_hf_hook", None), "execution_device", None) or "cpu")
+            device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+            return torch.device("cpu" if device is None else device)
     return torch.device("cpu")
 
 

@@ -18,9 +18,11 @@ from torch.nn.functional import cross_entropy
 
 from llmprune import calibration
 from llmprune.calibration import Calibration
-from llmprune.errors import RequestError
+from llmprune.errors import JobError, RequestError
+from llmprune.paths import existing
 from llmprune.progress import track
 
+LARGEST = 700.0  # nats; beyond, the exponential is no float
 ROWS = 256  # logits turned into float32 at a time: 150,000 tokens of vocabulary are 150 MB then
 
 
@@ -75,20 +77,27 @@ def measure(
         RequestError: the text is shorter than one window, or the window longer than the model's context.
     """
     context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    size = length or min(2048, context or 2048)
+    size = min(2048, context or 2048) if length is None else length
+    if size < 2:
+        raise RequestError("length", f"{size} was asked, and a window needs 2 tokens to make a prediction")
     if context and size > context:
         raise RequestError("length", f"{size} tokens were asked, and the model's context is {context}")
+    asked = Calibration(dataset=text, text_column=column, split=calibration.SPLITS["evaluation"])
+    limit = windows and calibration.characters_for(windows, size)
     ids = calibration.tokenize(
-        calibration.read_text(text, "evaluation", Calibration(dataset=text, text_column=column)), tokenizer
+        calibration.read_text(text, "evaluation", asked, limit, "perplexity"), tokenizer
     )
     if len(ids) < size:
         raise RequestError("perplexity", f"{text} has {len(ids)} tokens, fewer than one window of {size}")
     cut = ids[: len(ids) // size * size].reshape(-1, size)[:windows]
     losses = [window_loss(model, window) for window in track(list(cut), f"perplexity on {text}")]
+    mean = sum(losses) / len(losses)
+    if not mean < LARGEST:
+        raise JobError(f"the model's mean loss on {text} is {mean}, so its perplexity is not a number")
     return Perplexity(
-        perplexity=math.exp(sum(losses) / len(losses)) if max(losses) < 700 else math.inf,
+        perplexity=math.exp(mean),
         dataset=text,
-        split=calibration.SPLITS["evaluation"] if text == "wikitext2" else _split(text),
+        split=_split(text, asked.split),
         length=size,
         stride=size,
         bos=False,
@@ -112,5 +121,7 @@ def window_loss(model: Any, window: Tensor) -> float:
     return total / len(targets)
 
 
-def _split(text: str) -> str:
-    return {"builtin": "evaluation half", "c4": "validation"}.get(text, "whole file")
+def _split(text: str, on_hub: str) -> str:
+    if existing(text):
+        return "whole file"
+    return {"builtin": "evaluation half", "c4": "validation"}.get(text, on_hub)

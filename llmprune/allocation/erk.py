@@ -21,11 +21,13 @@ class Erk(Allocator):
         while True:
             rest = [site for site in sites if site.name not in dense]
             scale = (kept - sum(s.weights for s in sites if s.name in dense)) / sum(map(_share, rest))
-            full = {site.name for site in rest if scale * _share(site) > site.weights}
+            full = {site.name for site in rest if scale * _share(site) > site.weights * (1 + 1e-9)}
             if not full:
                 break
             dense |= full
-        return {s.name: 0.0 if s.name in dense else 1 - scale * _share(s) / s.weights for s in sites}
+        return {
+            s.name: 0.0 if s.name in dense else max(0.0, 1 - scale * _share(s) / s.weights) for s in sites
+        }
 
 
 def _share(site: Site) -> int:

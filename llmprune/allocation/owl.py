@@ -47,9 +47,12 @@ class Owl(Allocator):
     def _densities(
         self, outliers: dict[int, float], sizes: dict[int, int], target: float
     ) -> dict[int, float]:
-        """Densities in a band of width 2 * spread, moved so that their mean over all weights is `target`."""
+        """Densities in a band of width 2 * spread around `target`, narrower where it would leave 0 to 1."""
         low, high = min(outliers.values()), max(outliers.values())
-        band = min(2 * self.spread, 2 * target, 2 * (1 - target))
+        band = 2 * self.spread
         scaled = {b: band * (o - low) / (high - low) if high > low else 0.0 for b, o in outliers.items()}
         mean = sum(scaled[b] * sizes[b] for b in scaled) / sum(sizes.values())
-        return {block: min(1.0, max(0.0, value - mean + target)) for block, value in scaled.items()}
+        below = target / mean if mean else 1.0
+        above = (1 - target) / (band - mean) if band > mean else 1.0
+        fit = min(1.0, below, above)
+        return {block: target + fit * (value - mean) for block, value in scaled.items()}

@@ -152,6 +152,9 @@ def require_usable(out: Path, *, resume: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise RequestError("out", f"{out} is a file; name a folder that does not exist yet")
+    place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not os.access(place, os.W_OK | os.X_OK | os.R_OK):
+        raise RequestError("out", f"{out} cannot be written: {place} does not let you")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not resume:

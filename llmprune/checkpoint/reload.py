@@ -34,7 +34,7 @@ def logits_of(folder: str, how: dict[str, Any], ids: Tensor) -> Tensor:
 
 
 def faults_of(folder: str, how: dict[str, Any]) -> list[str]:
-    """Keys that are missing, left over or of another shape when the folder is loaded without its values."""
+    """Keys that are missing or of another shape when the folder is loaded without its values."""
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -63,7 +63,7 @@ def check(folder: Path, expected: Tensor | None, ids: Tensor, how: dict[str, Any
         place = Path(work)
         save_file({"ids": ids}, place / "ids.safetensors")
         request = {"folder": str(folder.absolute()), "logits": expected is not None, **how}
-        command = [sys.executable, __file__, json.dumps(request), work]
+        command = [sys.executable, "-P", __file__, json.dumps(request), work]
         offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
         child = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True)
         if child.returncode:

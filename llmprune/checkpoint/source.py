@@ -21,6 +21,7 @@ from llmprune.checkpoint import gguf, shards
 from llmprune.checkpoint.shards import Stored
 from llmprune.errors import JobError, RequestError
 from llmprune.paths import existing
+from llmprune.progress import track
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 UNREACHABLE = (OSError, getattr(hub_errors, "HTTPError", OSError))  # what the Hub's client raises, by version
@@ -76,6 +77,10 @@ class Source:
             _download(self.name, self.revision, allow_patterns=self._weight_files)
         return shards.read_headers(self.folder)
 
+    def fetch(self) -> None:
+        """Have the weights at hand, and refuse those that cannot be read."""
+        _ = self.tensors
+
     @cached_property
     def size(self) -> tuple[int, torch.dtype]:
         """Bytes of all weights, and the dtype of most of them; the Hub tells without a download."""
@@ -96,7 +101,8 @@ class Source:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """The sha256 of every weight file, by name."""
-        return {file.name: shards.sha256(file) for file in sorted({t.file for t in self.tensors.values()})}
+        files = sorted({stored.file for stored in self.tensors.values()})
+        return {file.name: shards.sha256(file) for file in track(files, "hashing the weights")}
 
     def copied_files(self) -> list[Path]:
         """What a pruned checkpoint takes over as it is: tokenizer, generation config, code, licence."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from llmprune.anatomy import Anatomy, Site
 from llmprune.checkpoint import shards
 from llmprune.checkpoint.shards import Stored
-from llmprune.errors import JobError
+from llmprune.errors import JobError, RequestError
 
 
 class Store:
@@ -34,13 +34,18 @@ class Store:
 
     @contextmanager
     def resident(self, block: int) -> Iterator[None]:
-        """Hold the weights of one block where they compute; may be nested."""
+        """Hold the weights of one block where they compute."""
         with self._onloaded(list(self.anatomy.blocks[block].modules())):
             yield
 
     @contextmanager
     def _onloaded(self, modules: list[nn.Module]) -> Iterator[None]:
         offloaded = [(m, hook) for m in modules for hook in _align_hooks(m) if hook.offload]
+        if any(hook.place_submodules for _, hook in offloaded):
+            raise RequestError(
+                "model",
+                "accelerate offloads whole blocks of it at once; dispatch it without preload_module_classes",
+            )
         for module, hook in offloaded:
             hook.pre_forward(module)
             hook.offload = False

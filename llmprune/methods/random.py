@@ -1,8 +1,10 @@
 """Random pruning: the floor that every other method has to beat."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from llmprune.methods.base import Method, Weights
@@ -13,7 +15,7 @@ from llmprune.statistics import Nothing
 class Random(Method[Nothing]):
     """Any weight is as likely to go as any other."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """The same seed drops the same weights, on every device."""
 
     def score(self, weights: Weights, statistic: Nothing) -> Tensor:
