@@ -172,5 +172,6 @@ def _error(seen: Seen, before: Tensor, after: Tensor) -> float | None:
     if not seen.rows:
         return None
     x = seen.sample.float()
-    output = float((x @ before.float().T).norm())
-    return float((x @ (before.float() - after.float()).T).norm()) / output if output else 0.0
+    matrix = before.to(torch.float32, copy=True)
+    output = float((x @ matrix.T).norm())
+    return float((x @ matrix.sub_(after).T).norm()) / output if output else 0.0

@@ -65,6 +65,7 @@ def check(folder: Path, expected: Tensor | None, ids: Tensor, how: dict[str, Any
         request = {"folder": str(folder.absolute()), "logits": expected is not None, **how}
         command = [sys.executable, "-P", __file__, json.dumps(request), work]
         offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
+        offline["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # one tensor at a time, not as many as threads can read
         child = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True)
         if child.returncode:
             raise RuntimeError((child.stderr.strip().splitlines() or ["it died without a word"])[-1])

@@ -18,4 +18,4 @@ class Wanda(Method[InputNorm]):
 
     def score(self, weights: Weights, statistic: InputNorm) -> Tensor:
         """|W_ij| ||X_j|| [O, I], equation 1 of the paper (the norm up to a constant)."""
-        return weights.matrix.float().abs() * statistic.value
+        return weights.matrix.abs().float().mul_(statistic.value)
