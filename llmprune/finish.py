@@ -63,7 +63,7 @@ def report_of(
     todo: Job,
     windows: Windows | None,
     records: list[dict[str, Any]],
-    print_: dict[str, Any],
+    identity: dict[str, Any],
     spent: dict[str, float],
 ) -> Report:
     """The report of a walk that came to its end; nothing is said yet of what was written."""
@@ -77,7 +77,7 @@ def report_of(
         time=spent,
         memory=report.memory(todo.resources.device),
         versions=report.versions(),
-        fingerprint=print_,
+        fingerprint=identity,
     )
 
 
