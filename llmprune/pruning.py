@@ -99,6 +99,8 @@ def carry_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
 
 def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     start = time.perf_counter()
+    if todo.source is None and todo.out is not None:
+        tokenizer = todo.tokenizer(tokenizer)  # before the caller's model changes
     windows = todo.windows(tokenizer, tokens)
     fingerprint = finish.fingerprint(todo, windows)
     draft = Draft(todo.out, todo.plan.blocks) if todo.out is not None else None

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from llmprune import prune
 from llmprune.anatomy import Anatomy
 from llmprune.checkpoint import reload
+from llmprune.errors import RequestError
 from tests import tiny
 from tests.test_families import check_here, load, logits
 
@@ -264,3 +265,12 @@ def test_hooks_of_other_kinds_are_seen_through(checkpoints: tiny.Checkpoints, tm
         assert isinstance(site.layer._hf_hook, SequentialHook)
     prune(model, method="magnitude")
     assert all((w == 0).sum() == w.numel() // 2 for w in stored(model).values())
+
+
+def test_a_model_without_a_tokenizer_is_left_alone_when_a_folder_is_asked_for(tmp_path: Path) -> None:
+    model = tiny.model("llama")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(RequestError, match="tokenizer: none could be loaded"):
+        prune(model, method="magnitude", out=tmp_path / "out")
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert not (tmp_path / "out").exists()
