@@ -97,8 +97,7 @@ class Job:
             return AutoTokenizer.from_pretrained(where, trust_remote_code=self.run.trust_remote_code)
         except Exception as error:
             raise RequestError(
-                "calibration",
-                f"no tokenizer could be loaded from {where!s}; give the checkpoint its tokenizer files",
+                "tokenizer", f"none could be loaded from {str(where)!r}; add its files there, or pass one"
             ) from error
 
     def probe(self) -> Tensor:
