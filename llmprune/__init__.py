@@ -1,20 +1,33 @@
 """llmprune: prune language models after training, one decoder block at a time.
 
 `prune`, `load`, `Recipe` and `Report` are the public names; nothing else is promised. They are looked up when
-they are first used, so that importing llmprune does no work.
+they are first used, so that importing llmprune does no work. Importing it is enough for transformers to load
+checkpoints whose layers differ in size.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from llmprune import arrival
+
 if TYPE_CHECKING:
     from llmprune.loading import load
     from llmprune.pruning import prune
     from llmprune.recipe import Recipe
+    from llmprune.recovering import recover
     from llmprune.report import Report
 
-__all__ = ["Recipe", "Report", "load", "prune"]
-_HOMES = {"prune": "pruning", "load": "loading", "Recipe": "recipe", "Report": "report"}
+__all__ = ["Recipe", "Report", "load", "prune", "recover"]
+_HOMES = {
+    "prune": "pruning",
+    "load": "loading",
+    "recover": "recovering",
+    "Recipe": "recipe",
+    "Report": "report",
+}
+
+
+arrival.announce()
 
 
 def __getattr__(name: str) -> Any:

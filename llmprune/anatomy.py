@@ -1,13 +1,18 @@
 """Where the parts of a decoder are. The only module that may know one model family from another.
 
 Loose-weight pruning needs no knowledge of families: the blocks are the model's list of `num_hidden_layers`
-modules, and every linear layer inside them is a site.
+modules, and every linear layer inside them is a site. Cutting whole units out does: which layers shrink
+together is one row of FAMILIES.
+
+A unit is one channel of the feed-forward network, or one group of query heads with the key and value head
+they share. It is a few inputs of one layer, its consumer, and the outputs of others, its producers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -16,6 +21,69 @@ from transformers.pytorch_utils import Conv1D
 from llmprune.errors import RequestError
 
 COVERAGE = 0.95  # share of the block weights that the sites must reach
+Part = Literal["attention", "ffn"]
+Parts = Literal["all", "attention", "ffn"]
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Layers of a block that shrink together."""
+
+    consumer: str
+    producers: Mapping[str, str]
+    """What their outputs hold, one after another: queries, keys, values (`q k v`), or channels (`c`)."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What shrinks together in one decoder block, and the fields of the config that tell about it."""
+
+    attention: Coupling
+    ffn: Coupling
+    width: str = "intermediate_size"
+    """The field that holds the number of channels."""
+
+    rigid: str = ""
+    """Why heads cannot be cut out of the attention, if so."""
+
+    biases: tuple[str, str] = ("", "")
+    """The fields that give every layer of the attention, and of the feed-forward network, a bias."""
+
+
+_QKV = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v"}
+_ATTENTION = Coupling("self_attn.o_proj", _QKV)
+_GATED = Coupling("mlp.down_proj", {"mlp.gate_proj": "c", "mlp.up_proj": "c"})
+_FUSED_GATED = Coupling("mlp.down_proj", {"mlp.gate_up_proj": "c c"})
+_FOUR_H = Coupling("mlp.dense_4h_to_h", {"mlp.dense_h_to_4h": "c"})
+_BIASED = Family(_ATTENTION, _GATED, biases=("attention_bias", "mlp_bias"))
+_HALF_BIASED = Family(_ATTENTION, _GATED, biases=("attention_bias", ""))
+_UNBIASED = Family(_ATTENTION, _GATED)
+_SQUARE = "the attention of its class is as wide as the hidden states"
+_SPANNING = "one norm spans all heads of its attention"
+
+FAMILIES: dict[str, Family] = {  # by the config's model_type
+    "llama": _BIASED,
+    "granite": _BIASED,
+    "smollm3": _BIASED,
+    "qwen3": _HALF_BIASED,
+    "gemma": _HALF_BIASED,
+    "gemma2": _HALF_BIASED,
+    "gemma3_text": _HALF_BIASED,
+    "cohere2": _HALF_BIASED,
+    "mistral": _UNBIASED,
+    "qwen2": _UNBIASED,
+    "olmo2": replace(_UNBIASED, rigid=_SPANNING),
+    "glm4": Family(_ATTENTION, _FUSED_GATED),
+    "phi3": Family(Coupling("self_attn.o_proj", {"self_attn.qkv_proj": "q k v"}), _FUSED_GATED),
+    "phi": Family(Coupling("self_attn.dense", _QKV), Coupling("mlp.fc2", {"mlp.fc1": "c"})),
+    "starcoder2": Family(_ATTENTION, Coupling("mlp.c_proj", {"mlp.c_fc": "c"})),
+    "gpt2": Family(
+        Coupling("attn.c_proj", {}), Coupling("mlp.c_proj", {"mlp.c_fc": "c"}), "n_inner", _SQUARE
+    ),
+    "gpt_neox": Family(Coupling("attention.dense", {}), _FOUR_H, rigid=_SQUARE),
+    "opt": Family(Coupling("self_attn.out_proj", {}), Coupling("fc2", {"fc1": "c"}), "ffn_dim", _SQUARE),
+    "falcon": Family(Coupling("self_attention.dense", {}), _FOUR_H, "ffn_hidden_size", _SQUARE),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +121,68 @@ class Site:
         return stored.T if self.transposed else stored
 
 
-class Anatomy:
-    """The blocks of one model, and the sites inside them. The weights may be on the meta device."""
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Outputs of a producer that one kind of unit owns: `step` of them for each, from `start` on."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    start: int
+    step: int
+
+
+@dataclass(frozen=True, eq=False)
+class Producer:
+    """A layer whose outputs go with the units."""
+
+    name: str
+    layer: nn.Module
+    outputs: int
+    inputs: int
+    transposed: bool
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class UnitSite(Site):
+    """Units that go as a whole: the inputs of a consumer, which is `layer`, and what produces them."""
+
+    part: Part = "ffn"
+    units: int = 1
+    producers: tuple[Producer, ...] = ()
+    biased: bool = False
+    """Whether the dense consumer has a bias."""
+
+    @property
+    def kind(self) -> str:
+        """`attention` or `ffn`."""
+        return self.part
+
+    @property
+    def weights(self) -> int:
+        """All parameters that go if every unit goes."""
+        return self.units * self.cost
+
+    @property
+    def cost(self) -> int:
+        """Parameters that go with one unit: its columns of the consumer, its rows of the producers."""
+        rows = 0
+        for producer in self.producers:
+            biased = getattr(producer.layer, "bias", None) is not None
+            rows += sum(run.step for run in producer.runs) * (producer.inputs + biased)
+        return self.outputs * self.inputs // self.units + rows
+
+
+class Anatomy:
+    """The blocks of one model, and the sites inside them. The weights may be on the meta device.
+
+    Args:
+        model: the model.
+        parts: which units are the sites; None for every linear layer.
+
+    Raises:
+        RequestError: it is no decoder, or none whose units are known.
+    """
+
+    def __init__(self, model: PreTrainedModel, parts: Parts | None = None) -> None:
         config = model.config.get_text_config(decoder=True)
         self.model = model
         self.family: str = model.config.model_type
@@ -64,7 +190,8 @@ class Anatomy:
         self.vocabulary: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
         self.prefix, self.blocks = _find_blocks(model, config.num_hidden_layers)
-        self.sites = list(self._linear_sites())
+        self.parts = parts
+        self.sites: list[Site] = list(self._linear_sites() if parts is None else self._unit_sites(parts))
 
     @property
     def trunk(self) -> nn.Module:
@@ -76,17 +203,82 @@ class Anatomy:
         """The sites of one block, in the order of its modules."""
         return [site for site in self.sites if site.block == block]
 
+    @property
+    def block_outputs(self) -> int:
+        """What the linear layers of one block put out for a token, all together."""
+        return sum(site.outputs for site in self._linear_sites() if site.block == 0)
+
     def _linear_sites(self) -> Iterator[Site]:
         index = 0
         for number, block in enumerate(self.blocks):
             for name, layer in block.named_modules():
                 if isinstance(layer, nn.Linear | Conv1D):
-                    transposed = isinstance(layer, Conv1D)
-                    stored = layer.weight.shape
-                    outputs, inputs = (stored[1], stored[0]) if transposed else (stored[0], stored[1])
+                    outputs, inputs, transposed = _sizes(layer)
                     full = f"{self.prefix}.{number}.{name}"
                     yield Site(full, index, number, layer, inputs, outputs, transposed)
                     index += 1
+
+    def _unit_sites(self, parts: Parts) -> Iterator[UnitSite]:
+        whole = self.model.config.get_text_config(decoder=True)
+        grouped = self.row().attention.producers  # heads that stay where they are need no groups
+        for number in range(len(self.blocks)):
+            config = whole.per_layer_config[number] if whole.is_heterogeneous else whole
+            heads = config.num_attention_heads
+            groups = (grouped and getattr(config, "num_key_value_heads", None)) or heads
+            if parts != "ffn":
+                yield self._unit_site(number, "attention", groups, heads // groups)
+            if parts != "attention":
+                yield self._unit_site(number, "ffn", 0, 1)
+
+    def _unit_site(self, number: int, part: Part, units: int, share: int) -> UnitSite:
+        """The units of one part of one block.
+
+        Args:
+            number: of the block.
+            part: attention or feed-forward network.
+            units: how many there are; 0 for one to each input of the consumer.
+            share: query heads that share a key and value head.
+        """
+        row: Coupling = getattr(self.row(), part)
+        block, prefix = self.blocks[number], f"{self.prefix}.{number}."
+        layer = block.get_submodule(row.consumer)
+        outputs, inputs, transposed = _sizes(layer)
+        units = units or inputs
+        step = inputs // units
+        producers = []
+        for name, contents in row.producers.items():
+            steps = [step // share if letter in "kv" else step for letter in contents.split()]
+            starts = [units * sum(steps[:i]) for i in range(len(steps))]
+            source = block.get_submodule(name)
+            runs = tuple(map(Run, starts, steps))
+            producers.append(Producer(prefix + name, source, *_sizes(source), runs))
+        return UnitSite(
+            name=prefix + row.consumer,
+            index=2 * number + (part == "ffn"),
+            block=number,
+            layer=layer,
+            inputs=inputs,
+            outputs=outputs,
+            transposed=transposed,
+            part=part,
+            units=units,
+            producers=tuple(producers),
+            biased=getattr(layer, "bias", None) is not None,
+        )
+
+    def row(self) -> Family:
+        """What is known about the family of this model.
+
+        Raises:
+            RequestError: nothing is.
+        """
+        if self.family not in FAMILIES:
+            raise RequestError(
+                "pattern",
+                f"the units of {self.family!r} models are not known; add a row to FAMILIES in {__name__} "
+                f"(there are: {', '.join(sorted(FAMILIES))})",
+            )
+        return FAMILIES[self.family]
 
     @property
     def block_weights(self) -> int:
@@ -104,7 +296,7 @@ class Anatomy:
         Raises:
             RequestError: it names the parameters that no site reaches.
         """
-        if self.coverage >= COVERAGE:
+        if self.parts is not None or self.coverage >= COVERAGE:
             return
         reached = {id(site.layer.weight) for site in self.sites}
         missed: dict[str, int] = {}
@@ -118,6 +310,13 @@ class Anatomy:
             f"only {self.coverage:.0%} of the block weights of this {self.family!r} model are linear layers "
             f"that llmprune can prune; left out: {', '.join(largest)} (fused experts are not supported yet)",
         )
+
+
+def _sizes(layer: nn.Module) -> tuple[int, int, bool]:
+    """Outputs and inputs of a linear layer, and whether it stores its weight as [inputs, outputs]."""
+    assert isinstance(layer.weight, Tensor)
+    first, second = layer.weight.shape
+    return (second, first, True) if isinstance(layer, Conv1D) else (first, second, False)
 
 
 def _find_blocks(model: nn.Module, depth: int) -> tuple[str, nn.ModuleList]:

@@ -25,10 +25,18 @@ Model = Annotated[
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="A shipped recipe's name, or a YAML file.")]
 Method = Annotated[str | None, typer.Option(help="See `llmprune methods`.")]
 Pattern = Annotated[
-    str | None, typer.Option(help="unstructured, or N:M such as 2:4 (N of every M are kept).")
+    str | None,
+    typer.Option(help="unstructured, N:M such as 2:4 (N of every M are kept), or units (channels, heads)."),
 ]
 Sparsity = Annotated[float | None, typer.Option(help="Share of the weights that go, 0 to 1.")]
 Allocation = Annotated[str | None, typer.Option(help="How much goes where; see `llmprune methods`.")]
+Repair = Annotated[str | None, typer.Option(help="What makes up for removed units; see `llmprune methods`.")]
+Layout = Annotated[
+    str | None, typer.Option(help="How blocks of different sizes are written: uniform, per_layer or padded.")
+]
+Multiple = Annotated[
+    int | None, typer.Option(help="Channels that stay in a block are a multiple of this (64).")
+]
 Propagation = Annotated[str | None, typer.Option(help="Calibrate on dense, block or layer outputs.")]
 Text = Annotated[str | None, typer.Option(help="builtin, wikitext2, c4, a text file or table, or a Hub id.")]
 Samples = Annotated[int | None, typer.Option(help="Calibration windows (128).")]
@@ -52,6 +60,9 @@ def prune(
     pattern: Pattern = None,
     sparsity: Sparsity = None,
     allocation: Allocation = None,
+    repair: Repair = None,
+    layout: Layout = None,
+    multiple: Multiple = None,
     propagation: Propagation = None,
     calibration: Text = None,
     samples: Samples = None,
@@ -92,6 +103,9 @@ def inspect(
     pattern: Pattern = None,
     sparsity: Sparsity = None,
     allocation: Allocation = None,
+    repair: Repair = None,
+    layout: Layout = None,
+    multiple: Multiple = None,
     propagation: Propagation = None,
     calibration: Text = None,
     samples: Samples = None,

@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
+from torch import Tensor
 
-from llmprune import card, report
+from llmprune import card, layout, report
 from llmprune.calibration import Windows
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint import reload
@@ -18,6 +17,7 @@ from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.store import Store
 from llmprune.errors import JobError, RequestError
 from llmprune.job import Job, Run
+from llmprune.layout import Shapes
 from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import write_yaml
@@ -68,12 +68,13 @@ def report_of(
 ) -> Report:
     """The report of a walk that came to its end; nothing is said yet of what was written."""
     sites = [SiteRecord(**site) for record in records for site in record["sites"]]
+    facts = todo.model_facts
     return Report(
-        model=todo.model_facts,
+        model=facts,
         recipe=todo.recipe.resolved(),
         calibration=windows.record() if windows else None,
         sites=sites,
-        totals=report.totals(sites, todo.model_facts, todo.plan.checkpoint_bytes),
+        totals=report.totals(sites, facts, facts["parameters"], todo.plan.checkpoint_bytes),
         time=spent,
         memory=report.memory(todo.resources.device),
         versions=report.versions(),
@@ -94,7 +95,7 @@ def time_of(records: list[dict[str, Any]], earlier: int, seconds: float) -> dict
 
 
 def publish(todo: Job, draft: Draft, store: Store, walk: Walk, result: Report, tokenizer: Any) -> None:
-    """Complete the folder, check that it loads, and only then make it a checkpoint.
+    """Complete the folder of a pruned checkpoint, check that it loads, and only then make it one.
 
     Raises:
         JobError: the result does not load, or differs from the model in memory.
@@ -102,17 +103,34 @@ def publish(todo: Job, draft: Draft, store: Store, walk: Walk, result: Report, t
     start = time.perf_counter()
     draft.write_rest(store.rest())
     result.time["write_s"] += time.perf_counter() - start
-    _write_settings(todo, draft, tokenizer)
+    shapes = todo.shapes({site.name: site.asked for site in result.sites}) if todo.recipe.parts else None
+    _write_settings(todo, draft, tokenizer, shapes)
     draft.write_text("recipe.yaml", write_yaml(todo.recipe.resolved()))
-    result.totals["bytes_after"] = draft.total_size()
+    after = todo.plan.parameters + draft.total_parameters() - _stored_parameters(todo, draft)
+    result.totals = report.totals(result.sites, todo.model_facts, after, draft.total_size())
+    expected = walk.logits() if todo.fits_whole() else None
+    trust = todo.run.trust_remote_code or todo.recipe.layout == "per_layer"
+    result.time["total_s"] += time.perf_counter() - start
+    seal(todo, draft, expected, result, trust=trust)
+
+
+def seal(todo: Job, draft: Draft, expected: Tensor | None, result: Report, *, trust: bool) -> None:
+    """Check that the written checkpoint loads, add its card and report, and move everything into place.
+
+    Args:
+        todo: the job that wrote it.
+        draft: where it is.
+        expected: logits [1, T, V] of the probe, or None where only keys and shapes are compared.
+        result: the report, which is completed here.
+        trust: whether its own code must run to load it.
+
+    Raises:
+        JobError: it does not load, or its logits differ.
+    """
+    start = time.perf_counter()
     say("loading the result in a fresh process")
-    how = {
-        "dtype": todo.plan.dtype,
-        "device": str(todo.resources.device),
-        "trust_remote_code": todo.run.trust_remote_code,
-    }
+    how = {"dtype": todo.plan.dtype, "device": str(todo.resources.device), "trust_remote_code": trust}
     try:
-        expected = walk.logits() if _fits_whole(todo) else None
         result.reload = reload.check(draft.folder, expected, todo.probe(), how)
         result.reload["line"] = result.reload["line"].format(folder=draft.out)
     except RuntimeError as error:
@@ -126,14 +144,14 @@ def publish(todo: Job, draft: Draft, store: Store, walk: Walk, result: Report, t
     draft.publish()
 
 
-def _fits_whole(todo: Job) -> bool:
-    """Whether the reloaded model would fit into memory as a whole, in the dtype of the walk."""
-    width = torch.finfo(todo.resources.dtype).bits // 8
-    limit = min(psutil.virtual_memory().available, todo.resources.available)
-    return todo.plan.parameters * width < limit // 2
+def _stored_parameters(todo: Job, draft: Draft) -> int:
+    """How many parameters the dense checkpoint holds; tied ones may be stored twice."""
+    if todo.source is None:
+        return draft.total_parameters()
+    return sum(stored.numbers for stored in todo.source.tensors.values())
 
 
-def _write_settings(todo: Job, draft: Draft, tokenizer: Any) -> None:
+def _write_settings(todo: Job, draft: Draft, tokenizer: Any, shapes: Shapes | None) -> None:
     """config.json with our key, and the tokenizer and generation config as they were."""
     if todo.source:
         settings = dict(todo.source.settings)
@@ -152,4 +170,9 @@ def _write_settings(todo: Job, draft: Draft, tokenizer: Any) -> None:
         "sparsity": todo.recipe.sparsity,
         "recipe": todo.recipe.hash,
     }
+    if shapes is not None:
+        settings = shapes.config(settings)
+        settings["llmprune"] |= {"layout": shapes.layout, "biases": shapes.own_biases()}
+        if shapes.layout == "per_layer":
+            draft.write_text(f"{layout.MODULE}.py", layout.modelling_file(todo.anatomy))
     draft.write_text("config.json", json.dumps(settings, indent=2))

@@ -7,23 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from llmprune import calibration, plan
-from llmprune.allocation.base import Problem
+from llmprune import calibration, layout, plan, widths
+from llmprune.allocation.base import Budget, Problem
 from llmprune.anatomy import Anatomy
 from llmprune.calibration import Windows
 from llmprune.checkpoint import draft, reader, source
 from llmprune.checkpoint.source import Source
 from llmprune.checkpoint.store import Store
 from llmprune.errors import RequestError
+from llmprune.layout import Shapes
+from llmprune.patterns import Units
 from llmprune.plan import Plan, Resources
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import load_data
 from llmprune.stage import device_of
 from llmprune.statistics import Nothing
+from llmprune.widths import Allowed
 
 PROBE = 32  # tokens that are walked along, so that the reloaded model can be compared
 
@@ -52,6 +56,9 @@ class Job:
     source: Source | None
     """None when the caller holds the model."""
 
+    allowed: Allowed
+    """How many units of every site may stay; empty where loose weights go."""
+
     @property
     def out(self) -> Path | None:
         """The folder to write, if any."""
@@ -72,13 +79,31 @@ class Job:
     def problem(self, store: Store, batches: list[Tensor]) -> Problem:
         """What the allocator is asked."""
         recipe = self.recipe
-        return Problem(store.anatomy, store, batches, self.probe(), recipe.method, recipe.sparsity)
+        return Problem(
+            store.anatomy,
+            store,
+            batches,
+            self.probe(),
+            recipe.method,
+            recipe.sparsity,
+            recipe.needs,
+            self.allowed,
+        )
+
+    def shapes(self, budget: Budget) -> Shapes:
+        """The sizes of the pruned model, where whole units go."""
+        assert self.recipe.layout is not None
+        sites = widths.unit_sites(self.anatomy)
+        counts = {site.name: site.units - round(budget[site.name] * site.units) for site in sites}
+        return Shapes(self.anatomy, self.recipe.layout, counts, self.recipe.repair.gives_bias)
 
     def open(self) -> Store:
         """The model, ready to be walked."""
         if self.source is None:
             return Store(self.anatomy)
-        return reader.open_streamed(self.source, self.resources.dtype, self.resources.device)
+        return reader.open_streamed(
+            self.source, self.resources.dtype, self.resources.device, self.recipe.parts
+        )
 
     def windows(self, tokenizer: Any, tokens: Tensor | None) -> Windows | None:
         """The calibration tokens [N, L], or None if neither method nor allocation asks for any."""
@@ -99,6 +124,12 @@ class Job:
             raise RequestError(
                 "tokenizer", f"none could be loaded from {str(where)!r}; add its files there, or pass one"
             ) from error
+
+    def fits_whole(self) -> bool:
+        """Whether the reloaded model would fit into memory as a whole, in the dtype of the walk."""
+        width = torch.finfo(self.resources.dtype).bits // 8
+        limit = min(psutil.virtual_memory().available, self.resources.available)
+        return self.plan.parameters * width < limit // 2
 
     def probe(self) -> Tensor:
         """Token ids [1, T] that depend on nothing but the vocabulary."""
@@ -131,13 +162,14 @@ def checkpoint_job(name: str, recipe: Recipe, run: Run) -> Job:
     if run.out is not None:
         draft.require_usable(Path(run.out), resume=run.resume)
     found = source.find(name, trust_remote_code=run.trust_remote_code)
-    anatomy = reader.blueprint(found)
+    anatomy = reader.blueprint(found, recipe.parts)
+    allowed = _allowed(anatomy, recipe)
     length = plan.require_agreement(anatomy, recipe)
     _require_apart(found, run)
     size, stored = found.size
     where = plan.resources(run.device, run.dtype, run.max_memory, stored, text=_needs_text(recipe))
     made = plan.make(anatomy, recipe, where, size, length)
-    return Job(_settled(recipe, name, made), run, anatomy, made, where, found)
+    return Job(_settled(recipe, name, made), run, anatomy, made, where, found, allowed)
 
 
 def live_job(model: PreTrainedModel, recipe: Recipe, run: Run) -> Job:
@@ -152,13 +184,32 @@ def live_job(model: PreTrainedModel, recipe: Recipe, run: Run) -> Job:
         raise RequestError("model", "the model is quantised; prune the one it was quantised from")
     if run.out is not None:
         draft.require_usable(Path(run.out), resume=False)
-    anatomy = Anatomy(model)
+    anatomy = Anatomy(model, recipe.parts)
     anatomy.require_coverage()
+    allowed = _allowed(anatomy, recipe)
     length = plan.require_agreement(anatomy, recipe)
     where = plan.resources(str(device_of(model)), "auto", run.max_memory, model.dtype, text=False)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     made = plan.make(anatomy, recipe, where, size, length)
-    return Job(_settled(recipe, None, made), run, anatomy, made, where, None)
+    return Job(_settled(recipe, None, made), run, anatomy, made, where, None, allowed)
+
+
+def _allowed(anatomy: Anatomy, recipe: Recipe) -> Allowed:
+    """How many units of every site may stay.
+
+    Raises:
+        RequestError: not so few as asked, or not in this layout.
+    """
+    if not isinstance(recipe.pattern, Units):
+        return {}
+    assert recipe.layout is not None
+    layout.require_possible(anatomy, recipe.layout, biased=recipe.repair.gives_bias)
+    alike = recipe.layout == "uniform"
+    found = widths.allowed(
+        anatomy, recipe.pattern.multiple, lambda site, n: not alike or layout.fits(anatomy, site, n)
+    )
+    widths.require_reachable(widths.unit_sites(anatomy), found, recipe.sparsity)
+    return found
 
 
 def _settled(recipe: Recipe, name: str | None, made: Plan) -> Recipe:
@@ -168,7 +219,7 @@ def _settled(recipe: Recipe, name: str | None, made: Plan) -> Recipe:
 
 
 def _needs_text(recipe: Recipe) -> bool:
-    return recipe.method.needs is not Nothing or bool(recipe.allocation.needs_text)
+    return recipe.needs is not Nothing or bool(recipe.allocation.needs_text)
 
 
 def _require_apart(found: Source, run: Run) -> None:

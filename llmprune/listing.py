@@ -8,15 +8,19 @@ from typing import Any
 from llmprune import plugins, recipe_text
 from llmprune.allocation.base import Allocator
 from llmprune.methods.base import Method
+from llmprune.recovery.base import Recovery
+from llmprune.repair.base import Repair
 
 KINDS: dict[str, tuple[str, type[Any]]] = {
     "methods": ("llmprune.methods", Method),
     "allocations": ("llmprune.allocation", Allocator),
+    "repairs": ("llmprune.repair", Repair),
+    "recoveries": ("llmprune.recovery", Recovery),
 }
 
 
 def everything() -> dict[str, Any]:
-    """Methods and allocations with their options and defaults, and the shipped recipes."""
+    """Methods, allocations, repairs and recoveries with their options and defaults, and the shipped recipes."""
     found: dict[str, Any] = {
         kind: [_part(package, name, base) for name in plugins.names(package)]
         for kind, (package, base) in KINDS.items()

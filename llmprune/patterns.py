@@ -1,18 +1,18 @@
-"""Which shapes of holes are allowed: loose weights, or N of every M.
+"""Which shapes of holes are allowed: loose weights, N of every M, or whole units.
 
 A pattern turns importance into a keep-mask. It is the only place that knows how weights compete with one
 another for survival; methods only say how much each one matters.
 
-Letters used in shapes: O outputs, I inputs.
+Letters used in shapes: O outputs, I inputs, U units of I / U inputs each.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from llmprune import ops
@@ -27,7 +27,7 @@ class Unstructured:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     compete: Compete = "row"
 
-    def keep(self, score: Tensor, sparsity: float) -> Tensor:
+    def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
         """[O, I] -> bool [O, I]; drops exactly round(sparsity * n) of the n weights that compete."""
         if self.compete == "row":
             return ops.keep_largest(score, round(sparsity * score.shape[1]))
@@ -49,7 +49,7 @@ class NofM:
         """The only sparsity this pattern has."""
         return 1 - self.n / self.m
 
-    def keep(self, score: Tensor, sparsity: float) -> Tensor:
+    def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
         """[O, I] -> bool [O, I]; the pattern fixes the sparsity, the argument is ignored."""
         return ops.keep_largest(score.reshape(-1, self.m), self.m - self.n).reshape(score.shape)
 
@@ -57,20 +57,48 @@ class NofM:
         return f"{self.n}:{self.m}"
 
 
-Pattern = Unstructured | NofM
+@dataclass(frozen=True)
+class Units:
+    """Whole channels and whole groups of heads go, and the layers shrink."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    parts: Literal["all", "attention", "ffn"] = "all"
+    """Which units may go."""
+
+    multiple: Annotated[int, Field(ge=1)] = 64
+    """The channels that stay in a block are a multiple of this, which fast kernels ask for."""
+
+    def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
+        """[O, I] or [I] -> bool [I], constant inside a unit; drops round(sparsity * units) of them."""
+        by_unit = per_input(score).reshape(units, -1).mean(1, keepdim=True).T
+        kept = ops.keep_largest(by_unit, round(sparsity * units))[0]
+        return kept.repeat_interleave(score.shape[-1] // units)
+
+    def __str__(self) -> str:
+        return "units"
+
+
+def per_input(score: Tensor) -> Tensor:
+    """The importance [I] of inputs, given that of their weights [O, I], or already their own."""
+    return score if score.ndim == 1 else score.float().mean(0)
+
+
+Pattern = Unstructured | NofM | Units
 
 
 def parse(text: str) -> Pattern:
-    """The pattern that a word names: `unstructured`, or how many of how many are kept (`2:4`, `2of4`).
+    """The pattern that a word names: `unstructured`, `units`, or how many of how many stay (`2:4`, `2of4`).
 
     Raises:
         ValueError: the word names no pattern.
     """
     if text == "unstructured":
         return Unstructured()
+    if text == "units":
+        return Units()
     found = re.fullmatch(r"(\d+)(?::|of)(\d+)", text)
     if not found:
-        raise ValueError(f"no pattern is called {text!r}; allowed: unstructured, or N:M such as 2:4")
+        raise ValueError(f"no pattern is called {text!r}; allowed: unstructured, units, or N:M such as 2:4")
     n, m = int(found[1]), int(found[2])
     if not 0 < n < m:
         raise ValueError(f"{text} keeps {n} of every {m} weights; N must be at least 1 and less than M")

@@ -14,8 +14,9 @@ from accelerate.utils import convert_file_size_to_int
 
 from llmprune.anatomy import Anatomy, Site
 from llmprune.errors import JobError, RequestError
-from llmprune.patterns import NofM
+from llmprune.patterns import NofM, Units
 from llmprune.recipe import Recipe
+from llmprune.stage import UNIT_SAMPLE
 from llmprune.statistics import Nothing
 
 GIB = 1 << 30
@@ -182,15 +183,15 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
     width = torch.finfo(how.dtype).bits // 8
     parameters = sum(p.numel() for p in anatomy.model.parameters())
     block = max(sum(p.numel() for p in b.parameters()) for b in anatomy.blocks)
-    needs_text = recipe.method.needs is not Nothing or recipe.allocation.needs_text
+    needs_text = recipe.needs is not Nothing or recipe.allocation.needs_text
     tokens = recipe.calibration.samples * length if needs_text else 0
     batch = max(1, TOKENS_AT_ONCE[how.device.type] // length)
     first = anatomy.block_sites(0)
-    wide = sum(site.outputs for site in first) + 2 * anatomy.hidden_size
+    wide = anatomy.block_outputs + 2 * anatomy.hidden_size
     hidden = 2 * tokens * anatomy.hidden_size * width
     at_once = min(batch * length, tokens) * wide * width
-    statistic = _statistic_bytes(recipe, first)
-    scratch = SCRATCH * 4 * max(site.weights for site in anatomy.sites)
+    statistic = _statistic_bytes(recipe, first) + _survey_bytes(recipe, anatomy.sites)
+    scratch = SCRATCH * 4 * max(site.inputs * site.outputs for site in anatomy.sites)
     stored = checkpoint_bytes / parameters
     outputs = int(2 * block * stored)  # the pruned block as it is stored, and as the file is built from it
     outside = parameters - sum(p.numel() for b in anatomy.blocks for p in b.parameters())
@@ -228,8 +229,14 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
 
 def _statistic_bytes(recipe: Recipe, sites: list[Site]) -> int:
     """One layer's statistic under `layer` propagation, those of a whole block otherwise."""
-    sizes: list[int] = [recipe.method.needs.bytes_for(site.inputs) for site in sites]
+    sizes: list[int] = [recipe.needs.bytes_for(site.inputs) for site in sites]
     return max(sizes) if recipe.propagation == "layer" else sum(sizes)
+
+
+def _survey_bytes(recipe: Recipe, sites: list[Site]) -> int:
+    """What an allocation that surveys the units keeps for pruning: summaries and samples of all sites."""
+    surveys = isinstance(recipe.pattern, Units) and recipe.allocation.uneven and recipe.needs.small
+    return sum(recipe.needs.bytes_for(s.inputs) + 4 * UNIT_SAMPLE * s.inputs for s in sites) if surveys else 0
 
 
 def resources(

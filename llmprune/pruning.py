@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune import calibration, finish, job
-from llmprune.anatomy import Site
+from llmprune.allocation.base import Survey
+from llmprune.anatomy import Site, UnitSite
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.store import Store
 from llmprune.errors import JobError, RequestError
@@ -107,15 +110,18 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     begun = draft.begun(fingerprint) if draft else None
     store = todo.open()
     batches = calibration.batched(windows.tokens, (begun or todo.plan.execution)["batch"]) if windows else []
+    problem = todo.problem(store, batches)
     if begun is None:
-        budget = todo.recipe.allocation.allocate(todo.problem(store, batches))
+        budget = todo.recipe.allocation.allocate(problem)
         begun = {"fingerprint": fingerprint, **todo.plan.execution, "budget": budget}
         if draft:
             draft.begin(begun)
-    needed = batches if todo.recipe.method.needs is not Nothing else []
+    survey = problem.survey
+    needed = batches if todo.recipe.needs is not Nothing and not survey.seen else []
     walk = Walk(store.anatomy, store, needed, todo.probe())
     earlier = len(draft.done) if draft else 0
-    records = [_pruned(todo, store, stage, begun, draft) for stage in walk.stages("pruning")]
+    work = _Work(todo, store, begun, draft, survey)
+    records = [work.pruned(stage) for stage in walk.stages("pruning")]
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
     result = finish.report_of(todo, windows, records, fingerprint, spent)
     if draft:
@@ -123,57 +129,109 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     return result
 
 
-def _pruned(
-    todo: Job, store: Store, stage: Stage, begun: dict[str, Any], draft: Draft | None
-) -> dict[str, Any]:
-    """Prune one resident block and write it, or take it as an earlier run left it; tell what happened."""
-    if draft and stage.index < len(draft.done):
-        if todo.recipe.propagation == "dense":
+@dataclass(frozen=True)
+class _Work:
+    """What pruning a block takes."""
+
+    todo: Job
+    store: Store
+    begun: dict[str, Any]
+    draft: Draft | None
+    survey: Survey
+
+    def pruned(self, stage: Stage) -> dict[str, Any]:
+        """Prune one resident block and write it, or take it as an earlier run left it; tell what happened."""
+        done = self.draft is not None and stage.index < len(self.draft.done)
+        if done and self.todo.recipe.parts is None:
+            return self._restored(stage)
+        sites, keeps, solve_s = [], {}, 0.0
+        for site, seen in self._visited(stage):
+            solving = time.perf_counter()
+            told, keeps[site.name] = self._solved(site, seen)
+            sites.append(told.model_dump())
+            solve_s += time.perf_counter() - solving
+        forward_s = self.survey.forward_s.get(stage.index, stage.forward_s)
+        record = {"sites": sites, "forward_s": forward_s, "solve_s": solve_s, "write_s": 0.0}
+        if self.draft and done:  # cut blocks are not read back: pruning them again gives the same
+            return self.draft.done[stage.index]
+        if self.draft:
+            self.draft.write_block(stage.index, self._tensors(stage, keeps), record)
+        return record
+
+    def _visited(self, stage: Stage) -> Iterator[tuple[Site, Seen]]:
+        """The sites of a block with what calibration saw there, now or in a survey."""
+        if self.survey.seen:
+            return ((site, self.survey.seen.pop(site.name)) for site in stage.sites)
+        recipe = self.todo.recipe
+        return stage.visit(recipe.needs, recipe.propagation, together=self.begun["together"])
+
+    def _restored(self, stage: Stage) -> dict[str, Any]:
+        """The record of a block that an earlier run wrote, with its weights read back."""
+        assert self.draft is not None
+        if self.todo.recipe.propagation == "dense":
             stage.outputs = stage.run()
         for site in stage.sites:
-            store.restore(site, draft.shard(stage.index))
-        return draft.done[stage.index]
-    sites, solve_s = [], 0.0
-    for site, seen in stage.visit(
-        todo.recipe.method.needs, todo.recipe.propagation, together=begun["together"]
-    ):
-        solving = time.perf_counter()
-        sites.append(_solved(todo.recipe, store, site, seen, begun["budget"][site.name]).model_dump())
-        solve_s += time.perf_counter() - solving
-    record = {"sites": sites, "forward_s": stage.forward_s, "solve_s": solve_s, "write_s": 0.0}
-    if draft:
-        draft.write_block(stage.index, store.tensors(stage.index), record)
-    return record
+            self.store.restore(site, self.draft.shard(stage.index))
+        return self.draft.done[stage.index]
+
+    def _tensors(self, stage: Stage, keeps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is written of a block, cut to its new sizes where whole units went."""
+        tensors = self.store.tensors(stage.index)
+        shapes = self.todo.shapes(self.begun["budget"])
+        for site in stage.sites:
+            if isinstance(site, UnitSite):
+                shapes.write(site, keeps[site.name], tensors, self.store.key)
+        return tensors
+
+    def _solved(self, site: Site, seen: Seen) -> tuple[SiteRecord, Tensor]:
+        """Prune one resident site; its record, and what stays."""
+        recipe, statistic = self.todo.recipe, seen.statistic
+        units = None
+        share = self.begun["budget"][site.name]
+        weight = self.store.weight(site)
+        weights = Weights(weight, site.index, getattr(site, "units", 0))
+        solution = recipe.method.solve(weights, statistic.of(recipe.method.needs), recipe.pattern, share)
+        after, bias, notes = solution.weight, None, solution.notes
+        if isinstance(site, UnitSite):
+            repaired = recipe.repair.mend(weight, solution.keep, statistic.of(recipe.repair.needs))
+            after, bias, notes = repaired.weight.to(weight.dtype), repaired.bias, repaired.notes
+            shapes = self.todo.shapes(self.begun["budget"])
+            units = [site.units, shapes.counts[site.name]]
+            dropped, zeros = (units[0] - units[1]) * site.cost, shapes.zeros(site)
+        else:
+            dropped = solution.keep.numel() - int(solution.keep.sum())
+            zeros = int((after == 0).sum())
+        self.store.put(site, after)
+        if bias is not None:
+            self.store.shift(site, bias)
+        shape = list(weight.shape)
+        inputs = int(solution.keep.sum()) if isinstance(site, UnitSite) else shape[1]
+        record = SiteRecord(
+            name=site.name,
+            block=site.block,
+            kind=site.kind,
+            asked=share,
+            reached=dropped / site.weights,
+            dropped=dropped,
+            zeros=zeros,
+            weights=site.weights,
+            units=units,
+            shape_before=shape,
+            shape_after=[shape[0], inputs],
+            error=_error(seen, weight, after, bias),
+            notes=notes,
+        )
+        return record, solution.keep
 
 
-def _solved(recipe: Recipe, store: Store, site: Site, seen: Seen, sparsity: float) -> SiteRecord:
-    """Prune one resident site."""
-    weight = store.weight(site)
-    solution = recipe.method.solve(Weights(weight, site.index), seen.statistic, recipe.pattern, sparsity)
-    store.put(site, solution.weight)
-    dropped = solution.keep.numel() - int(solution.keep.sum())
-    shape = list(weight.shape)
-    return SiteRecord(
-        name=site.name,
-        block=site.block,
-        kind=site.kind,
-        asked=sparsity,
-        reached=dropped / site.weights,
-        dropped=dropped,
-        zeros=int((solution.weight == 0).sum()),
-        weights=site.weights,
-        shape_before=shape,
-        shape_after=shape,
-        error=_error(seen, weight, solution.weight),
-        notes=solution.notes,
-    )
-
-
-def _error(seen: Seen, before: Tensor, after: Tensor) -> float | None:
-    """||X (W - W')^T|| / ||X W^T|| on a sample of the layer's inputs; None without calibration."""
+def _error(seen: Seen, before: Tensor, after: Tensor, bias: Tensor | None) -> float | None:
+    """||X (W - W')^T - b|| / ||X W^T|| on a sample of the layer's inputs; None without calibration."""
     if not seen.rows:
         return None
     x = seen.sample.float()
     matrix = before.to(torch.float32, copy=True)
     output = float((x @ matrix.T).norm())
-    return float((x @ matrix.sub_(after).T).norm()) / output if output else 0.0
+    lost = x @ matrix.sub_(after).T
+    if bias is not None:
+        lost -= bias
+    return float(lost.norm()) / output if output else 0.0

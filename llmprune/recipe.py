@@ -13,8 +13,11 @@ from llmprune import patterns, plugins
 from llmprune.allocation.base import Allocator
 from llmprune.calibration import Calibration
 from llmprune.errors import RequestError
+from llmprune.layout import Layout
 from llmprune.methods.base import Method, Propagation
-from llmprune.patterns import NofM, Pattern, Unstructured
+from llmprune.patterns import NofM, Pattern, Units, Unstructured
+from llmprune.repair.base import Repair
+from llmprune.statistics import Statistic, joined
 
 
 class Recipe(BaseModel):
@@ -32,11 +35,15 @@ class Recipe(BaseModel):
     method: Any
     """Which weights go, and how the rest make up for it: a file of `llmprune/methods/`."""
     pattern: Any = "unstructured"
-    """`unstructured`, or N:M (N of every M are kept)."""
+    """`unstructured`, N:M (N of every M are kept), or `units` (whole channels and groups of heads)."""
     sparsity: float = Field(0.5, ge=0, lt=1)
-    """Share of the weights that go, 0 to 1; an N:M pattern fixes it."""
+    """Share of the sites' parameters that go, 0 to 1; an N:M pattern fixes it."""
     allocation: Any = "uniform"
     """How much goes where: a file of `llmprune/allocation/`."""
+    repair: Any = "none"
+    """How the units that stay make up for the others: a file of `llmprune/repair/`."""
+    layout: Layout | None = None
+    """How blocks of different sizes are written; None for loose weights, which change no sizes."""
     propagation: Propagation = "layer"
     """What later layers are calibrated on: `dense` outputs, those of pruned blocks, or of pruned layers."""
     calibration: Calibration = Field(default_factory=lambda: Calibration())
@@ -54,14 +61,17 @@ class Recipe(BaseModel):
         defaults = {"seed": seed} if type(seed) is int else {}  # any other is the calibration's to refuse
         method: Method[Any] = _part("method", "llmprune.methods", data["method"], Method, defaults)
         data["method"] = method
-        data["allocation"] = _part(
-            "allocation", "llmprune.allocation", data.get("allocation", "uniform"), Allocator, {}
-        )
+        for field, package, base in (
+            ("allocation", "llmprune.allocation", Allocator),
+            ("repair", "llmprune.repair", Repair),
+        ):
+            data[field] = _part(field, package, data.get(field, getattr(method, field)), base, {})
         everywhere = data["allocation"].compares_scores
-        data["pattern"] = _pattern(
-            data.get("pattern", "unstructured"), "matrix" if everywhere else method.compete
-        )
+        competing = "matrix" if everywhere else method.compete
+        data["pattern"] = _pattern(data.get("pattern"), method.pattern, competing)
         data.setdefault("propagation", method.propagation)
+        if isinstance(data["pattern"], Units) and data.get("layout") is None:
+            data["layout"] = "per_layer" if data["allocation"].uneven else "uniform"
         if isinstance(data["pattern"], NofM):
             fixed = data["pattern"].sparsity
             if not abs(_number(data.get("sparsity", fixed)) - fixed) <= 1e-9:
@@ -75,6 +85,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        self._agree_on_units()
         name = part_name(self.allocation)
         if isinstance(self.pattern, NofM) and self.allocation.uneven:
             raise RequestError(
@@ -89,6 +100,46 @@ class Recipe(BaseModel):
             )
         return self
 
+    def _agree_on_units(self) -> None:
+        """Refuse what goes with loose weights only, or with whole units only."""
+        method, allocation, repair = map(part_name, (self.method, self.allocation, self.repair))
+        units = isinstance(self.pattern, Units)
+        if units and not self.method.scores_alone():
+            raise RequestError("pattern", f"{method} prunes loose weights; use unstructured or N:M")
+        if not units and self.method.only_units:
+            raise RequestError(
+                "pattern", f"{method} removes whole units, and {self.pattern} was asked; use units"
+            )
+        kind = "units" if units else "weights"
+        if kind not in self.allocation.serves:
+            raise RequestError(
+                "allocation", f"{allocation} does not share out {kind}; see `llmprune methods`"
+            )
+        if not units and repair != "none":
+            raise RequestError(
+                "repair", f"{repair} makes up for whole units, and {self.pattern} was asked; use none"
+            )
+        if not units and self.layout is not None:
+            raise RequestError(
+                "layout", f"{self.pattern} changes no sizes, so {self.layout} means nothing here"
+            )
+        if self.layout == "uniform" and self.allocation.uneven:
+            raise RequestError(
+                "layout",
+                f"uniform was asked, and the allocation {allocation} gives blocks different sizes; use "
+                "--allocation uniform, or --layout per_layer or padded",
+            )
+
+    @property
+    def needs(self) -> type[Statistic]:
+        """What pruning must know of every site's inputs."""
+        return joined(self.method.needs, self.repair.needs)
+
+    @property
+    def parts(self) -> Any:
+        """Which units are pruned; None where loose weights are."""
+        return self.pattern.parts if isinstance(self.pattern, Units) else None
+
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Recipe:
         """The recipe that a mapping describes.
@@ -99,12 +150,12 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise _sentence(error) from error
+            raise sentence(error) from error
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data with every default filled in; `parse` gives the same recipe back."""
         pattern: Any = str(self.pattern)
-        if isinstance(self.pattern, Unstructured):
+        if isinstance(self.pattern, Unstructured | Units):
             pattern = {"name": pattern, **dataclasses.asdict(self.pattern)}
         return {
             "version": self.version,
@@ -113,6 +164,8 @@ class Recipe(BaseModel):
             "pattern": pattern,
             "sparsity": self.sparsity,
             "allocation": {"name": part_name(self.allocation), **dataclasses.asdict(self.allocation)},
+            "repair": {"name": part_name(self.repair), **dataclasses.asdict(self.repair)},
+            "layout": self.layout,
             "propagation": self.propagation,
             "calibration": self.calibration.model_dump(),
         }
@@ -124,14 +177,16 @@ class Recipe(BaseModel):
 
 
 def part_name(part: object) -> str:
-    """The name under which a recipe asks for a method or an allocator."""
+    """The name under which a recipe asks for a method, an allocator, a repair or a recovery."""
     module = type(part).__module__
-    ours = module.startswith(("llmprune.methods.", "llmprune.allocation."))
+    ours = module.startswith(
+        ("llmprune.methods.", "llmprune.allocation.", "llmprune.repair.", "llmprune.recovery.")
+    )
     return module.rsplit(".", 1)[-1] if ours else module
 
 
 def _part(field: str, package: str, value: Any, base: type[Any], defaults: dict[str, Any]) -> Any:
-    """The method or allocator that a name, or a mapping of name and options, asks for."""
+    """The method, allocator or repair that a name, or a mapping of name and options, asks for."""
     if isinstance(value, base):
         return value
     options = dict(value) if isinstance(value, dict) else {"name": value}
@@ -147,21 +202,25 @@ def _part(field: str, package: str, value: Any, base: type[Any], defaults: dict[
     try:
         return TypeAdapter(cls).validate_python(options)
     except ValidationError as error:
-        raise _sentence(error, field) from error
+        raise sentence(error, field) from error
 
 
-def _pattern(value: Any, compete: str) -> Pattern:
-    if isinstance(value, Unstructured | NofM):
+def _pattern(value: Any, usual: Any, compete: str) -> Pattern:
+    """The pattern that was asked for, with the method's options where it is the method's own."""
+    if isinstance(value, Unstructured | NofM | Units):
         return value
-    options = dict(value) if isinstance(value, dict) else {"name": value}
+    usual, options = (dict(v) if isinstance(v, dict) else {"name": v} for v in (usual, value))
+    if options.get("name") in (None, usual["name"]):
+        options = {**usual, **{key: v for key, v in options.items() if v is not None}}
     name = options.pop("name", None)
     try:
         pattern = patterns.parse(name if isinstance(name, str) else repr(name))
         if isinstance(pattern, Unstructured):
             options = {"compete": compete, **options}
-            return TypeAdapter(Unstructured).validate_python(options)
+        if isinstance(pattern, Unstructured | Units):
+            return TypeAdapter(type(pattern)).validate_python(options)
     except ValidationError as error:
-        raise _sentence(error, "pattern") from error
+        raise sentence(error, "pattern") from error
     except ValueError as error:
         raise RequestError("pattern", str(error)) from error
     if options:
@@ -176,8 +235,8 @@ def _number(value: Any) -> float:
         raise RequestError("sparsity", f"{value!r} is not a number") from error
 
 
-def _sentence(error: ValidationError, prefix: str = "") -> RequestError:
-    """The first thing that is wrong, as one sentence."""
+def sentence(error: ValidationError, prefix: str = "") -> RequestError:
+    """The first thing that a check found wrong, as one sentence."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, RequestError):

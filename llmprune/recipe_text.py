@@ -106,15 +106,18 @@ def from_words(words: dict[str, Any], otherwise: dict[str, Any] | None = None) -
     name = data.get("model") if recipe == name else name
     if not name:
         raise RequestError("model", f"the recipe {recipe} names none; give one before --recipe {recipe}")
-    plain = {key: words.get(key) for key in ("method", "pattern", "sparsity", "allocation", "propagation")}
+    fields = ("method", "pattern", "sparsity", "allocation", "repair", "layout", "propagation")
+    plain = {key: words.get(key) for key in fields}
     text = {key: words.get(key) for key in ("samples", "length", "seed", "text_column")}
     text["dataset"] = words.get("calibration")
     for key, value in plain.items():
         if value is not None:
             data[key] = value
-    for key, value in text.items():
+    nested = {f"calibration.{key}": value for key, value in text.items()}
+    nested["pattern.multiple"] = words.get("multiple")
+    for key, value in nested.items():
         if value is not None:
-            override(data, f"calibration.{key}", value)
+            override(data, key, value)
     for assignment in words.get("set_") or []:
         key, found, value = assignment.partition("=")
         if not found:

@@ -30,6 +30,8 @@ class SiteRecord(BaseModel):
     dropped: int
     zeros: int
     weights: int
+    units: list[int] | None = None
+    """How many there were and are, where whole units go; `weights` then counts all that goes with them."""
     shape_before: list[int]
     shape_after: list[int]
     error: float | None
@@ -52,6 +54,7 @@ class Report(BaseModel):
     memory: dict[str, int]
     reload: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
+    recovery: dict[str, Any] | None = None
     versions: dict[str, str]
     fingerprint: dict[str, Any] | None = None
 
@@ -67,18 +70,20 @@ class Report(BaseModel):
         return cls(schema_=data.pop("schema"), **data)
 
 
-def totals(sites: list[SiteRecord], model: dict[str, Any], bytes_after: int) -> dict[str, float | int]:
-    """Counts over all sites, and over the whole model; masked weights stay in the file, nothing shrinks."""
+def totals(
+    sites: list[SiteRecord], model: dict[str, Any], parameters_after: int, bytes_after: int
+) -> dict[str, float | int]:
+    """Counts over all sites, and over the whole model: parameters that are gone, zeros that are stored."""
     weights = sum(site.weights for site in sites)
     zeros = sum(site.zeros for site in sites)
     return {
         "sparsity": sum(site.dropped for site in sites) / weights,
-        "model_sparsity": zeros / model["parameters"],
+        "model_sparsity": (zeros + model["parameters"] - parameters_after) / model["parameters"],
         "prunable_parameters": weights,
-        "removed_parameters": 0,
+        "removed_parameters": model["parameters"] - parameters_after,
         "zero_parameters": zeros,
         "parameters_before": model["parameters"],
-        "parameters_after": model["parameters"],
+        "parameters_after": parameters_after,
         "bytes_before": model["bytes"],
         "bytes_after": bytes_after,
     }

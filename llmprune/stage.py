@@ -22,6 +22,7 @@ from llmprune.statistics import Nothing, Statistic
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a block receives besides its hidden states
 SAMPLE = 512  # tokens kept to report a layer's output error
+UNIT_SAMPLE = 64  # the same where whole units go: the samples of all blocks are held at a time
 
 
 @dataclass
@@ -56,7 +57,8 @@ class Stage:
         self.outputs: list[Tensor] | None = None
         self.forward_s = 0.0
         """Seconds that one plain forward of the block took, measuring and pruning not counted."""
-        self._every = max(1, sum(h.shape[0] * h.shape[1] for h in hidden) // SAMPLE)
+        wanted = SAMPLE if anatomy.parts is None else UNIT_SAMPLE
+        self._every = max(1, sum(h.shape[0] * h.shape[1] for h in hidden) // wanted)
 
     def visit(
         self, needs: type[Statistic], propagation: Propagation, *, together: bool
@@ -73,14 +75,21 @@ class Stage:
         if needs is Nothing:
             yield from ((site, Seen(Nothing(site.inputs), 1)) for site in self.sites)
         elif propagation == "layer":
-            arrivals = self._together() if together else self._in_turns()
-            yield from self._measured(arrivals, needs)
+            yield from self._measured(self.arrivals(together=together), needs)
         else:
             seen = self._observe(needs)
             if propagation == "block":
                 self.outputs = None  # the next block gets what the pruned block will put out
             for site in self.sites:
                 yield site, self._checked(site, seen.get(site.name))
+
+    def arrivals(self, *, together: bool) -> Iterator[tuple[Site, Iterable[Tensor]]]:
+        """Every site in the order data reaches it, with its inputs, one tensor per batch.
+
+        The site computes with the weights that it has when the caller asks for the next; `together` is as in
+        `visit`.
+        """
+        return self._together() if together else self._in_turns()
 
     def run(self) -> list[Tensor]:
         """The block's outputs, one [B, T, D] tensor per batch."""

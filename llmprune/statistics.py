@@ -8,16 +8,21 @@ Letters used in shapes: T tokens, I input features.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from llmprune import ops
 
+S = TypeVar("S", bound="Statistic")
+
 
 class Statistic:
     """Running summary of the inputs of one linear layer."""
+
+    small: ClassVar[bool] = True
+    """Whether those of all layers of a model can be held at a time."""
 
     def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
         self.tokens = 0
@@ -30,12 +35,19 @@ class Statistic:
         """Account for all that `other` has seen."""
         self.tokens += other.tokens
 
+    def of(self, kind: type[S]) -> S:
+        """The part of this summary that is of a kind; anything has a part that is `Nothing`."""
+        if issubclass(kind, Nothing):
+            return kind(0)
+        assert isinstance(self, kind)
+        return self
+
     def finite(self) -> bool:
         """Whether every activation so far was a finite number."""
         return True
 
-    @staticmethod
-    def bytes_for(features: int) -> int:
+    @classmethod
+    def bytes_for(cls, features: int) -> int:
         """Memory that a summary of `features` inputs holds, in bytes."""
         return 0
 
@@ -70,8 +82,8 @@ class InputNorm(Statistic):
         """float32 [I]"""
         return (self._square_sum / self.tokens).sqrt().float()
 
-    @staticmethod
-    def bytes_for(features: int) -> int:
+    @classmethod
+    def bytes_for(cls, features: int) -> int:
         """Memory that a summary of `features` inputs holds, in bytes."""
         return 8 * features
 
@@ -110,14 +122,16 @@ class InputMoments(Statistic):
         """float64 [I], divided by tokens - 1"""
         return self._spread / (self.tokens - 1)
 
-    @staticmethod
-    def bytes_for(features: int) -> int:
+    @classmethod
+    def bytes_for(cls, features: int) -> int:
         """Memory that a summary of `features` inputs holds, in bytes."""
         return 16 * features
 
 
 class Gram(Statistic):
     """X^T X, the Hessian of the layer's squared output error (SparseGPT, OBS)."""
+
+    small: ClassVar = False
 
     def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
         super().__init__(features, device)
@@ -189,7 +203,74 @@ class Gram(Statistic):
         eye = torch.eye(len(upper), dtype=dtype, device=upper.device)
         return torch.linalg.solve_triangular(upper, eye, upper=True), used
 
-    @staticmethod
-    def bytes_for(features: int) -> int:
+    @classmethod
+    def bytes_for(cls, features: int) -> int:
         """Memory that a summary of `features` inputs holds, in bytes, with its float64 factorisation."""
         return (4 + 3 * 8) * features * features
+
+
+class CentredGram(Gram):
+    """The Gram matrix with the mean of every input beside it, and so the covariance."""
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(features, device)
+        self._total = torch.zeros(features, device=device, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> None:
+        """Account for the activations `x` [T, I]."""
+        super().update(x)
+        self._total += x.float().sum(0)
+
+    def merge(self, other: Self) -> None:
+        """Account for all that `other` has seen."""
+        super().merge(other)
+        self._total += other._total
+
+    @property
+    def mean(self) -> Tensor:
+        """float64 [I]"""
+        return self._total / self.tokens
+
+
+class Several(Statistic):
+    """Summaries of several kinds of the same inputs."""
+
+    kinds: ClassVar[tuple[type[Statistic], ...]] = ()
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(features, device)
+        self._parts = [kind(features, device) for kind in self.kinds]
+
+    def update(self, x: Tensor) -> None:
+        """Account for the activations `x` [T, I]."""
+        super().update(x)
+        for part in self._parts:
+            part.update(x)
+
+    def merge(self, other: Self) -> None:
+        """Account for all that `other` has seen."""
+        super().merge(other)
+        for part, another in zip(self._parts, other._parts, strict=True):
+            part.merge(another)
+
+    def of(self, kind: type[S]) -> S:
+        """The part of this summary that is of a kind."""
+        own = (part for part in self._parts if isinstance(part, kind))
+        return next(own, None) or super().of(kind)
+
+    def finite(self) -> bool:
+        """Whether every activation so far was a finite number."""
+        return all(part.finite() for part in self._parts)
+
+    @classmethod
+    def bytes_for(cls, features: int) -> int:
+        """Memory that a summary of `features` inputs holds, in bytes."""
+        return sum(kind.bytes_for(features) for kind in cls.kinds)
+
+
+def joined(*wanted: type[Statistic]) -> type[Statistic]:
+    """One statistic that serves all who want one of these; `Nothing` if nobody wants any."""
+    kinds = tuple(dict.fromkeys(kind for kind in wanted if kind is not Nothing))
+    if len(kinds) < 2:
+        return kinds[0] if kinds else Nothing
+    return type("Several", (Several,), {"kinds": kinds, "small": all(kind.small for kind in kinds)})

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 from torch import Tensor
 
-from llmprune.anatomy import Anatomy, Site
+from llmprune.anatomy import Anatomy, Site, UnitSite
 from llmprune.checkpoint.store import Store
 from llmprune.methods.base import Method, Weights
+from llmprune.stage import Seen, Stage
 from llmprune.statistics import Nothing, Statistic
 from llmprune.walk import Walk
+from llmprune.widths import Allowed, Counts, unit_sites
 
 Budget = dict[str, float]  # the sparsity of every site, by its name
+
+
+@dataclass
+class Survey:
+    """What an allocator measured that pruning would measure again."""
+
+    seen: dict[str, Seen] = field(default_factory=dict)
+    forward_s: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,18 +38,49 @@ class Problem:
     probe: Tensor
     method: Method[Any]
     sparsity: float
+    needs: type[Statistic] = Nothing
+    """What pruning will need to know of every site."""
 
-    def survey(self, needs: type[Statistic]) -> Iterator[tuple[Site, Statistic]]:
+    allowed: Allowed = field(default_factory=dict)
+    """How many units of every site may stay, where whole units go."""
+
+    survey: Survey = field(default_factory=Survey)
+
+    def stages(self, *, forward: bool) -> Iterator[Stage]:
+        """Every block of the dense model, resident, with the calibration batches if they are to be run."""
+        batches = self.batches if forward else []
+        yield from Walk(self.anatomy, self.store, batches, self.probe).stages("measuring the dense model")
+
+    def measured(self, needs: type[Statistic]) -> Iterator[tuple[Site, Statistic]]:
         """Every site, resident, with its statistic in the dense model."""
-        batches = [] if needs is Nothing else self.batches
-        walk = Walk(self.anatomy, self.store, batches, self.probe)
-        for stage in walk.stages("measuring the dense model"):
+        for stage in self.stages(forward=needs is not Nothing):
             for site, seen in stage.visit(needs, "dense", together=False):
                 yield site, seen.statistic
 
+    def surveyed(self, stage: Stage) -> Iterator[tuple[UnitSite, Statistic]]:
+        """The sites of one block with what the method needs; kept for pruning where it needs no more."""
+        enough = self.needs.small
+        for site, seen in stage.visit(self.surveys, "dense", together=False):
+            assert isinstance(site, UnitSite)
+            if enough:
+                self.survey.seen[site.name] = seen
+            yield site, seen.statistic.of(self.method.needs)
+        if enough:
+            self.survey.forward_s[stage.index] = stage.forward_s
+
+    @property
+    def surveys(self) -> type[Statistic]:
+        """What a survey of the units gathers."""
+        return self.needs if self.needs.small else self.method.needs
+
+    @property
+    def units(self) -> list[UnitSite]:
+        """The sites, where whole units go; empty otherwise."""
+        return unit_sites(self.anatomy)
+
     def weights(self, site: Site) -> Weights:
         """The tensors of a resident site, which is all a method gets to see."""
-        return Weights(self.store.weight(site), site.index)
+        return Weights(self.store.weight(site), site.index, getattr(site, "units", 0))
 
 
 @dataclass(frozen=True)
@@ -56,6 +97,14 @@ class Allocator:
     needs_text: ClassVar[bool] = False
     """Whether it measures activations even for a method that does not."""
 
+    serves: ClassVar[tuple[str, ...]] = ("weights",)
+    """Whether it can share out loose `weights`, whole `units`, or both."""
+
     def allocate(self, problem: Problem) -> Budget:
         """The sparsity of every site, such that all sites together reach `problem.sparsity`."""
         raise NotImplementedError
+
+
+def budget_of(sites: list[UnitSite], counts: Counts) -> Budget:
+    """The share of units that goes at every site, given how many stay."""
+    return {site.name: 1 - counts[site.name] / site.units for site in sites}

@@ -26,7 +26,7 @@ class Global(Allocator):
 
     def allocate(self, problem: Problem) -> Budget:
         """What the threshold leaves each site."""
-        statistics = {site.name: statistic for site, statistic in problem.survey(problem.method.needs)}
+        statistics = {site.name: statistic for site, statistic in problem.measured(problem.method.needs)}
         total = sum(site.weights for site in problem.anatomy.sites)
         drops = round(problem.sparsity * total)
         if drops == 0:

@@ -29,7 +29,7 @@ class Owl(Allocator):
         """One sparsity per block, from the scores of the dense model."""
         scores: dict[int, list[torch.Tensor]] = {}
         outliers: dict[int, float] = {}
-        for site, statistic in problem.survey(InputNorm):
+        for site, statistic in problem.measured(InputNorm):
             assert isinstance(statistic, InputNorm)
             here = scores.setdefault(site.block, [])
             here.append(Wanda().score(problem.weights(site), statistic))

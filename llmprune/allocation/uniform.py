@@ -3,15 +3,28 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmprune.allocation.base import Allocator, Budget, Problem
+from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
+from llmprune.widths import nearest
 
 
 @dataclass(frozen=True)
 class Uniform(Allocator):
-    """Needs no measurement."""
+    """Needs no measurement. Where whole units go, all blocks end with the same sizes."""
 
     uneven: ClassVar = False
+    serves: ClassVar = ("weights", "units")
 
     def allocate(self, problem: Problem) -> Budget:
-        """The target for every site."""
-        return {site.name: problem.sparsity for site in problem.anatomy.sites}
+        """The target for every site; channels make up for the rounding to whole groups of heads."""
+        if not problem.units:
+            return {site.name: problem.sparsity for site in problem.anatomy.sites}
+        counts: dict[str, int] = {}
+        for block in range(len(problem.anatomy.blocks)):
+            sites = [site for site in problem.units if site.block == block]
+            left = (1 - problem.sparsity) * sum(site.weights for site in sites)
+            for site in sites:
+                last = site is sites[-1]
+                wanted = left / site.cost if last else (1 - problem.sparsity) * site.units
+                counts[site.name] = nearest(problem.allowed[site.name], wanted)
+                left -= counts[site.name] * site.cost
+        return budget_of(problem.units, counts)

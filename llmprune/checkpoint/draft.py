@@ -98,6 +98,11 @@ class Draft:
         files = [self.shard(block) for block in range(self._blocks + 1)]
         return sum(shards.total_bytes(shards.read_file(file)) for file in files)
 
+    def total_parameters(self) -> int:
+        """How many numbers all weights written are."""
+        files = [self.shard(block) for block in range(self._blocks + 1)]
+        return sum(stored.numbers for file in files for stored in shards.read_file(file).values())
+
     def write_text(self, name: str, text: str) -> None:
         """Write a small file."""
         with _explained(self.folder / name):

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmprune.anatomy import Anatomy
+from llmprune.anatomy import Anatomy, Parts
 from llmprune.checkpoint.source import Source
 from llmprune.checkpoint.store import CheckpointStore
 from llmprune.errors import JobError, RequestError
 
 
-def blueprint(source: Source) -> Anatomy:
-    """The anatomy of a checkpoint's model, without weights.
+def blueprint(source: Source, parts: Parts | None = None) -> Anatomy:
+    """The anatomy of a checkpoint's model, without weights; its sites are layers, or the units of `parts`.
 
     Raises:
         RequestError: it is not a decoder, or the sites miss too many of its weights.
@@ -28,23 +28,26 @@ def blueprint(source: Source) -> Anatomy:
             )
     except Exception as error:
         raise RequestError("model", f"transformers cannot build {source.name}: {error}") from error
-    anatomy = Anatomy(model)
+    anatomy = Anatomy(model, parts)
     anatomy.require_coverage()
     return anatomy
 
 
-def open_streamed(source: Source, dtype: torch.dtype, device: torch.device) -> CheckpointStore:
+def open_streamed(
+    source: Source, dtype: torch.dtype, device: torch.device, parts: Parts | None = None
+) -> CheckpointStore:
     """The model with all but its blocks loaded onto `device`; the blocks stay in the checkpoint's files.
 
     Args:
         source: the checkpoint.
         dtype: of the computation; the files keep their own.
         device: where the blocks will compute.
+        parts: the units that will be pruned; None for every linear layer.
 
     Raises:
         JobError: the files do not hold the weights that the model needs.
     """
-    plan = blueprint(source)
+    plan = blueprint(source, parts)
     device_map = _device_map(plan, device)
     try:
         with warnings.catch_warnings():
@@ -61,7 +64,7 @@ def open_streamed(source: Source, dtype: torch.dtype, device: torch.device) -> C
     _require_complete(model, info)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return CheckpointStore(Anatomy(model), source.tensors)
+    return CheckpointStore(Anatomy(model, parts), source.tensors)
 
 
 def _require_complete(model: PreTrainedModel, info: dict[str, Any]) -> None:

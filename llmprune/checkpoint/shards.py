@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import struct
@@ -33,6 +34,7 @@ class Stored:
     key: str
     bytes: int
     type: str
+    numbers: int
 
     def read(self) -> Tensor:
         """The tensor, in the dtype it is stored in."""
@@ -102,7 +104,7 @@ def read_file(file: Path) -> dict[str, Stored]:
     found = {}
     for key, entry in _header(file).items():
         start, stop = entry["data_offsets"]
-        found[key] = Stored(file, key, stop - start, entry["dtype"])
+        found[key] = Stored(file, key, stop - start, entry["dtype"], math.prod(entry["shape"]))
     return found
 
 

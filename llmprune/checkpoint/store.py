@@ -30,6 +30,7 @@ class Store:
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
         self._changed: dict[nn.Module, Tensor] = {}
+        self._dense_biases: dict[nn.Module, nn.Parameter | None] = {}
         self._spill: Path | None = None
 
     @contextmanager
@@ -57,6 +58,10 @@ class Store:
                 hook.offload = True
                 hook.post_forward(module, None)
             self._changed.clear()
+            self._release_biases()
+
+    def _release_biases(self) -> None:
+        """Forget the biases that were added; one in memory stays with its layer."""
 
     def weight(self, site: Site) -> Tensor:
         """The weight of a resident site as the checkpoint stores it, as a matrix [O, I].
@@ -72,6 +77,17 @@ class Store:
     def _stored(self, site: Site) -> Tensor:
         return site.weight
 
+    def shift(self, site: Site, bias: Tensor) -> None:
+        """Add to the bias of a resident site's layer, if any, rounded as it will be stored."""
+        own = getattr(site.layer, "bias", None)
+        shifted = bias if own is None else bias + own.data
+        self._set_bias(site, shifted.to(self._stored(site).dtype))
+
+    def _set_bias(self, site: Site, bias: Tensor) -> None:
+        layer = site.layer
+        self._dense_biases.setdefault(layer, getattr(layer, "bias", None))
+        layer.bias = nn.Parameter(bias.to(site.weight.device, site.weight.dtype), requires_grad=False)
+
     def put(self, site: Site, weight: Tensor) -> None:
         """Give a resident site its new weight [O, I], in the dtype of the checkpoint."""
         stored = site.matrix(weight).contiguous()
@@ -82,11 +98,15 @@ class Store:
 
     def restore(self, site: Site, file: Path) -> None:
         """Give a resident site the weight that a file holds for it."""
-        self.put(site, site.matrix(shards.read_file(file)[self.key(site)].read()))
+        held = shards.read_file(file)
+        self.put(site, site.matrix(held[self.key(f"{site.name}.weight")].read()))
+        bias = held.get(self.key(f"{site.name}.bias"))
+        if bias is not None:
+            self._set_bias(site, bias.read())
 
-    def key(self, site: Site) -> str:
-        """The key of a site's weight in the checkpoint."""
-        return f"{site.name}.weight"
+    def key(self, name: str) -> str:
+        """The checkpoint's key of a parameter of the blocks."""
+        return name
 
     def tensors(self, block: int) -> dict[str, Tensor]:
         """The tensors of a resident block, by their keys in a checkpoint."""
@@ -139,20 +159,38 @@ class CheckpointStore(Store):
         prefix = f"{self.anatomy.prefix}.{block}."
         return {name: entry for name, entry in self._index.items() if name.startswith(prefix)}
 
-    def key(self, site: Site) -> str:
-        """The key of a site's weight in the checkpoint."""
-        key: str = self._index[f"{site.name}.weight"]["weight_name"]
+    def key(self, name: str) -> str:
+        """The checkpoint's key of a parameter of the blocks, or the one that a new bias gets."""
+        if name not in self._index:
+            layer = name.removesuffix(".bias")
+            return self.key(f"{layer}.weight").removesuffix("weight") + "bias"
+        key: str = self._index[name]["weight_name"]
         return key
 
     def _stored(self, site: Site) -> Tensor:
-        return self._source[self.key(site)].read().to(site.weight.device)
+        return self._source[self.key(f"{site.name}.weight")].read().to(site.weight.device)
+
+    def _release_biases(self) -> None:
+        for layer, bias in self._dense_biases.items():
+            layer.register_parameter("bias", bias)
+        self._dense_biases.clear()
 
     def tensors(self, block: int) -> dict[str, Tensor]:
         """The tensors of a resident block, by their keys in the checkpoint it came from."""
         sites = self.anatomy.block_sites(block)
-        changed = {self.key(s): self._changed[s.layer] for s in sites if s.layer in self._changed}
+        changed = {
+            self.key(f"{s.name}.weight"): self._changed[s.layer] for s in sites if s.layer in self._changed
+        }
+        for site in sites:
+            if site.layer in self._dense_biases:
+                weight = changed[self.key(f"{site.name}.weight")]
+                bias = site.layer.get_parameter("bias").data
+                changed[self.key(f"{site.name}.bias")] = bias.to(weight.dtype)
         keys = [entry["weight_name"] for entry in self._entries(block).values()]
-        return {key: changed[key] if key in changed else self._source[key].read() for key in keys}
+        return {
+            key: changed[key] if key in changed else self._source[key].read()
+            for key in dict.fromkeys([*keys, *changed])
+        }
 
     def rest(self) -> dict[str, Tensor]:
         """All tensors outside the blocks, by their keys in the checkpoint."""

@@ -8,7 +8,7 @@ Letters used in shapes: O outputs, I inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import ConfigDict
 from torch import Tensor
@@ -22,15 +22,22 @@ Propagation = Literal["dense", "block", "layer"]
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight [O, I] of one linear layer, in the dtype of the checkpoint, and its number in the model."""
+    """The weight [O, I] of one linear layer, in the dtype of the checkpoint, and its number in the model.
+
+    Where whole units go, it is the layer that consumes their outputs, and its inputs are those of `units`.
+    """
 
     matrix: Tensor
     index: int = 0
+    units: int = 0
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A pruned layer: its new weight [O, I], which weights survive, and what the method has to report."""
+    """A pruned layer: its new weight [O, I], what survives, and what the method has to report.
+
+    `keep` marks weights [O, I], or, where whole units go, inputs [I].
+    """
 
     weight: Tensor
     keep: Tensor = field(repr=False)
@@ -42,7 +49,7 @@ class Method(Generic[S]):
     """Override `score` for a new criterion; `solve` to also change the weights that survive.
 
     The fields of a subclass are its options in a recipe. `S` is the statistic that calibration gathers for
-    it, `needs` that class itself; `propagation` and `compete` are what it does unless the recipe asks for
+    it, `needs` that class itself; the other class attributes are what it does unless the recipe asks for
     something else.
     """
 
@@ -50,14 +57,19 @@ class Method(Generic[S]):
     needs: ClassVar[type[Statistic]] = Nothing
     propagation: ClassVar[Propagation] = "layer"
     compete: ClassVar[Compete] = "row"
+    pattern: ClassVar[Any] = "unstructured"
+    allocation: ClassVar[str] = "uniform"
+    repair: ClassVar[str] = "none"
+    only_units: ClassVar[bool] = False
+    """Whether its scores are those of inputs, so that only whole units can go."""
 
     def score(self, weights: Weights, statistic: S) -> Tensor:
-        """Importance of every weight, float [O, I]; larger survives."""
+        """Importance of every weight, float [O, I], or of every input [I]; larger survives."""
         raise NotImplementedError
 
     def solve(self, weights: Weights, statistic: S, pattern: Pattern, sparsity: float) -> Solution:
         """Prune one layer to `sparsity`, a share from 0 to 1."""
-        keep = pattern.keep(self.score(weights, statistic), sparsity)
+        keep = pattern.keep(self.score(weights, statistic), sparsity, weights.units)
         return Solution(weights.matrix.masked_fill(~keep, 0), keep)
 
     @classmethod

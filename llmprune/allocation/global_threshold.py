@@ -1,0 +1,58 @@
+"""FLAP's budgets (An et al., 2024, arXiv:2312.11983): one threshold for the standardised scores of all units.
+
+The scores of every site are standardised over its inputs, so a site's budget follows from the shape of its
+distribution; the score of a group of heads is the mean over its inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
+from llmprune.anatomy import UnitSite
+from llmprune.patterns import per_input
+from llmprune.statistics import Nothing
+from llmprune.widths import settle
+
+
+@dataclass(frozen=True)
+class GlobalThreshold(Allocator):
+    """Units with the lowest scores go, wherever they are, until their parameters are as many as asked."""
+
+    compares_scores: ClassVar = True
+    serves: ClassVar = ("units",)
+
+    per_kind: bool = False
+    """Whether attention and feed-forward network each lose the target share, with a threshold each."""
+
+    def allocate(self, problem: Problem) -> Budget:
+        """What the threshold leaves each site, in whole steps."""
+        scores: dict[str, Tensor] = {}
+        for stage in problem.stages(forward=problem.surveys is not Nothing):
+            for site, statistic in problem.surveyed(stage):
+                score = per_input(problem.method.score(problem.weights(site), statistic)).double().cpu()
+                standard = (score - score.mean()) / score.std().clamp_min(1e-30)
+                scores[site.name] = standard.reshape(site.units, -1).mean(1)
+        counts: dict[str, int] = {}
+        kinds = [[s for s in problem.units if s.part == part] for part in ("attention", "ffn")]
+        for sites in kinds if self.per_kind else [problem.units]:
+            if sites:
+                wanted = _above_threshold(sites, scores, problem.sparsity)
+                counts |= settle(sites, problem.allowed, wanted, problem.sparsity)
+        return budget_of(problem.units, counts)
+
+
+def _above_threshold(sites: list[UnitSite], scores: dict[str, Tensor], sparsity: float) -> dict[str, float]:
+    """How many units of each site are left when the lowest go until `sparsity` of the parameters is gone."""
+    score = torch.cat([scores[site.name] for site in sites])
+    cost = torch.cat([torch.full((site.units,), site.cost) for site in sites])
+    order = score.argsort(stable=True)
+    gone = order[cost[order].cumsum(0) <= sparsity * int(cost.sum())]
+    stays = torch.ones(len(score), dtype=torch.bool)
+    stays[gone] = False
+    parts = stays.split([site.units for site in sites])
+    return {site.name: float(part.sum()) for site, part in zip(sites, parts, strict=True)}

@@ -1,0 +1,63 @@
+"""Budgets that the user writes down: the sparsity of every block, in a recipe or in a YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import yaml
+
+from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
+from llmprune.errors import RequestError
+from llmprune.widths import settle
+
+TOLERANCE = 0.005  # between the recipe's sparsity and the profile's
+
+
+@dataclass(frozen=True)
+class Profile(Allocator):
+    """A list of sparsities, one per block, or the name of a YAML file that holds it."""
+
+    serves: ClassVar = ("weights", "units")
+
+    blocks: list[float] | str = ""
+    """From the first block to the last, each from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.blocks, str):  # the recipe that is written down holds the numbers themselves
+            object.__setattr__(self, "blocks", _read(self.blocks))
+        if not all(isinstance(share, float | int) and 0 <= share < 1 for share in self.blocks):
+            raise RequestError("allocation.blocks", "every sparsity must be a number from 0 to less than 1")
+
+    def allocate(self, problem: Problem) -> Budget:
+        """The block's sparsity for each of its sites.
+
+        Raises:
+            RequestError: the profile has another number of blocks, or another sparsity than the recipe.
+        """
+        blocks, sites = len(problem.anatomy.blocks), problem.anatomy.sites
+        if len(self.blocks) != blocks:
+            raise RequestError("allocation.blocks", f"{len(self.blocks)} were given for {blocks} blocks")
+        budget = {site.name: float(self.blocks[site.block]) for site in sites}
+        mean = sum(budget[s.name] * s.weights for s in sites) / sum(s.weights for s in sites)
+        if abs(mean - problem.sparsity) > TOLERANCE:
+            raise RequestError(
+                "sparsity",
+                f"{problem.sparsity:g} was asked, and the profile has {mean:.4g}; ask for that",
+            )
+        if not problem.units:
+            return budget
+        wanted = {site.name: (1 - budget[site.name]) * site.units for site in problem.units}
+        return budget_of(problem.units, settle(problem.units, problem.allowed, wanted, mean))
+
+
+def _read(name: str) -> list[float]:
+    """The list in a YAML file."""
+    try:
+        found = yaml.safe_load(Path(name).read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError("allocation.blocks", f"{name!r} is no YAML file that can be read") from error
+    if not isinstance(found, list):
+        raise RequestError("allocation.blocks", f"{name} is not a list of numbers")
+    return found

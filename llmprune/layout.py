@@ -1,0 +1,216 @@
+"""How the sizes of a pruned model are told to whoever loads it: in config.json, and in code where that fails.
+
+`uniform`: every block has the same sizes, and the config names them. `per_layer`: every block has its own, in
+transformers' `per_layer_config`; its classes do not build such layers yet, so a modelling file comes along.
+`padded`: zeros fill every block up to the widest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from llmprune.anatomy import Anatomy, UnitSite
+from llmprune.checkpoint import per_layer
+from llmprune.errors import RequestError
+from llmprune.widths import Counts, unit_sites
+
+Layout = Literal["uniform", "per_layer", "padded"]
+MODULE = "modeling_llmprune"
+CLASSES = '''
+
+class {trunk}(PerLayer, stock.{trunk}):
+    """transformers' class of this name, with layers of different sizes."""
+
+
+class {model}(PerLayer, stock.{model}):
+    """transformers' class of this name, with layers of different sizes."""
+'''
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The sizes of a pruned model, as they are written.
+
+    Args:
+        anatomy: of the dense model, whose sites are units.
+        layout: how uneven blocks are written.
+        counts: units that stay, by the site's name.
+        biased: whether the consumers get a bias.
+    """
+
+    anatomy: Anatomy
+    layout: Layout
+    counts: Counts
+    biased: bool
+
+    def held(self, site: UnitSite) -> int:
+        """How many units of a site the file holds, those filled with zeros included."""
+        if not site.producers:
+            return site.units
+        if self.layout != "padded":
+            return self.counts[site.name]
+        alike = [s for s in unit_sites(self.anatomy) if s.part == site.part]
+        widest = max(self.counts[s.name] for s in alike)
+        return next(
+            n for n in range(widest, site.units + 1) if n == site.units or fits(self.anatomy, site, n)
+        )
+
+    def zeros(self, site: UnitSite) -> int:
+        """How many zeros the file holds in place of a site's units that went."""
+        each = site.cost if site.producers else site.outputs * site.inputs // site.units
+        return (self.held(site) - self.counts[site.name]) * each
+
+    def config(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """config.json of the pruned model, given that of the dense one."""
+        settings = dict(settings)
+        sizes = [self._sizes(block) for block in range(len(self.anatomy.blocks))]
+        if any("num_attention_heads" in own for own in sizes):
+            settings["head_dim"] = head_dim(self.anatomy)
+        for part, flag in zip(("attention", "ffn"), self.anatomy.row().biases, strict=True):
+            if flag and self._lacking(part):
+                settings[flag] = True
+        if self.layout != "per_layer":
+            return settings | sizes[0]
+        settings["per_layer_config"] = {str(block): own for block, own in enumerate(sizes)}
+        settings["allow_global_per_layer_attribute_access"] = True
+        trunk, model = (type(m).__name__ for m in (self.anatomy.trunk, self.anatomy.model))
+        names = {"AutoModel": trunk, "AutoModelForCausalLM": model}
+        settings["auto_map"] = {auto: f"{MODULE}.{name}" for auto, name in names.items()}
+        return settings
+
+    def own_biases(self) -> list[str]:
+        """Layers of a block whose new bias the model's class does not know."""
+        flags = dict(zip(("attention", "ffn"), self.anatomy.row().biases, strict=True))
+        prefix = f"{self.anatomy.prefix}.0."
+        lacking = [s for part in flags for s in self._lacking(part) if s.block == 0 and not flags[part]]
+        return [site.name.removeprefix(prefix) for site in lacking]
+
+    def _lacking(self, part: str) -> list[UnitSite]:
+        """The sites that get a bias and have none."""
+        sites = [site for site in unit_sites(self.anatomy) if site.part == part]
+        return [site for site in sites if self.biased and not site.biased]
+
+    def _sizes(self, block: int) -> dict[str, int]:
+        """The fields of the config that pruning changes, for one block."""
+        found: dict[str, int] = {}
+        for site in unit_sites(self.anatomy):
+            if site.block == block and site.producers:
+                found |= size_fields(self.anatomy, site, self.held(site))
+        return found
+
+    def write(
+        self, site: UnitSite, keep: Tensor, tensors: dict[str, Tensor], key: Callable[[str], str]
+    ) -> None:
+        """Cut the tensors of a block, in place, to what stays of a site.
+
+        Args:
+            site: the site.
+            keep: bool [I], its inputs that stay.
+            tensors: of the block, by their keys in the checkpoint.
+            key: the checkpoint's key of a parameter.
+        """
+        native = dict(zip(("attention", "ffn"), self.anatomy.row().biases, strict=True))[site.part]
+        lacking = self.biased and not site.biased
+        like = tensors[key(f"{site.name}.weight")]
+        for producer in site.producers:
+            bias = key(f"{producer.name}.bias")
+            if lacking and native and bias not in tensors:
+                tensors[bias] = like.new_zeros(producer.outputs)
+        if lacking:
+            tensors.setdefault(key(f"{site.name}.bias"), like.new_zeros(site.outputs))
+        if not site.producers:
+            return
+        units = keep.reshape(site.units, -1)[:, 0].nonzero()[:, 0].cpu()
+        held = self.held(site)
+        for producer in site.producers:
+            rows = torch.cat([_picked(run.start, run.step, units, held) for run in producer.runs])
+            for name, axis in (("weight", int(producer.transposed)), ("bias", 0)):
+                where = key(f"{producer.name}.{name}")
+                if where in tensors:
+                    tensors[where] = _taken(tensors[where], rows, axis)
+        where = key(f"{site.name}.weight")
+        columns = _picked(0, site.inputs // site.units, units, held)
+        tensors[where] = _taken(tensors[where], columns, 0 if site.transposed else 1)
+
+
+def size_fields(anatomy: Anatomy, site: UnitSite, units: int) -> dict[str, int]:
+    """The fields of a config that say how many units a site has."""
+    if site.part == "ffn":
+        return {anatomy.row().width: units}
+    config = anatomy.model.config.get_text_config(decoder=True)
+    return {
+        "num_attention_heads": config.num_attention_heads * units // site.units,
+        "num_key_value_heads": units,
+    }
+
+
+def head_dim(anatomy: Anatomy) -> int:
+    """Of the dense model; once heads are gone, the config can no longer work it out."""
+    config = anatomy.model.config.get_text_config(decoder=True)
+    site = next(site for site in unit_sites(anatomy) if site.part == "attention")
+    return int(site.inputs // config.num_attention_heads)
+
+
+def fits(anatomy: Anatomy, site: UnitSite, units: int) -> bool:
+    """Whether the model's config accepts so many units in every block; some want heads to divide a size."""
+    if site.part == "ffn":
+        return True
+    config = anatomy.model.config
+    sizes = size_fields(anatomy, site, units) | {"head_dim": head_dim(anatomy)}
+    try:
+        type(config)(**{**config.to_dict(), **sizes})
+    except Exception:  # whatever the config's own checks raise
+        return False
+    return True
+
+
+def require_possible(anatomy: Anatomy, layout: Layout, *, biased: bool) -> None:
+    """Refuse a layout that cannot hold what pruning this family leaves.
+
+    Raises:
+        RequestError: it names the way out.
+    """
+    row = anatomy.row()
+    if row.rigid and layout != "padded" and any(s.part == "attention" for s in unit_sites(anatomy)):
+        raise RequestError(
+            "layout",
+            f"heads cannot be cut out of {anatomy.family!r} models ({row.rigid}); prune channels only with "
+            "pattern.parts=ffn, or use --layout padded",
+        )
+    homeless = Shapes(anatomy, layout, {}, biased).own_biases()
+    if homeless and layout != "per_layer":
+        raise RequestError(
+            "repair",
+            f"it gives {' and '.join(homeless)} a bias, which {anatomy.family!r} models have no place for; "
+            "use --layout per_layer, or --repair least_squares or none",
+        )
+
+
+def modelling_file(anatomy: Anatomy) -> str:
+    """The code that builds layers of different sizes; it stands on its own."""
+    shared = Path(per_layer.__file__).read_text()
+    module = type(anatomy.model).__module__
+    trunk, model = (type(m).__name__ for m in (anatomy.trunk, anatomy.model))
+    last = "from transformers import PreTrainedModel\n"
+    package, name = module.rsplit(".", 1)
+    imports = f"{last}from {package} import {name} as stock\n"
+    shared = shared.replace(last, imports).replace("  # type: ignore[misc]", "")
+    return shared + CLASSES.format(trunk=trunk, model=model)
+
+
+def _picked(start: int, step: int, units: Tensor, held: int) -> Tensor:
+    """The rows of the units that stay, and -1 for every row of zeros that fills up to `held` units."""
+    rows = (start + units[:, None] * step + torch.arange(step)).flatten()
+    return torch.cat([rows, torch.full(((held - len(units)) * step,), -1)])
+
+
+def _taken(tensor: Tensor, rows: Tensor, axis: int) -> Tensor:
+    rows = rows.to(tensor.device)
+    taken = tensor.index_select(axis, rows.clamp_min(0))
+    return taken.index_fill_(axis, (rows < 0).nonzero()[:, 0], 0).contiguous()

@@ -1,0 +1,41 @@
+"""FLAP (An et al., 2024, arXiv:2312.11983): units whose outputs hardly fluctuate go, and their mean stays.
+
+What hardly varies contributes almost a constant, and a constant is what a bias is for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from llmprune.methods.base import Method, Weights
+from llmprune.statistics import InputMoments
+
+
+@dataclass(frozen=True)
+class Flap(Method[InputMoments]):
+    """Goes with the allocation `global_threshold` and the repair `mean_bias`."""
+
+    needs: ClassVar = InputMoments
+    propagation: ClassVar = "dense"
+    pattern: ClassVar = "units"
+    allocation: ClassVar = "global_threshold"
+    repair: ClassVar = "mean_bias"
+    only_units: ClassVar = True
+
+    metric: Literal["WIFV", "IFV", "WIFN"] = "WIFV"
+    """Weighted fluctuation, fluctuation, or weighted norm."""
+
+    def score(self, weights: Weights, statistic: InputMoments) -> Tensor:
+        """float64 [I]. WIFV is the paper's equation 5: variance of the input times ||W_:j||^2.
+
+        The authors' code squares the metric once more for heads, which the paper does not say; we do not.
+        """
+        if self.metric == "IFV":
+            return statistic.variance
+        if self.metric == "WIFV":
+            return statistic.variance * weights.matrix.float().square().sum(0)
+        norm = (statistic.variance * (1 - 1 / statistic.tokens) + statistic.mean.square()).sqrt()
+        return norm * weights.matrix.float().abs().mean(0)

@@ -1,0 +1,118 @@
+"""Recover a pruned checkpoint: the same sizes and zeros, with weights that are closer to the dense model."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from llmprune import finish, job, plugins, report
+from llmprune.calibration import Calibration
+from llmprune.checkpoint.draft import Draft
+from llmprune.errors import RequestError
+from llmprune.job import Job, Run
+from llmprune.recipe import Recipe, part_name, sentence
+from llmprune.recovery.base import Recovery, Task
+from llmprune.report import Report
+
+
+def recover(
+    model: str | Path,
+    how: Any = "reconstruct",
+    *,
+    out: str | Path | None = None,
+    baseline: str | None = None,
+    calibration: dict[str, Any] | None = None,
+    **options: Any,
+) -> Report:
+    """Recover a pruned checkpoint into a new folder.
+
+    Args:
+        model: the folder of a pruned checkpoint.
+        how: `reconstruct`, `lora`, or a mapping of that `name` and its options.
+        out: the folder to write; the pruned one's name with `-recovered` unless given.
+        baseline: the dense model; by default the one that the pruned checkpoint's report names.
+        calibration: fields of the recipe's `calibration` that differ from how the checkpoint was pruned.
+        options: fields of Run: `resume`, `device`, `dtype`, `max_memory`, `trust_remote_code`.
+
+    Returns:
+        The pruned checkpoint's report with what the recovery did in `recovery`.
+
+    Raises:
+        RequestError: the request cannot be carried out; nothing was written.
+        JobError: it was sound, and failed.
+    """
+    folder = Path(model)
+    earlier = report.read(folder) if folder.is_dir() else None
+    if earlier is None:
+        raise RequestError("model", f"{model} is no folder that llmprune has pruned: it holds no report")
+    recovery = part(how)
+    run = Run(out=out if out is not None else f"{str(model).rstrip('/')}-recovered", **options)
+    text = {**earlier.recipe["calibration"], **(calibration or {})}
+    recipe = _walk_recipe(text)
+    pruned = job.checkpoint_job(str(folder), recipe, run)
+    where = baseline or str(earlier.model["source"])
+    dense = job.checkpoint_job(where, recipe, dataclasses.replace(run, out=None, resume=False))
+    return _carried_out(recovery, pruned, dense, earlier)
+
+
+def part(how: Any) -> Recovery:
+    """The recovery that a name, or a mapping of name and options, asks for.
+
+    Raises:
+        RequestError: there is none of that name, or it has no such option.
+    """
+    options = dict(how) if isinstance(how, dict) else {"name": how}
+    try:
+        cls = plugins.find("llmprune.recovery", str(options.pop("name", None)), Recovery)
+        found: Recovery = TypeAdapter(cls).validate_python(options)
+    except ValidationError as error:
+        raise sentence(error, "recovery") from error
+    except ValueError as error:
+        raise RequestError("recovery", str(error)) from error
+    return found
+
+
+def _walk_recipe(text: dict[str, Any]) -> Recipe:
+    """A recipe that removes nothing, for what it takes to walk both models and hold a layer's Gram matrix."""
+    Calibration.model_validate(text)
+    nothing = {"method": "magnitude", "pattern": {"name": "units", "multiple": 1}, "sparsity": 0}
+    costs = {"repair": "least_squares", "layout": "padded", "propagation": "layer"}
+    return Recipe.parse({**nothing, **costs, "calibration": text})
+
+
+@torch.no_grad()
+def _carried_out(recovery: Recovery, pruned: Job, dense: Job, earlier: Report) -> Report:
+    start = time.perf_counter()
+    assert pruned.out is not None
+    windows = pruned.windows(None, None)
+    assert windows is not None
+    pruned.plan.require_fit(pruned.out)
+    asked = {"name": part_name(recovery), **dataclasses.asdict(recovery)}
+    assert dense.source is not None
+    identity = {
+        **finish.fingerprint(pruned, windows),
+        "dense": dense.source.hashes,
+        "recovery": asked,
+    }
+    draft = Draft(pruned.out, pruned.plan.blocks)
+    if draft.begun(identity) is None:
+        draft.begin({"fingerprint": identity})
+    done = recovery.recover(Task(pruned, dense, windows.tokens, draft))
+    spent = {"total_s": time.perf_counter() - start}
+    result = earlier.model_copy(
+        update={
+            "recovery": {**asked, "calibration": windows.record(), "time": spent, **done.record},
+            "fingerprint": identity,
+            "evaluation": None,
+        }
+    )
+    assert pruned.source is not None
+    for file in (pruned.source.folder / "config.json", *pruned.source.copied_files()):
+        draft.copy(file)
+    finish.seal(pruned, draft, done.logits, result, trust=earlier.recipe["layout"] == "per_layer")
+    return result

@@ -1,0 +1,23 @@
+"""The mean of what the removed units contributed becomes a bias (FLAP, arXiv:2312.11983, equation 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from llmprune.repair.base import Repair, Repaired
+from llmprune.statistics import InputMoments
+
+
+@dataclass(frozen=True)
+class MeanBias(Repair[InputMoments]):
+    """The best that a bias alone can do."""
+
+    needs: ClassVar = InputMoments
+    gives_bias: ClassVar = True
+
+    def mend(self, weight: Tensor, keep: Tensor, statistic: InputMoments) -> Repaired:
+        """V = W_K, b = W_R E[x_R]"""
+        return Repaired(weight * keep, weight[:, ~keep].double() @ statistic.mean[~keep])

@@ -1,0 +1,19 @@
+"""Nothing makes up for the units that go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llmprune.repair.base import Repair, Repaired
+from llmprune.statistics import Nothing
+
+
+@dataclass(frozen=True)
+class Unrepaired(Repair[Nothing]):
+    """The weights that stay are left as they are."""
+
+    def mend(self, weight: Tensor, keep: Tensor, statistic: Nothing) -> Repaired:
+        """V = W_K"""
+        return Repaired(weight * keep)
