@@ -3,26 +3,21 @@
 Loose-weight pruning needs no knowledge of families: the blocks are the model's list of `num_hidden_layers`
 modules, and every linear layer inside them is a site. Cutting whole units out does: which layers shrink
 together is one row of FAMILIES.
-
-A unit is one channel of the feed-forward network, or one group of query heads with the key and value head
-they share. It is a few inputs of one layer, its consumer, and the outputs of others, its producers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmprune.errors import RequestError
+from llmprune.sites import Part, Parts, Producer, Run, Site, UnitSite
 
 COVERAGE = 0.95  # share of the block weights that the sites must reach
-Part = Literal["attention", "ffn"]
-Parts = Literal["all", "attention", "ffn"]
 
 
 @dataclass(frozen=True)
@@ -84,91 +79,6 @@ FAMILIES: dict[str, Family] = {  # by the config's model_type
     "opt": Family(Coupling("self_attn.out_proj", {}), Coupling("fc2", {"fc1": "c"}), "ffn_dim", _SQUARE),
     "falcon": Family(Coupling("self_attention.dense", {}), _FOUR_H, "ffn_hidden_size", _SQUARE),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """One place to prune: a linear layer of a block."""
-
-    name: str
-    index: int
-    block: int
-    layer: nn.Module
-    inputs: int
-    outputs: int
-    transposed: bool
-    """Whether the layer stores its weight as [inputs, outputs] (GPT-2's Conv1D)."""
-
-    @property
-    def kind(self) -> str:
-        """The layer's name inside its block, such as `self_attn.q_proj`."""
-        return self.name.split(f".{self.block}.", 1)[-1]
-
-    @property
-    def weight(self) -> Tensor:
-        """The layer's weight as it is now, in its own layout."""
-        weight = self.layer.weight
-        assert isinstance(weight, Tensor)
-        return weight.data
-
-    @property
-    def weights(self) -> int:
-        """How many weights the layer has."""
-        return self.inputs * self.outputs
-
-    def matrix(self, stored: Tensor) -> Tensor:
-        """The stored weight as a matrix [O, I], and back: the same turn both ways."""
-        return stored.T if self.transposed else stored
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Outputs of a producer that one kind of unit owns: `step` of them for each, from `start` on."""
-
-    start: int
-    step: int
-
-
-@dataclass(frozen=True, eq=False)
-class Producer:
-    """A layer whose outputs go with the units."""
-
-    name: str
-    layer: nn.Module
-    outputs: int
-    inputs: int
-    transposed: bool
-    runs: tuple[Run, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class UnitSite(Site):
-    """Units that go as a whole: the inputs of a consumer, which is `layer`, and what produces them."""
-
-    part: Part = "ffn"
-    units: int = 1
-    producers: tuple[Producer, ...] = ()
-    biased: bool = False
-    """Whether the dense consumer has a bias."""
-
-    @property
-    def kind(self) -> str:
-        """`attention` or `ffn`."""
-        return self.part
-
-    @property
-    def weights(self) -> int:
-        """All parameters that go if every unit goes."""
-        return self.units * self.cost
-
-    @property
-    def cost(self) -> int:
-        """Parameters that go with one unit: its columns of the consumer, its rows of the producers."""
-        rows = 0
-        for producer in self.producers:
-            biased = getattr(producer.layer, "bias", None) is not None
-            rows += sum(run.step for run in producer.runs) * (producer.inputs + biased)
-        return self.outputs * self.inputs // self.units + rows
 
 
 class Anatomy:

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from llmprune.anatomy import Anatomy, UnitSite
+from llmprune.anatomy import Anatomy
 from llmprune.checkpoint import per_layer
 from llmprune.errors import RequestError
+from llmprune.sites import UnitSite
 from llmprune.widths import Counts, unit_sites
 
 Layout = Literal["uniform", "per_layer", "padded"]

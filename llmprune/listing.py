@@ -20,7 +20,7 @@ KINDS: dict[str, tuple[str, type[Any]]] = {
 
 
 def everything() -> dict[str, Any]:
-    """Methods, allocations, repairs and recoveries with their options and defaults, and the shipped recipes."""
+    """Every part of a recipe with its options and defaults, and the shipped recipes."""
     found: dict[str, Any] = {
         kind: [_part(package, name, base) for name in plugins.names(package)]
         for kind, (package, base) in KINDS.items()

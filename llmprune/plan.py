@@ -12,10 +12,11 @@ import psutil
 import torch
 from accelerate.utils import convert_file_size_to_int
 
-from llmprune.anatomy import Anatomy, Site
+from llmprune.anatomy import Anatomy
 from llmprune.errors import JobError, RequestError
 from llmprune.patterns import NofM, Units
 from llmprune.recipe import Recipe
+from llmprune.sites import Site
 from llmprune.stage import UNIT_SAMPLE
 from llmprune.statistics import Nothing
 

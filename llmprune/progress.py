@@ -12,7 +12,10 @@ PLAIN_EVERY = 15.0  # seconds between two plain lines
 
 
 def track(items: Sequence[T], label: str) -> Iterator[T]:
-    """Yield the items, showing how many are done."""
+    """Yield the items, showing how many are done; silently without a label."""
+    if not label:
+        yield from items
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from llmprune import calibration, finish, job
 from llmprune.allocation.base import Survey
-from llmprune.anatomy import Site, UnitSite
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.store import Store
 from llmprune.errors import JobError, RequestError
@@ -23,6 +22,7 @@ from llmprune.methods.base import Weights
 from llmprune.paths import existing
 from llmprune.recipe import Recipe
 from llmprune.report import Report, SiteRecord
+from llmprune.sites import Site, UnitSite
 from llmprune.stage import Seen, Stage
 from llmprune.statistics import Nothing
 from llmprune.walk import Walk
@@ -177,9 +177,9 @@ class _Work:
     def _tensors(self, stage: Stage, keeps: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is written of a block, cut to its new sizes where whole units went."""
         tensors = self.store.tensors(stage.index)
-        shapes = self.todo.shapes(self.begun["budget"])
         for site in stage.sites:
             if isinstance(site, UnitSite):
+                shapes = self.todo.shapes(self.begun["budget"])
                 shapes.write(site, keeps[site.name], tensors, self.store.key)
         return tensors
 

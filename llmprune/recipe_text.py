@@ -108,19 +108,32 @@ def from_words(words: dict[str, Any], otherwise: dict[str, Any] | None = None) -
         raise RequestError("model", f"the recipe {recipe} names none; give one before --recipe {recipe}")
     fields = ("method", "pattern", "sparsity", "allocation", "repair", "layout", "propagation")
     plain = {key: words.get(key) for key in fields}
-    text = {key: words.get(key) for key in ("samples", "length", "seed", "text_column")}
-    text["dataset"] = words.get("calibration")
     for key, value in plain.items():
         if value is not None:
             data[key] = value
-    nested = {f"calibration.{key}": value for key, value in text.items()}
+    nested = {f"calibration.{key}": value for key, value in text_words(words).items()}
     nested["pattern.multiple"] = words.get("multiple")
     for key, value in nested.items():
         if value is not None:
             override(data, key, value)
-    for assignment in words.get("set_") or []:
-        key, found, value = assignment.partition("=")
-        if not found:
-            raise RequestError("set", f"{assignment!r} is not key=value")
-        override(data, key, read_yaml(value))
+    for key, value in assigned(words.get("set_")).items():
+        override(data, key, value)
     return name, Recipe.parse(data)
+
+
+def text_words(words: dict[str, Any]) -> dict[str, Any]:
+    """What the options of a command say about the calibration text."""
+    found = {key: words.get(key) for key in ("samples", "length", "seed", "text_column")}
+    found["dataset"] = words.get("calibration")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def assigned(words: list[str] | None) -> dict[str, Any]:
+    """What `--set key=value` says, with the values read as YAML."""
+    found = {}
+    for word in words or []:
+        key, is_, value = word.partition("=")
+        if not is_:
+            raise RequestError("set", f"{word!r} is not key=value")
+        found[key] = read_yaml(value)
+    return found

@@ -51,13 +51,18 @@ def recover(
     if earlier is None:
         raise RequestError("model", f"{model} is no folder that llmprune has pruned: it holds no report")
     recovery = part(how)
-    run = Run(out=out if out is not None else f"{str(model).rstrip('/')}-recovered", **options)
+    run = Run(out=out if out is not None else beside(folder), **options)
     text = {**earlier.recipe["calibration"], **(calibration or {})}
     recipe = _walk_recipe(text)
     pruned = job.checkpoint_job(str(folder), recipe, run)
     where = baseline or str(earlier.model["source"])
     dense = job.checkpoint_job(where, recipe, dataclasses.replace(run, out=None, resume=False))
     return _carried_out(recovery, pruned, dense, earlier)
+
+
+def beside(folder: Path) -> Path:
+    """Where a recovered checkpoint goes unless another folder is named."""
+    return folder.with_name(f"{folder.resolve().name}-recovered")
 
 
 def part(how: Any) -> Recovery:

@@ -15,9 +15,10 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from llmprune.anatomy import Anatomy, Site
+from llmprune.anatomy import Anatomy
 from llmprune.errors import JobError
 from llmprune.methods.base import Propagation
+from llmprune.sites import Site
 from llmprune.statistics import Nothing, Statistic
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a block receives besides its hidden states

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from llmprune.anatomy import Anatomy, UnitSite
+from llmprune.anatomy import Anatomy
 from llmprune.errors import RequestError
+from llmprune.sites import UnitSite
 
 Counts = dict[str, int]  # units that stay, by the site's name
 Allowed = dict[str, list[int]]  # the numbers of units that may stay, ascending, by the site's name

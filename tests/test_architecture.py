@@ -25,18 +25,20 @@ HOMES = {
 FLOORS = {
     0: ["errors", "paths", "progress", "llmprune_kernels"],
     1: ["ops"],
-    2: ["statistics", "patterns", "plugins"],
+    2: ["statistics", "patterns", "plugins", "sites"],
     3: ["anatomy", "methods", "calibration", "repair"],
     4: ["stage", "checkpoint", "widths"],
-    5: ["walk", "layout"],
+    5: ["walk", "layout", "arrival"],
     6: ["allocation"],
     7: ["recipe", "report"],
     8: ["recipe_text", "plan", "card"],
     9: ["job"],
-    10: ["finish", "recovery"],
-    11: ["pruning", "recovering", "loading", "demo", "listing"],
-    12: ["arrival", "__init__", "llmprune_eval"],
-    13: ["cli"],
+    10: ["finish"],
+    11: ["pruning", "loading", "demo"],
+    12: ["recovery"],
+    13: ["recovering", "listing"],
+    14: ["__init__", "llmprune_eval"],
+    15: ["cli"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 MAY_IMPORT_TRANSFORMERS = (

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmprune.anatomy import Anatomy, Site
+from llmprune.anatomy import Anatomy
 from llmprune.checkpoint import reader, source
 from llmprune.checkpoint.store import Store
 from llmprune.errors import JobError
+from llmprune.sites import Site
 from llmprune.stage import Seen, Stage, paused, replaced
 from llmprune.statistics import Gram, InputMoments, InputNorm, Nothing, Statistic
 from llmprune.walk import Walk

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from llmprune import calibration
 from llmprune.calibration import Calibration
 from llmprune.errors import JobError, RequestError
+from llmprune.loading import load
 from llmprune.paths import existing
 from llmprune.progress import track
 
@@ -42,8 +43,8 @@ class Perplexity:
     dtype: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+        """As plain data, with the stamp."""
+        return {**asdict(self), "protocol": self.protocol}
 
     @property
     def protocol(self) -> str:
@@ -52,6 +53,26 @@ class Perplexity:
             f"{self.dataset} ({self.split}), {self.windows} windows of {self.length} tokens, "
             f"stride {self.stride}, no BOS added, {self.dtype}, tokenizer {self.tokenizer}"
         )
+
+
+def compare(
+    names: dict[str, str], texts: list[str], protocol: dict[str, Any], where: dict[str, Any]
+) -> dict[str, Any]:
+    """The perplexities of several models on the same texts.
+
+    Args:
+        names: of the models, by the role they play.
+        texts: as for `measure`.
+        protocol: its other arguments.
+        where: those of `llmprune.load`.
+    """
+    results: dict[str, Any] = {}
+    for role, name in names.items():
+        model, tokenizer = load(name, **where)
+        found = [measure(model, tokenizer, text, **protocol).to_dict() for text in texts]
+        results[role] = {"name": name, "perplexity": found}
+        del model
+    return results
 
 
 def measure(

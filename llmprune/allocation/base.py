@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 from torch import Tensor
 
-from llmprune.anatomy import Anatomy, Site, UnitSite
+from llmprune.anatomy import Anatomy
 from llmprune.checkpoint.store import Store
 from llmprune.methods.base import Method, Weights
+from llmprune.sites import Site, UnitSite
 from llmprune.stage import Seen, Stage
 from llmprune.statistics import Nothing, Statistic
 from llmprune.walk import Walk

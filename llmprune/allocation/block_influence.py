@@ -40,11 +40,15 @@ class BlockInfluence(Allocator):
 
     def shares(self, angles: Tensor, target: float) -> Tensor:
         """The share that every block keeps, with mean `target` and none above 1."""
-        weight = torch.sigmoid(self.temperature * (angles - angles.mean()))
-        kept = target * weight / weight.mean()
+        kept = target * self.weights(angles)
         if kept.max() > 1:
             kept = target + (kept - target) * (1 - target) / (kept.max() - target)
         return kept
+
+    def weights(self, angles: Tensor) -> Tensor:
+        """How much every block matters, with mean 1."""
+        weight = torch.sigmoid(self.temperature * (angles - angles.mean()))
+        return weight / weight.mean()
 
 
 def influence(stage: Stage) -> float:

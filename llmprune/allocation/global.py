@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmprune import ops
 from llmprune.allocation.base import Allocator, Budget, Problem
-from llmprune.anatomy import Site
+from llmprune.sites import Site
 from llmprune.statistics import Statistic
 
 

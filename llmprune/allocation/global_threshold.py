@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
-from llmprune.anatomy import UnitSite
 from llmprune.patterns import per_input
+from llmprune.sites import UnitSite
 from llmprune.statistics import Nothing
 from llmprune.widths import settle
 

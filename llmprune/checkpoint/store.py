@@ -18,10 +18,11 @@ from accelerate.hooks import AlignDevicesHook, SequentialHook
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llmprune.anatomy import Anatomy, Site
+from llmprune.anatomy import Anatomy
 from llmprune.checkpoint import shards
 from llmprune.checkpoint.shards import Stored
 from llmprune.errors import JobError, RequestError
+from llmprune.sites import Site
 
 
 class Store:

@@ -28,14 +28,20 @@ class Flap(Method[InputMoments]):
     metric: Literal["WIFV", "IFV", "WIFN"] = "WIFV"
     """Weighted fluctuation, fluctuation, or weighted norm."""
 
-    def score(self, weights: Weights, statistic: InputMoments) -> Tensor:
-        """float64 [I]. WIFV is the paper's equation 5: variance of the input times ||W_:j||^2.
+    square_heads: bool = True
+    """Whether the metric of heads is squared once more, as in the authors' code: it evens out how heads and
+    channels rank against one another, and lost less wherever we measured (llmprune/README.md, Decisions)."""
 
-        The authors' code squares the metric once more for heads, which the paper does not say; we do not.
-        """
+    def score(self, weights: Weights, statistic: InputMoments) -> Tensor:
+        """float64 [I]. WIFV is the paper's equation 5: variance of the input times ||W_:j||^2."""
+        metric = self._metric(weights.matrix.float(), statistic)
+        heads = weights.units < weights.matrix.shape[1]
+        return metric.square() if heads and self.square_heads else metric
+
+    def _metric(self, matrix: Tensor, statistic: InputMoments) -> Tensor:
         if self.metric == "IFV":
             return statistic.variance
         if self.metric == "WIFV":
-            return statistic.variance * weights.matrix.float().square().sum(0)
+            return statistic.variance * matrix.square().sum(0)
         norm = (statistic.variance * (1 - 1 / statistic.tokens) + statistic.mean.square()).sqrt()
-        return norm * weights.matrix.float().abs().mean(0)
+        return norm * matrix.abs().mean(0)

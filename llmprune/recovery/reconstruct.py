@@ -20,9 +20,9 @@ from pydantic import Field
 from torch import Tensor
 
 from llmprune import calibration, ops
-from llmprune.anatomy import Site
 from llmprune.checkpoint.store import Store
 from llmprune.recovery.base import Recovered, Recovery, Task
+from llmprune.sites import Site
 from llmprune.stage import Stage
 from llmprune.walk import Walk
 
@@ -115,7 +115,7 @@ def _output(site: Site, x: Tensor) -> Tensor:
 
 
 class Fit:
-    """The normal equations of a layer that is to put out more: its inputs [T, I] against what lacks [T, O]."""
+    """The normal equations of a layer that is to put out more: its inputs against what lacks."""
 
     def __init__(self, inputs: int, outputs: int, *, centred: bool) -> None:
         self.centred = centred

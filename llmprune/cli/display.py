@@ -1,0 +1,71 @@
+"""Outcomes in words: tables on stdout or stderr, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+def show_report(report: Any, out: Path, as_json: bool) -> None:
+    """What came of a run."""
+    if as_json:
+        return print_json(json.loads(report.to_json()))
+    totals, spent = report.totals, report.time
+    errors = [site.error for site in report.sites if site.error is not None]
+    rows = [
+        (
+            "sparsity",
+            f"{totals['sparsity']:.2%} of the pruned layers, {totals['model_sparsity']:.2%} of the model",
+        ),
+        (
+            "size",
+            f"{totals['bytes_before']:,} bytes before, {totals['bytes_after']:,} after (zeros are stored)",
+        ),
+        (
+            "time",
+            f"{spent['total_s']:.1f} s; one plain forward of the text takes {spent['forward_floor_s']:.1f} s",
+        ),
+        ("written to", str(out)),
+        ("load it with", loading_line(report, out)),
+    ]
+    if errors:
+        rows.insert(
+            1, ("output error", f"{sum(errors) / len(errors):.4f} on average, {max(errors):.4f} at most")
+        )
+    table(rows, sys.stdout)
+
+
+def loading_line(report: Any, out: Path) -> str:
+    """How to load a result."""
+    line: str = report.reload["line"] if report.reload else f"(not loaded yet: {out})"
+    return line
+
+
+def table(rows: list[tuple[str, str]], stream: Any) -> None:
+    """Two columns."""
+    width = max(len(key) for key, _ in rows)
+    for key, value in rows:
+        typer.echo(f"{key:<{width}}  {value}", file=stream)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    typer.echo(json.dumps(value, allow_nan=False, default=str))
+
+
+def quiet() -> None:
+    """Keep the libraries' own bars and notes out of ours."""
+    import datasets
+    import huggingface_hub.utils
+    import transformers
+
+    for library in (transformers, datasets, huggingface_hub):
+        library.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)

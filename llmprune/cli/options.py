@@ -1,0 +1,39 @@
+"""What the commands can be asked, each option said once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(help="A folder, a .gguf file, a Hub id org/name[@revision], or a recipe.")
+]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="A shipped recipe's name, or a YAML file.")]
+Method = Annotated[str | None, typer.Option(help="See `llmprune methods`.")]
+Pattern = Annotated[
+    str | None,
+    typer.Option(help="unstructured, N:M such as 2:4 (N of every M are kept), or units (channels, heads)."),
+]
+Sparsity = Annotated[float | None, typer.Option(help="Share of the weights that go, 0 to 1.")]
+Allocation = Annotated[str | None, typer.Option(help="How much goes where; see `llmprune methods`.")]
+Repair = Annotated[str | None, typer.Option(help="What makes up for removed units; see `llmprune methods`.")]
+Layout = Annotated[
+    str | None, typer.Option(help="How blocks of different sizes are written: uniform, per_layer or padded.")
+]
+Multiple = Annotated[
+    int | None, typer.Option(help="Channels that stay in a block are a multiple of this (64).")
+]
+Propagation = Annotated[str | None, typer.Option(help="Calibrate on dense, block or layer outputs.")]
+Text = Annotated[str | None, typer.Option(help="builtin, wikitext2, c4, a text file or table, or a Hub id.")]
+Samples = Annotated[int | None, typer.Option(help="Calibration windows (128).")]
+Length = Annotated[int | None, typer.Option(help="Tokens per window (2048, or the model's context).")]
+Seed = Annotated[int | None, typer.Option(help="Places the calibration windows (0).")]
+Column = Annotated[str | None, typer.Option(help="The column of a table that holds the text (text).")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="Of the computation: auto, float32, bfloat16 or float16.")]
+MaxMemory = Annotated[str | None, typer.Option(help="Plan with at most this much, such as 8GiB.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run was cut off.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any recipe option, as key=value; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
