@@ -25,7 +25,8 @@ ASK: dict[str, Any] = {
     "pattern": "2:4",
     "calibration": {"dataset": "builtin", "samples": 16, "length": 512},
 }
-EVALUATION: dict[str, Any] = {"text": "builtin", "length": 512, "windows": 24}
+TEXT = "builtin"
+PROTOCOL: dict[str, Any] = {"length": 512, "windows": 24}
 
 
 def model() -> str:

@@ -45,9 +45,8 @@ def already_done(name: str, asked: Recipe, run: Run) -> Report | None:
         RequestError: the folder was finished with another recipe.
     """
     out = Path(str(run.out))
-    drafts.move_up(out)
-    done = report.read(out)
-    if done is None or drafts.is_unfinished(out):
+    done = finished(out)
+    if done is None:
         return None
     now, then = asked.resolved(), done.recipe
     now["calibration"]["length"] = now["calibration"]["length"] or then["calibration"]["length"]
@@ -55,6 +54,15 @@ def already_done(name: str, asked: Recipe, run: Run) -> Report | None:
     differing = [key for key in now if now[key] != then[key]]
     if differing:
         raise RequestError("resume", f"{out} was finished with another {differing[0]}; choose another --out")
+    return done
+
+
+def finished(out: Path) -> Report | None:
+    """The report of a folder in which nothing is left to do but perhaps a move that was cut off."""
+    drafts.move_up(out)
+    done = report.read(out)
+    if done is None or drafts.is_unfinished(out):
+        return None
     say(f"{out} is finished already")
     return done
 
@@ -151,6 +159,18 @@ def _stored_parameters(todo: Job, draft: Draft) -> int:
     return sum(stored.numbers for stored in todo.source.tensors.values())
 
 
+def mark(todo: Job, shapes: Shapes | None) -> dict[str, Any]:
+    """What the config of a pruned model says of the pruning."""
+    said = {
+        "version": report.versions()["llmprune"],
+        "method": todo.recipe.resolved()["method"]["name"],
+        "pattern": str(todo.recipe.pattern),
+        "sparsity": todo.recipe.sparsity,
+        "recipe": todo.recipe.hash,
+    }
+    return said if shapes is None else said | {"layout": shapes.layout, "biases": shapes.own_biases()}
+
+
 def _write_settings(todo: Job, draft: Draft, tokenizer: Any, shapes: Shapes | None) -> None:
     """config.json with our key, and the tokenizer and generation config as they were."""
     if todo.source:
@@ -163,16 +183,9 @@ def _write_settings(todo: Job, draft: Draft, tokenizer: Any, shapes: Shapes | No
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(draft.folder)
         todo.tokenizer(tokenizer).save_pretrained(draft.folder)
-    settings["llmprune"] = {
-        "version": report.versions()["llmprune"],
-        "method": todo.recipe.resolved()["method"]["name"],
-        "pattern": str(todo.recipe.pattern),
-        "sparsity": todo.recipe.sparsity,
-        "recipe": todo.recipe.hash,
-    }
+    settings["llmprune"] = mark(todo, shapes)
     if shapes is not None:
         settings = shapes.config(settings)
-        settings["llmprune"] |= {"layout": shapes.layout, "biases": shapes.own_biases()}
         if shapes.layout == "per_layer":
             draft.write_text(f"{layout.MODULE}.py", layout.modelling_file(todo.anatomy))
     draft.write_text("config.json", json.dumps(settings, indent=2))

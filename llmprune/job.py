@@ -182,6 +182,10 @@ def live_job(model: PreTrainedModel, recipe: Recipe, run: Run) -> Job:
         )
     if getattr(model.config, "quantization_config", None):
         raise RequestError("model", "the model is quantised; prune the one it was quantised from")
+    if recipe.parts is not None and any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise RequestError(
+            "model", "units cannot be cut out of a model that accelerate has dispatched; give its folder"
+        )
     if run.out is not None:
         draft.require_usable(Path(run.out), resume=False)
     anatomy = Anatomy(model, recipe.parts)

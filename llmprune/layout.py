@@ -139,6 +139,31 @@ class Shapes:
         columns = _picked(0, site.inputs // site.units, units, held)
         tensors[where] = _taken(tensors[where], columns, 0 if site.transposed else 1)
 
+    def apply(self, keeps: dict[str, Tensor], mark: dict[str, Any]) -> None:
+        """Give a model in memory the sizes that its files would have.
+
+        Args:
+            keeps: bool [I] for every site, the inputs that stay.
+            mark: what the config says of the pruning.
+        """
+        model = self.anatomy.model
+        changed = self.config({}) | {"llmprune": mark}
+        changed.pop("auto_map", None)  # there is no such file beside a model in memory
+        sizes = changed.pop("per_layer_config", None)
+        for field, value in changed.items():
+            setattr(model.config, field, value)
+        if sizes is not None:
+            model.config.per_layer_config = sizes
+        for index, block in enumerate(self.anatomy.blocks):
+            prefix = f"{self.anatomy.prefix}.{index}."
+            tensors = dict(block.state_dict(prefix=prefix))
+            for site in unit_sites(self.anatomy):
+                if site.block == index:
+                    self.write(site, keeps[site.name], tensors, str)
+            shaped = per_layer.shaped(block, model.config, index, self.own_biases())
+            shaped.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
+            self.anatomy.blocks[index] = shaped
+
 
 def size_fields(anatomy: Anatomy, site: UnitSite, units: int) -> dict[str, int]:
     """The fields of a config that say how many units a site has."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,9 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     result = finish.report_of(todo, windows, records, fingerprint, spent)
     if draft:
         finish.publish(todo, draft, store, walk, result, tokenizer)
+    if todo.source is None and todo.recipe.parts is not None:
+        shapes = todo.shapes(begun["budget"])
+        shapes.apply(work.keeps, finish.mark(todo, shapes))
     return result
 
 
@@ -138,24 +141,25 @@ class _Work:
     begun: dict[str, Any]
     draft: Draft | None
     survey: Survey
+    keeps: dict[str, Tensor] = field(default_factory=dict)
+    """What stays of every unit site, bool [I]."""
 
     def pruned(self, stage: Stage) -> dict[str, Any]:
         """Prune one resident block and write it, or take it as an earlier run left it; tell what happened."""
         done = self.draft is not None and stage.index < len(self.draft.done)
         if done and self.todo.recipe.parts is None:
             return self._restored(stage)
-        sites, keeps, solve_s = [], {}, 0.0
+        sites, solve_s = [], 0.0
         for site, seen in self._visited(stage):
             solving = time.perf_counter()
-            told, keeps[site.name] = self._solved(site, seen)
-            sites.append(told.model_dump())
+            sites.append(self._solved(site, seen).model_dump())
             solve_s += time.perf_counter() - solving
         forward_s = self.survey.forward_s.get(stage.index, stage.forward_s)
         record = {"sites": sites, "forward_s": forward_s, "solve_s": solve_s, "write_s": 0.0}
         if self.draft and done:  # cut blocks are not read back: pruning them again gives the same
             return self.draft.done[stage.index]
         if self.draft:
-            self.draft.write_block(stage.index, self._tensors(stage, keeps), record)
+            self.draft.write_block(stage.index, self._tensors(stage), record)
         return record
 
     def _visited(self, stage: Stage) -> Iterator[tuple[Site, Seen]]:
@@ -174,17 +178,17 @@ class _Work:
             self.store.restore(site, self.draft.shard(stage.index))
         return self.draft.done[stage.index]
 
-    def _tensors(self, stage: Stage, keeps: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _tensors(self, stage: Stage) -> dict[str, Tensor]:
         """What is written of a block, cut to its new sizes where whole units went."""
         tensors = self.store.tensors(stage.index)
         for site in stage.sites:
             if isinstance(site, UnitSite):
                 shapes = self.todo.shapes(self.begun["budget"])
-                shapes.write(site, keeps[site.name], tensors, self.store.key)
+                shapes.write(site, self.keeps[site.name], tensors, self.store.key)
         return tensors
 
-    def _solved(self, site: Site, seen: Seen) -> tuple[SiteRecord, Tensor]:
-        """Prune one resident site; its record, and what stays."""
+    def _solved(self, site: Site, seen: Seen) -> SiteRecord:
+        """Prune one resident site."""
         recipe, statistic = self.todo.recipe, seen.statistic
         units = None
         share = self.begun["budget"][site.name]
@@ -193,6 +197,7 @@ class _Work:
         solution = recipe.method.solve(weights, statistic.of(recipe.method.needs), recipe.pattern, share)
         after, bias, notes = solution.weight, None, solution.notes
         if isinstance(site, UnitSite):
+            self.keeps[site.name] = solution.keep
             repaired = recipe.repair.mend(weight, solution.keep, statistic.of(recipe.repair.needs))
             after, bias, notes = repaired.weight.to(weight.dtype), repaired.bias, repaired.notes
             shapes = self.todo.shapes(self.begun["budget"])
@@ -206,7 +211,7 @@ class _Work:
             self.store.shift(site, bias)
         shape = list(weight.shape)
         inputs = int(solution.keep.sum()) if isinstance(site, UnitSite) else shape[1]
-        record = SiteRecord(
+        return SiteRecord(
             name=site.name,
             block=site.block,
             kind=site.kind,
@@ -221,7 +226,6 @@ class _Work:
             error=_error(seen, weight, after, bias),
             notes=notes,
         )
-        return record, solution.keep
 
 
 def _error(seen: Seen, before: Tensor, after: Tensor, bias: Tensor | None) -> float | None:

@@ -112,16 +112,12 @@ class Recipe(BaseModel):
             )
         kind = "units" if units else "weights"
         if kind not in self.allocation.serves:
-            raise RequestError(
-                "allocation", f"{allocation} does not share out {kind}; see `llmprune methods`"
-            )
+            raise RequestError("allocation", f"{allocation} cannot share out {kind}; use uniform")
         if not units and repair != "none":
-            raise RequestError(
-                "repair", f"{repair} makes up for whole units, and {self.pattern} was asked; use none"
-            )
+            raise RequestError("repair", f"{repair} makes up for whole units, not {self.pattern}; use none")
         if not units and self.layout is not None:
             raise RequestError(
-                "layout", f"{self.pattern} changes no sizes, so {self.layout} means nothing here"
+                "layout", f"{self.layout} is for whole units, not {self.pattern}; leave it out"
             )
         if self.layout == "uniform" and self.allocation.uneven:
             raise RequestError(

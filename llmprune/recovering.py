@@ -52,6 +52,8 @@ def recover(
         raise RequestError("model", f"{model} is no folder that llmprune has pruned: it holds no report")
     recovery = part(how)
     run = Run(out=out if out is not None else beside(folder), **options)
+    if run.resume and (done := finish.finished(Path(str(run.out)))):
+        return done
     text = {**earlier.recipe["calibration"], **(calibration or {})}
     recipe = _walk_recipe(text)
     pruned = job.checkpoint_job(str(folder), recipe, run)

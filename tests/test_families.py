@@ -19,14 +19,17 @@ from llmprune import prune
 from llmprune.anatomy import Anatomy
 from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
+from llmprune.methods.base import Method
 from llmprune.patterns import NofM
-from llmprune.plugins import names
+from llmprune.plugins import find, names
 from llmprune.recipe import Recipe
 from llmprune.report import Report
 from tests import tiny
 from tests.conftest import SHARED
 
-METHODS = names("llmprune.methods")
+METHODS = [
+    name for name in names("llmprune.methods") if not find("llmprune.methods", name, Method).only_units
+]
 PATTERNS: dict[str, dict[str, Any]] = {"unstructured": {"sparsity": 0.5}, "2:4": {}}
 CALIBRATION = {"samples": 4, "length": 32}
 PROBE = torch.randint(0, tiny.VOCABULARY, (1, 32), generator=torch.Generator().manual_seed(1))

@@ -19,6 +19,7 @@ from llmprune.job import request
 from llmprune.methods.base import Method
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import is_recipe, load_data, override, read_yaml, write_yaml
+from llmprune.repair.base import Repair
 
 LARGE = 10**400
 FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -53,6 +54,43 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         "float16",
     ),
     "method option whose name is a number": ({"method": {"name": "wanda", 5: 1}}, "method.5", "strings"),
+    "repair of loose weights": ({"method": "wanda", "repair": "affine"}, "repair", "whole units"),
+    "unknown repair": ({"method": "flap", "repair": "afine"}, "repair", "did you mean 'affine'"),
+    "ridge of nothing": (
+        {"method": "flap", "repair": {"name": "affine", "ridge": 0}},
+        "repair.ridge",
+        "greater",
+    ),
+    "layout of loose weights": ({"method": "wanda", "layout": "padded"}, "layout", "whole units"),
+    "unknown layout": ({"method": "flap", "layout": "ragged"}, "layout", "ragged"),
+    "one size for blocks that differ": (
+        {"method": "flap", "layout": "uniform"},
+        "layout",
+        "--allocation uniform, or --layout per_layer",
+    ),
+    "loose weights of a method for units": ({"method": "flap", "pattern": "2:4"}, "pattern", "whole units"),
+    "units of a method for loose weights": ({"method": "sparsegpt", "pattern": "units"}, "pattern", "loose"),
+    "budget of units for loose weights": (
+        {"method": "wanda", "allocation": "global_threshold"},
+        "allocation",
+        "cannot share out weights",
+    ),
+    "budget of loose weights for units": ({"method": "flap", "allocation": "owl"}, "allocation", "units"),
+    "multiple of nothing": (
+        {"method": "flap", "pattern": {"name": "units", "multiple": 0}},
+        "pattern.multiple",
+        "greater",
+    ),
+    "profile that is not there": (
+        {"method": "flap", "allocation": {"name": "profile", "blocks": "nowhere.yaml"}},
+        "allocation.blocks",
+        "nowhere.yaml",
+    ),
+    "profile with a share of 1": (
+        {"method": "flap", "allocation": {"name": "profile", "blocks": [0.5, 1.0]}},
+        "allocation.blocks",
+        "less than 1",
+    ),
     "2:4 with another sparsity": (
         {"method": "wanda", "pattern": "2:4", "sparsity": 0.3},
         "sparsity",
@@ -302,12 +340,25 @@ METHODS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "block_size": st.integers(1, 4096),
         "precision": st.sampled_from(["float64", "float32"]),
     },
+    "flap": {"metric": st.sampled_from(["WIFV", "IFV", "WIFN"]), "square_heads": st.booleans()},
+    "cfsp": {"importance": st.sampled_from(["relative", "activation"])},
 }
 ALLOCATIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "uniform": {},
     "erk": {},
     "global": {},
     "owl": {"outlier": POSITIVE, "spread": st.floats(0, 0.5, exclude_max=True)},
+    "profile": {"blocks": st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=4)},
+    "global_threshold": {"per_kind": st.booleans()},
+    "block_influence": {"temperature": st.floats(0, 1e6)},
+}
+FOR_WEIGHTS = ["uniform", "erk", "global", "owl"]
+FOR_UNITS = ["uniform", "global_threshold", "block_influence"]
+REPAIRS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "none": {},
+    "mean_bias": {},
+    "least_squares": {"ridge": POSITIVE},
+    "affine": {"ridge": POSITIVE},
 }
 CALIBRATIONS = {
     "dataset": WORDS | SHORT,
@@ -333,17 +384,27 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     """The data of a recipe that nothing is wrong with."""
     data = {"method": draw(_named(METHODS, list(METHODS)))}
     name = data["method"] if isinstance(data["method"], str) else data["method"]["name"]
-    if draw(st.booleans()):
+    profile = st.fixed_dictionaries({"name": st.just("profile"), **ALLOCATIONS["profile"]})
+    if name in ("flap", "cfsp") or (name != "sparsegpt" and draw(st.booleans())):
+        options = {"multiple": st.integers(1, 512), "parts": st.sampled_from(["all", "attention", "ffn"])}
+        data["pattern"] = draw(st.fixed_dictionaries({"name": st.just("units")}, optional=options))
+        data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
+        data["allocation"] = draw(_named(ALLOCATIONS, FOR_UNITS) | profile)
+        data["repair"] = draw(_named(REPAIRS, list(REPAIRS)))
+        even = data["allocation"] in ("uniform", {"name": "uniform"})
+        layouts = st.sampled_from(["per_layer", "padded", "uniform"] if even else ["per_layer", "padded"])
+        data |= draw(st.fixed_dictionaries({}, optional={"layout": layouts}))
+    elif draw(st.booleans()):
         m = draw(st.integers(2, 64))
         data["pattern"] = f"{draw(st.integers(1, m - 1))}:{m}"
-        fitting = ["uniform"]
+        data["allocation"] = draw(_named(ALLOCATIONS, ["uniform"]))
     else:
-        fitting = [other for other in ALLOCATIONS if other != "global" or name != "sparsegpt"]
+        fitting = [other for other in FOR_WEIGHTS if other != "global" or name != "sparsegpt"]
+        data["allocation"] = draw(_named(ALLOCATIONS, fitting) | profile)
         compete = st.sampled_from(["row", "matrix"])
         unstructured = st.fixed_dictionaries({"name": st.just("unstructured")}, optional={"compete": compete})
         data["pattern"] = draw(st.just("unstructured") | unstructured)
         data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
-    data["allocation"] = draw(_named(ALLOCATIONS, fitting))
     others = {
         "propagation": st.sampled_from(["dense", "block", "layer"]),
         "model": st.none() | WORDS | SHORT,
@@ -355,7 +416,11 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("package", "base", "parts"),
-    [("llmprune.methods", Method, METHODS), ("llmprune.allocation", Allocator, ALLOCATIONS)],
+    [
+        ("llmprune.methods", Method, METHODS),
+        ("llmprune.allocation", Allocator, ALLOCATIONS),
+        ("llmprune.repair", Repair, REPAIRS),
+    ],
 )
 def test_the_generated_recipes_use_every_part_and_option(package: str, base: Any, parts: Any) -> None:
     options = {
@@ -396,6 +461,9 @@ def test_the_hash_tells_recipes_apart_and_stays() -> None:
         {"method": "wanda", "allocation": "owl"},
         {"method": "wanda", "propagation": "block"},
         {"method": "wanda", "calibration": {"seed": 1}},
+        {"method": "wanda", "pattern": "units"},
+        {"method": "wanda", "pattern": "units", "repair": "affine"},
+        {"method": "wanda", "pattern": "units", "layout": "padded"},
     ]
     assert len({one.hash, *(Recipe.parse(other).hash for other in others)}) == 1 + len(others)
     assert one.hash == Recipe.parse({"method": "wanda"}).hash

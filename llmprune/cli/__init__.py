@@ -6,11 +6,12 @@ news and errors to stderr; with --json, stdout holds one JSON object and nothing
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -92,8 +93,8 @@ def prune(
         todo.plan.require_fit(out)
         todo = carry_out(todo, None, None)
     if recover is not None:
-        how: dict[str, Any] = {"resume": resume, "device": device, "dtype": dtype, "max_memory": max_memory}
-        todo = recovering.recover(out, recover, trust_remote_code=trust_remote_code, **how)
+        again = dataclasses.replace(run, out=None)
+        todo = recovering.recover(out, recover, **dataclasses.asdict(again))
         out = recovering.beside(out)
     display.show_report(todo, out, as_json)
 
@@ -124,24 +125,16 @@ def recover_(
 ) -> None:
     """Bring quality back to a pruned checkpoint, into a new folder; sizes and zeros stay."""
     from llmprune import recovering
+    from llmprune.job import Run
     from llmprune.recipe_text import assigned, text_words
 
     if reconstruct and lora:
         raise RequestError("reconstruct", "both --reconstruct and --lora were asked; recover twice")
     display.quiet()
     how = {"name": "reconstruct" if reconstruct else "lora", **assigned(set_)}
-    report = recovering.recover(
-        model,
-        how,
-        out=out,
-        baseline=baseline,
-        calibration=text_words(locals()),
-        resume=resume,
-        device=device,
-        dtype=dtype,
-        max_memory=max_memory,
-        trust_remote_code=trust_remote_code,
-    )
+    text = text_words(locals())
+    run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
+    report = recovering.recover(model, how, baseline=baseline, calibration=text, **dataclasses.asdict(run))
     display.show_report(report, out or recovering.beside(model), as_json)
 
 
@@ -263,11 +256,10 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Prune a real model (SmolLM2-135M-Instruct) to 2:4 with Wanda, and measure what it cost."""
-    from llmprune_eval.perplexity import measure
+    from llmprune_eval.perplexity import compare
 
     from llmprune import demo as show
     from llmprune.checkpoint import draft
-    from llmprune.loading import load
     from llmprune.pruning import prune as run
 
     draft.require_usable(out, resume=False)
@@ -275,17 +267,18 @@ def demo(
     start = time.monotonic()
     name = show.model()
     report = run(name, out=out, **show.ASK)
-    rows, found = [], {}
-    for role, which in {"dense": name, "pruned": str(out)}.items():
-        found[role] = measure(*load(which), **show.EVALUATION)
-        zeros = 0 if role == "dense" else report.totals["sparsity"]
-        rows.append((role, f"perplexity {found[role].perplexity:8.2f}   zeros in the layers {zeros:4.0%}"))
+    found = compare({"dense": name, "pruned": str(out)}, [show.TEXT], show.PROTOCOL, {})
+    measured = {role: one["perplexity"][0] for role, one in found.items()}
     if as_json:
-        return display.print_json({"out": str(out), **{role: p.to_dict() for role, p in found.items()}})
-    display.table([*rows, ("protocol", found["dense"].protocol)], sys.stdout)
-    typer.echo(
-        f"\nDone in {time.monotonic() - start:.0f} s. Load it with\n  {display.loading_line(report, out)}"
-    )
+        return display.print_json({"out": str(out), **measured})
+    zeros = {"dense": 0, "pruned": report.totals["sparsity"]}
+    rows = [
+        (role, f"perplexity {one['perplexity']:8.2f}   zeros in the layers {zeros[role]:4.0%}")
+        for role, one in measured.items()
+    ]
+    display.table([*rows, ("protocol", measured["dense"]["protocol"])], sys.stdout)
+    seconds, line = time.monotonic() - start, display.loading_line(report, out)
+    typer.echo(f"\nDone in {seconds:.0f} s. Load it with\n  {line}")
 
 
 def main() -> NoReturn:

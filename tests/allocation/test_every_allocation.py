@@ -7,6 +7,7 @@ from llmprune import plugins
 from llmprune.allocation.base import Allocator, Problem
 from llmprune.allocation.erk import Erk
 from llmprune.allocation.owl import Owl
+from llmprune.allocation.profile import Profile
 from llmprune.allocation.uniform import Uniform
 from llmprune.anatomy import Anatomy
 from llmprune.checkpoint.store import Store
@@ -17,9 +18,10 @@ from llmprune.statistics import Nothing
 from tests import tiny
 
 Global = plugins.find("llmprune.allocation", "global", Allocator)
-RULES = [
+EVERY = [
     plugins.find("llmprune.allocation", name, Allocator) for name in plugins.names("llmprune.allocation")
 ]
+RULES = [rule for rule in EVERY if "weights" in rule.serves and rule is not Profile]
 
 
 def problem(method=None, sparsity: float = 0.5, family: str = "llama") -> Problem:

@@ -1,0 +1,91 @@
+"""What every repair promises: its error on the calibration inputs is the least that it can reach."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmprune import plugins
+from llmprune.repair.affine import Affine
+from llmprune.repair.base import Repair
+from llmprune.repair.least_squares import LeastSquares
+from llmprune.repair.mean_bias import MeanBias
+
+REPAIRS = [plugins.find("llmprune.repair", name, Repair) for name in plugins.names("llmprune.repair")]
+none = next(repair for repair in REPAIRS if repair.__module__.endswith(".none"))
+SMALL = 1e-9  # a ridge that leaves the least squares as they are
+
+
+def case(seed: int, inputs: int = 10, outputs: int = 4, tokens: int = 80):
+    """Correlated inputs that are not centred, a weight, and a mask."""
+    noise = torch.Generator().manual_seed(seed)
+    mix = torch.randn(inputs, inputs, generator=noise)
+    x = torch.randn(tokens, inputs, generator=noise) @ mix + 3 * torch.randn(inputs, generator=noise)
+    return x, torch.randn(outputs, inputs, generator=noise), torch.rand(inputs, generator=noise) < 0.6
+
+
+def mended(repair, x, weight, keep):
+    statistic = repair.needs(x.shape[1])
+    for part in x.split(17):
+        statistic.update(part)
+    return repair.mend(weight, keep, statistic)
+
+
+def error(repair, x, weight, keep) -> float:
+    result = mended(repair, x, weight, keep)
+    lost = x.double() @ (weight.double() - result.weight.double()).T
+    return float((lost if result.bias is None else lost - result.bias).norm())
+
+
+@pytest.mark.parametrize("repair", REPAIRS)
+def test_inputs_that_go_are_zero_and_nothing_changes_if_none_go(repair):
+    x, weight, keep = case(0)
+    result = mended(repair(), x, weight, keep)
+    assert (result.weight[:, ~keep] == 0).all()
+    assert (result.bias is not None) == repair.gives_bias
+    untouched = mended(repair(), x, weight, torch.ones_like(keep))
+    torch.testing.assert_close(untouched.weight.float(), weight)
+    assert untouched.bias is None or untouched.bias.abs().max() < 1e-6
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31))
+def test_more_freedom_is_never_worse_on_the_calibration_inputs(seed):
+    x, weight, keep = case(seed)
+    errors = {repair: error(repair(), x, weight, keep) for repair in (none, MeanBias)}
+    squares, affine = (error(repair(SMALL), x, weight, keep) for repair in (LeastSquares, Affine))
+    room = 1 + 1e-4
+    assert errors[MeanBias] <= errors[none] * room
+    assert squares <= errors[none] * room
+    assert affine <= min(errors[MeanBias], squares) * room + 1e-3
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.floats(1e-4, 10))
+def test_the_ridge_pulls_towards_the_weights_that_were(seed, ridge):
+    x, weight, keep = case(seed)
+    assert error(LeastSquares(ridge), x, weight, keep) <= error(none(), x, weight, keep) * (1 + 1e-4)
+    assert error(Affine(ridge), x, weight, keep) <= error(MeanBias(), x, weight, keep) * (1 + 1e-4) + 1e-3
+
+
+def test_least_squares_is_that_of_a_textbook():
+    x, weight, keep = case(3)
+    expected = torch.linalg.lstsq(x[:, keep].double(), (x @ weight.T).double()).solution.T
+    found = mended(LeastSquares(SMALL), x, weight, keep).weight[:, keep]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_affine_is_that_of_a_textbook():
+    x, weight, keep = case(4)
+    design = torch.cat([x[:, keep], torch.ones(len(x), 1)], 1).double()
+    expected = torch.linalg.lstsq(design, (x @ weight.T).double()).solution.T
+    result = mended(Affine(SMALL), x, weight, keep)
+    torch.testing.assert_close(result.weight[:, keep], expected[:, :-1], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(result.bias, expected[:, -1], rtol=1e-2, atol=1e-2)
+
+
+def test_inputs_that_were_always_zero_do_no_harm():
+    x, weight, keep = case(5)
+    x[:, keep.nonzero()[0]] = 0
+    for repair in (LeastSquares(), Affine()):
+        assert mended(repair, x, weight, keep).weight.isfinite().all()
