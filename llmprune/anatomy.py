@@ -8,7 +8,7 @@ together is one row of FAMILIES.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -39,7 +39,7 @@ class Family:
     """The field that holds the number of channels."""
 
     rigid: str = ""
-    """Why heads cannot be cut out of the attention, if so."""
+    """Why heads cannot be cut out of the attention, if so; it then has no producers."""
 
     biases: tuple[str, str] = ("", "")
     """The fields that give every layer of the attention, and of the feed-forward network, a bias."""
@@ -67,7 +67,7 @@ FAMILIES: dict[str, Family] = {  # by the config's model_type
     "cohere2": _HALF_BIASED,
     "mistral": _UNBIASED,
     "qwen2": _UNBIASED,
-    "olmo2": replace(_UNBIASED, rigid=_SPANNING),
+    "olmo2": Family(Coupling("self_attn.o_proj", {}), _GATED, rigid=_SPANNING),
     "glm4": Family(_ATTENTION, _FUSED_GATED),
     "phi3": Family(Coupling("self_attn.o_proj", {"self_attn.qkv_proj": "q k v"}), _FUSED_GATED),
     "phi": Family(Coupling("self_attn.dense", _QKV), Coupling("mlp.fc2", {"mlp.fc1": "c"})),
