@@ -7,6 +7,7 @@ else happens on the machine happens to both.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -38,6 +39,8 @@ def compare(names: list[str], load: Load, *, device: str, dtype: str, trust: boo
         The load, and for each model prefill and decode in tokens per second, bytes of its weights and its
         peak memory.
     """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the processes inherit it
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     context = multiprocessing.get_context("spawn")
     workers = []
     for name in names:

@@ -1,0 +1,113 @@
+"""Reconstruction moves a pruned model towards the dense one, and leaves its sizes and zeros alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from llmprune import prune, recover
+from llmprune.checkpoint import reload
+from llmprune.checkpoint.draft import Draft
+from llmprune.recovery.reconstruct import Fit, _conjugate_gradients
+from tests import tiny
+from tests.test_families import check_here
+
+CALIBRATION = {"samples": 16, "length": 32}
+UNITS = {"name": "units", "multiple": 8}
+PRUNED: dict[str, dict[str, Any]] = {
+    "units with biases": {"method": "flap", "sparsity": 0.4, "pattern": UNITS},
+    "units without": {"method": "wanda", "sparsity": 0.4, "pattern": UNITS},
+    "2:4": {"method": "wanda", "pattern": "2:4"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "check", check_here)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {key: t for file in folder.glob("*.safetensors") for key, t in load_file(file).items()}
+
+
+def logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    with torch.no_grad():
+        return model(ids).logits
+
+
+@pytest.mark.parametrize("pruned", PRUNED)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi", "gpt_neox"])
+def test_the_outputs_come_closer_and_sizes_and_zeros_stay(
+    family: str, pruned: str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    asked = PRUNED[pruned] | {"calibration": CALIBRATION}
+    if family == "gpt_neox" and "pattern" in asked and asked["pattern"] is UNITS:
+        asked["pattern"] = UNITS | {"parts": "ffn"}
+    prune(checkpoints(family), asked, out=tmp_path / "out")
+    report = recover(tmp_path / "out")
+    assert report.recovery is not None
+    assert report.recovery["name"] == "reconstruct"
+    for site in report.recovery["sites"]:
+        assert site["error_after"] <= site["error_before"] * (1 + 1e-6)
+    before, after = tensors(tmp_path / "out"), tensors(tmp_path / "out-recovered")
+    assert {k: t.shape for k, t in before.items()} == {k: t.shape for k, t in after.items()}
+    if pruned == "2:4":
+        assert all(((t == 0) <= (after[key] == 0)).all() for key, t in before.items() if t.ndim == 2)
+    ids = torch.randint(3, tiny.VOCABULARY, (4, 32))
+    dense = logits(checkpoints(family), ids)
+    errors = [(logits(tmp_path / name, ids) - dense).norm() for name in ("out", "out-recovered")]
+    assert errors[1] < errors[0]
+
+
+def test_a_recovery_that_was_cut_off_ends_with_the_same_bytes(
+    checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune(
+        checkpoints("llama"), PRUNED["units with biases"] | {"calibration": CALIBRATION}, out=tmp_path / "out"
+    )
+    recover(tmp_path / "out", out=tmp_path / "whole")
+    write = Draft.write_block
+
+    def stop(self: Draft, block: int, *rest: Any) -> None:
+        if block == 2:
+            raise KeyboardInterrupt
+        write(self, block, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Draft, "write_block", stop)
+        recover(tmp_path / "out", out=tmp_path / "cut")
+    report = recover(tmp_path / "out", out=tmp_path / "cut", resume=True)
+    for file in (tmp_path / "whole").glob("*.safetensors"):
+        assert (tmp_path / "cut" / file.name).read_bytes() == file.read_bytes()
+    assert recover(tmp_path / "out", out=tmp_path / "cut", resume=True) == report
+
+
+def test_the_fit_is_that_of_a_textbook() -> None:
+    x, lacking = torch.randn(90, 6) + 1, torch.randn(90, 3)
+    fit = Fit(6, 3, centred=True)
+    for part, lack in zip(x.split(20), lacking.split(20), strict=True):
+        fit.update(part[None], lack[None], lack[None])
+    step = fit.solve(1e-9, None)
+    design = torch.cat([x, torch.ones(90, 1)], 1).double()
+    expected = torch.linalg.lstsq(design, lacking.double()).solution
+    torch.testing.assert_close(step, expected[:-1].T, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(fit.bias(step), expected[-1], rtol=1e-3, atol=1e-4)
+    left = (lacking.double() - design @ expected).norm() / lacking.norm()
+    assert fit.error(step) == pytest.approx(float(left), rel=1e-4)
+    assert fit.error(None) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_where_zeros_must_stay_every_row_is_fitted_on_its_own_support() -> None:
+    x, lacking = torch.randn(90, 8).double(), torch.randn(90, 3).double()
+    keep = torch.rand(3, 8) < 0.5
+    step = _conjugate_gradients(x.T @ x, lacking.T @ x, keep)
+    for row in range(3):
+        expected = torch.linalg.lstsq(x[:, keep[row]], lacking[:, row]).solution
+        torch.testing.assert_close(step[row, keep[row]], expected, rtol=1e-4, atol=1e-6)
+    assert (step[~keep] == 0).all()
