@@ -17,15 +17,7 @@ def test_a_cut_model_is_measured_beside_the_dense_one(checkpoints, tmp_path):
     pattern = {"name": "units", "multiple": 8}
     asked = {"method": "magnitude", "pattern": pattern, "sparsity": 0.4, "allocation": "uniform"}
     report = prune(checkpoints("llama"), asked, out=tmp_path / "out")
-    command = [
-        sys.executable,
-        "-m",
-        "llmprune.cli",
-        "bench",
-        tmp_path / "out",
-        "--baseline",
-        checkpoints("llama"),
-    ]
+    command = [PROGRAM, "bench", tmp_path / "out", "--baseline", checkpoints("llama")]
     options = ["--prompt", "8", "--new-tokens", "4", "--repeats", "2"]
     shown = subprocess.run([*command, *options], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
