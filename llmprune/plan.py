@@ -60,6 +60,9 @@ class Plan:
     length: int
     batch: int
     propagation: str
+    surveys: bool
+    """Whether the allocation takes a forward of its own."""
+
     together: bool
     """Whether all batches fit in memory inside one block, so that `layer` propagation takes one forward."""
     checkpoint_bytes: int
@@ -101,6 +104,10 @@ class Plan:
 
     @property
     def _forwards(self) -> str:
+        return self._walks + (", and one for the budgets" if self.surveys else "")
+
+    @property
+    def _walks(self) -> str:
         if self.propagation == "layer":
             return "one forward" if self.together else "a forward for each group of layers"
         return "two forwards" if self.propagation == "block" else "one forward"
@@ -213,6 +220,7 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
         length=length,
         batch=batch,
         propagation=recipe.propagation,
+        surveys=_surveys_apart(recipe),
         together=together,
         checkpoint_bytes=checkpoint_bytes,
         block_bytes=block * width,
@@ -232,6 +240,13 @@ def _statistic_bytes(recipe: Recipe, sites: list[Site]) -> int:
     """One layer's statistic under `layer` propagation, those of a whole block otherwise."""
     sizes: list[int] = [recipe.needs.bytes_for(site.inputs) for site in sites]
     return max(sizes) if recipe.propagation == "layer" else sum(sizes)
+
+
+def _surveys_apart(recipe: Recipe) -> bool:
+    """Whether the allocation measures the dense model without pruning being able to use what it learns."""
+    allocation, reused = recipe.allocation, recipe.parts is not None and recipe.needs.small
+    measures = allocation.compares_scores and recipe.method.needs is not Nothing
+    return bool(allocation.needs_text or measures) and not reused
 
 
 def _survey_bytes(recipe: Recipe, sites: list[Site]) -> int:

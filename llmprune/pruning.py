@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmprune import calibration, finish, job
+from llmprune import calibration, finish, job, recovering
 from llmprune.allocation.base import Survey
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.store import Store
@@ -61,13 +61,17 @@ def prune(
         length = {"samples": tokens.shape[0], "length": tokens.shape[1]}
         asked = asked.model_copy(update={"calibration": asked.calibration.model_copy(update=length)})
     if not isinstance(model, str | Path):
-        todo: Job | Report = job.live_job(model, asked, run)
+        todo: Job | Report = job.live_job(model, asked, recovering.first(asked, run))
     elif run.out is None:
         raise RequestError("out", "no folder was named for the pruned checkpoint")
     else:
-        todo = begin(str(model), asked, run)
-    if isinstance(todo, Report):
-        return todo
+        todo = begin(str(model), asked, recovering.first(asked, run))
+    report = todo if isinstance(todo, Report) else _done(todo, tokenizer, tokens)
+    return recovering.then(asked, run, report)
+
+
+def _done(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
+    """Do a job, and leave the caller's model in the mode it was in."""
     todo.plan.require_fit(todo.out)
     training = todo.anatomy.model.training
     todo.anatomy.model.eval()  # dropout has no place in a measurement

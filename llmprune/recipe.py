@@ -44,6 +44,8 @@ class Recipe(BaseModel):
     """How the units that stay make up for the others: a file of `llmprune/repair/`."""
     layout: Layout | None = None
     """How blocks of different sizes are written; None for loose weights, which change no sizes."""
+    recovery: str | dict[str, Any] | None = None
+    """What brings quality back afterwards: a file of `llmprune/recovery/`, checked when it is looked up."""
     propagation: Propagation = "layer"
     """What later layers are calibrated on: `dense` outputs, those of pruned blocks, or of pruned layers."""
     calibration: Calibration = Field(default_factory=lambda: Calibration())
@@ -162,6 +164,7 @@ class Recipe(BaseModel):
             "allocation": {"name": part_name(self.allocation), **dataclasses.asdict(self.allocation)},
             "repair": {"name": part_name(self.repair), **dataclasses.asdict(self.repair)},
             "layout": self.layout,
+            "recovery": self.recovery,
             "propagation": self.propagation,
             "calibration": self.calibration.model_dump(),
         }

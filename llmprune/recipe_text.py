@@ -106,7 +106,7 @@ def from_words(words: dict[str, Any], otherwise: dict[str, Any] | None = None) -
     name = data.get("model") if recipe == name else name
     if not name:
         raise RequestError("model", f"the recipe {recipe} names none; give one before --recipe {recipe}")
-    fields = ("method", "pattern", "sparsity", "allocation", "repair", "layout", "propagation")
+    fields = ("method", "pattern", "sparsity", "allocation", "repair", "layout", "recovery", "propagation")
     plain = {key: words.get(key) for key in fields}
     for key, value in plain.items():
         if value is not None:

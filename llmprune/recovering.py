@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llmprune import finish, job, plugins, report
 from llmprune.calibration import Calibration
+from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
 from llmprune.job import Job, Run
@@ -60,6 +61,30 @@ def recover(
     where = baseline or str(earlier.model["source"])
     dense = job.checkpoint_job(where, recipe, dataclasses.replace(run, out=None, resume=False))
     return _carried_out(recovery, pruned, dense, earlier)
+
+
+def first(asked: Recipe, run: Run) -> Run:
+    """How to prune what a recipe will recover: into a folder of its own, beside the one that was named.
+
+    Raises:
+        RequestError: there is no such recovery, or no folder to recover.
+    """
+    if asked.recovery is None:
+        return run
+    part(asked.recovery)
+    if run.out is None:
+        raise RequestError("recovery", "only a checkpoint in a folder can be recovered; name one with out")
+    out = Path(run.out)
+    drafts.require_usable(out, resume=run.resume)
+    return dataclasses.replace(run, out=out.with_name(f"{out.resolve().name}-pruned"))
+
+
+def then(asked: Recipe, run: Run, pruned: Report) -> Report:
+    """The report of what a recipe recovers once it has been pruned."""
+    if asked.recovery is None:
+        return pruned
+    how = dataclasses.asdict(run)
+    return recover(Path(str(first(asked, run).out)), asked.recovery, **how)
 
 
 def beside(folder: Path) -> Path:

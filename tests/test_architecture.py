@@ -34,11 +34,12 @@ FLOORS = {
     8: ["recipe_text", "plan", "card"],
     9: ["job"],
     10: ["finish"],
-    11: ["pruning", "loading", "demo"],
+    11: ["loading", "demo"],
     12: ["recovery"],
     13: ["recovering", "listing"],
-    14: ["__init__", "llmprune_eval"],
-    15: ["cli"],
+    14: ["pruning"],
+    15: ["__init__", "llmprune_eval"],
+    16: ["cli"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 MAY_IMPORT_TRANSFORMERS = (

@@ -62,6 +62,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         "greater",
     ),
     "layout of loose weights": ({"method": "wanda", "layout": "padded"}, "layout", "whole units"),
+    "recovery that is a number": ({"method": "flap", "recovery": 5}, "recovery.str", "string"),
     "unknown layout": ({"method": "flap", "layout": "ragged"}, "layout", "ragged"),
     "one size for blocks that differ": (
         {"method": "flap", "layout": "uniform"},
@@ -407,6 +408,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
     others = {
         "propagation": st.sampled_from(["dense", "block", "layer"]),
+        "recovery": st.sampled_from([None, "lora", {"name": "lora", "rank": 4}, "reconstruct"]),
         "model": st.none() | WORDS | SHORT,
         "version": st.integers(1, 9),
         "calibration": st.fixed_dictionaries({}, optional=CALIBRATIONS),

@@ -32,6 +32,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "sparsegpt_2_4": {"method": "sparsegpt", "pattern": "2:4"},
     "magnitude_50": {"method": "magnitude"},
     "magnitude_2_4": {"method": "magnitude", "pattern": "2:4"},
+    "flap_20": {"method": "flap", "sparsity": 0.2},
+    "flap_30": {"method": "flap", "sparsity": 0.3},
+    "flap_50": {"method": "flap", "sparsity": 0.5},
+    "flap_30_affine": {"method": "flap", "sparsity": 0.3, "repair": "affine"},
+    "cfsp_20": {"method": "cfsp", "sparsity": 0.2},
+    "cfsp_30": {"method": "cfsp", "sparsity": 0.3},
+    "cfsp_50": {"method": "cfsp", "sparsity": 0.5},
     "owl_70": {"method": "wanda", "sparsity": 0.7, "allocation": "owl"},
 }
 WIKITEXT = "data/Salesforce/wikitext/wikitext-2-raw-v1"
@@ -46,7 +53,7 @@ def tokens_of(shared: Path, split: str, tokenizer: Any) -> torch.Tensor:
 
 def perplexity(folder: str | Path, ids: torch.Tensor, windows: int = 32, length: int = 1024) -> float:
     """The baselines' perplexity of a checkpoint."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
     losses = [window_loss(model, ids[i * length : (i + 1) * length]) for i in range(windows)]
     return float(torch.tensor(losses, dtype=torch.float64).mean().exp())
 
@@ -73,6 +80,7 @@ def run(
             "asked": asked,
             "perplexity": perplexity(out, test),
             "sparsity": report.totals["sparsity"],
+            "parameters": report.totals["parameters_after"],
         }
         plain = forward_seconds(model, list(tokens.split(2))) if report.calibration else None
         floor = report.time["forward_floor_s"]

@@ -66,8 +66,8 @@ def prune(
     device: Device = "auto",
     dtype: Dtype = "auto",
     max_memory: MaxMemory = None,
-    recover: Annotated[
-        str | None, typer.Option(help="Afterwards, recover it into OUT-recovered: reconstruct or lora.")
+    recovery: Annotated[
+        str | None, typer.Option("--recover", help="Afterwards, reconstruct or lora; keeps OUT-pruned too.")
     ] = None,
     resume: Resume = False,
     trust_remote_code: Trust = False,
@@ -84,19 +84,13 @@ def prune(
     from llmprune.pruning import begin, carry_out
     from llmprune.report import Report
 
-    if recover is not None:
-        recovering.part(recover)
     display.quiet()
-    todo = begin(name, asked, run)
+    todo = begin(name, asked, recovering.first(asked, run))
     if not isinstance(todo, Report):
         display.table(todo.plan.rows(), sys.stderr)
-        todo.plan.require_fit(out)
+        todo.plan.require_fit(todo.out)
         todo = carry_out(todo, None, None)
-    if recover is not None:
-        again = dataclasses.replace(run, out=None)
-        todo = recovering.recover(out, recover, **dataclasses.asdict(again))
-        out = recovering.beside(out)
-    display.show_report(todo, out, as_json)
+    display.show_report(recovering.then(asked, run, todo), out, as_json)
 
 
 @app.command("recover")

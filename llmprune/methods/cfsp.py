@@ -23,11 +23,13 @@ class Cfsp(Method[InputNorm]):
     allocation: ClassVar = "block_influence"
     only_units: ClassVar = True
 
-    importance: Literal["relative", "activation"] = "relative"
-    """`activation` is what the authors' code ranks by: there the weights cancel out."""
+    importance: Literal["activation", "relative"] = "activation"
+    """`activation` is what the authors' code ranks by, where the weights cancel out; it lost less than the
+    paper's `relative` wherever we measured (llmprune/README.md, Decisions)."""
 
     def score(self, weights: Weights, statistic: InputNorm) -> Tensor:
-        """float32 [I]. The down-projection's term of equation 8: sum_j |W_ji| ||X_i|| / sum_k |W_jk| ||X_k||.
+        """float32 [I], ||X_i||, or the down-projection's term of equation 8, sum_j |W_ji| ||X_i|| / sum_k
+        |W_jk| ||X_k||.
 
         Normalised by L1 norms, the terms of the up and gate projections are the same for all channels.
         """

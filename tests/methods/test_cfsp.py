@@ -30,12 +30,12 @@ def test_a_channel_matters_by_its_share_of_every_output():
         total = sum(abs(float(W[j, k])) * float(size[k]) for k in range(6))
         for i in range(6):
             expected[i] += abs(float(W[j, i])) * float(size[i]) / total
-    found = Cfsp().score(Weights(W, units=6), norm())
+    found = Cfsp(importance="relative").score(Weights(W, units=6), norm())
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=0)
 
 
 def test_the_authors_score_ranks_by_the_inputs_alone():
-    found = Cfsp(importance="activation").score(Weights(W, units=6), norm())
+    found = Cfsp().score(Weights(W, units=6), norm())
     assert torch.equal(found.argsort(), X.norm(dim=0).argsort())
 
 
