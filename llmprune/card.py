@@ -23,12 +23,11 @@ TEXT = """---
 | method | {method} |
 | pattern | {pattern} |
 | sparsity of the pruned layers | {sparsity:.2%} of {prunable:,} weights |
-| zeros in the whole model | {model_sparsity:.2%} of {parameters:,} parameters |
+| parameters | {parameters_before:,} before, {parameters:,} after, {zeros:,} of them zeros by pruning |
 | bytes of the weight files | {bytes_before:,} before, {bytes_after:,} after |
 | calibration | {calibration} |
 
-The zeros are stored: this checkpoint is as large as the dense one and runs as fast in a runtime that does not
-use them. Its quality has not been measured here unless numbers are given below.
+{use} Its quality has not been measured here unless numbers are given below.
 
 ## Load it
 
@@ -38,10 +37,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = {line}
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
-
+{otherwise}
 Checked after writing, in a fresh process with transformers {transformers}: {checked}.
 
 `recipe.yaml` holds the recipe with every default filled in, `llmprune_report.json` what became of each layer.
+"""
+
+
+MASKED = (
+    "The zeros are stored: this checkpoint is as large as the dense one and runs as fast in a runtime that "
+    "does not use them."
+)
+CUT = (
+    "Whole channels and groups of heads are gone: the checkpoint is smaller, and runs faster on any hardware."
+)
+OTHERWISE = """
+Its layers differ in size, which `modeling_llmprune.py` tells transformers. Where llmprune is installed,
+`import llmprune` before loading does instead of `trust_remote_code=True`.
 """
 
 
@@ -63,7 +75,10 @@ def make(report: Report, source: Source | None, out: Path) -> str:
         pattern=_pattern(recipe["pattern"]),
         sparsity=totals["sparsity"],
         prunable=totals["prunable_parameters"],
-        model_sparsity=totals["model_sparsity"],
+        zeros=totals["zero_parameters"],
+        parameters_before=totals["parameters_before"],
+        use=CUT if recipe.get("layout") else MASKED,
+        otherwise=OTHERWISE if recipe.get("layout") == "per_layer" else "",
         parameters=totals["parameters_after"],
         bytes_before=totals["bytes_before"],
         bytes_after=totals["bytes_after"],

@@ -16,16 +16,17 @@ def show_report(report: Any, out: Path, as_json: bool) -> None:
     if as_json:
         return print_json(json.loads(report.to_json()))
     totals, spent = report.totals, report.time
-    errors = [site.error for site in report.sites if site.error is not None]
+    asked = report.recipe["sparsity"]
     rows = [
         (
             "sparsity",
-            f"{totals['sparsity']:.2%} of the pruned layers, {totals['model_sparsity']:.2%} of the model",
+            f"{totals['sparsity']:.2%} of the pruned layers ({asked:.2%} asked), {totals['model_sparsity']:.2%} "
+            "of the model",
         ),
-        (
-            "size",
-            f"{totals['bytes_before']:,} bytes before, {totals['bytes_after']:,} after (zeros are stored)",
-        ),
+        ("parameters", f"{totals['parameters_before']:,} before, {totals['parameters_after']:,} after"),
+        ("bytes", f"{totals['bytes_before']:,} before, {totals['bytes_after']:,} after"),
+        *_errors([site.error for site in report.sites if site.error is not None]),
+        *_recovery(report.recovery),
         (
             "time",
             f"{spent['total_s']:.1f} s; one plain forward of the text takes {spent['forward_floor_s']:.1f} s",
@@ -33,11 +34,26 @@ def show_report(report: Any, out: Path, as_json: bool) -> None:
         ("written to", str(out)),
         ("load it with", loading_line(report, out)),
     ]
-    if errors:
-        rows.insert(
-            1, ("output error", f"{sum(errors) / len(errors):.4f} on average, {max(errors):.4f} at most")
-        )
     table(rows, sys.stdout)
+
+
+def _errors(errors: list[float]) -> list[tuple[str, str]]:
+    if not errors:
+        return []
+    return [("output error", f"{sum(errors) / len(errors):.4f} on average, {max(errors):.4f} at most")]
+
+
+def _recovery(record: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if record is None:
+        return []
+    if "losses" in record:
+        losses = record["losses"]
+        return [("recovery", f"{record['name']}: loss {losses[0]:.4f} at first, {losses[-1]:.4f} at last")]
+    before, after = (
+        sum(site[key] for site in record["sites"]) / len(record["sites"])
+        for key in ("error_before", "error_after")
+    )
+    return [("recovery", f"{record['name']}: output error {before:.4f} before, {after:.4f} after")]
 
 
 def loading_line(report: Any, out: Path) -> str:
