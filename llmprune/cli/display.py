@@ -20,8 +20,8 @@ def show_report(report: Any, out: Path, as_json: bool) -> None:
     rows = [
         (
             "sparsity",
-            f"{totals['sparsity']:.2%} of the pruned layers ({asked:.2%} asked), {totals['model_sparsity']:.2%} "
-            "of the model",
+            f"{totals['sparsity']:.2%} of the pruned layers ({asked:.2%} asked), "
+            f"{totals['model_sparsity']:.2%} of the model",
         ),
         ("parameters", f"{totals['parameters_before']:,} before, {totals['parameters_after']:,} after"),
         ("bytes", f"{totals['bytes_before']:,} before, {totals['bytes_after']:,} after"),
