@@ -67,7 +67,7 @@ def prune(
     else:
         todo = begin(str(model), asked, recovering.first(asked, run))
     report = todo if isinstance(todo, Report) else _done(todo, tokenizer, tokens)
-    return recovering.then(asked, run, report)
+    return recovering.then(asked, run, report, tokens)
 
 
 def _done(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:

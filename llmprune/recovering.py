@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from llmprune import finish, job, plugins, report
 from llmprune.calibration import Calibration
@@ -28,6 +29,7 @@ def recover(
     out: str | Path | None = None,
     baseline: str | None = None,
     calibration: dict[str, Any] | None = None,
+    tokens: Tensor | None = None,
     **options: Any,
 ) -> Report:
     """Recover a pruned checkpoint into a new folder.
@@ -38,6 +40,7 @@ def recover(
         out: the folder to write; the pruned one's name with `-recovered` unless given.
         baseline: the dense model; by default the one that the pruned checkpoint's report names.
         calibration: fields of the recipe's `calibration` that differ from how the checkpoint was pruned.
+        tokens: calibration token ids [N, L], instead of a text.
         options: fields of Run: `resume`, `device`, `dtype`, `max_memory`, `trust_remote_code`.
 
     Returns:
@@ -56,11 +59,13 @@ def recover(
     if run.resume and (done := finish.finished(Path(str(run.out)))):
         return done
     text = {**earlier.recipe["calibration"], **(calibration or {})}
+    if tokens is not None:
+        text |= {"samples": tokens.shape[0], "length": tokens.shape[1]}
     recipe = _walk_recipe(text)
     pruned = job.checkpoint_job(str(folder), recipe, run)
     where = baseline or str(earlier.model["source"])
     dense = job.checkpoint_job(where, recipe, dataclasses.replace(run, out=None, resume=False))
-    return _carried_out(recovery, pruned, dense, earlier)
+    return _carried_out(recovery, pruned, dense, earlier, tokens)
 
 
 def first(asked: Recipe, run: Run) -> Run:
@@ -79,12 +84,12 @@ def first(asked: Recipe, run: Run) -> Run:
     return dataclasses.replace(run, out=out.with_name(f"{out.resolve().name}-pruned"))
 
 
-def then(asked: Recipe, run: Run, pruned: Report) -> Report:
+def then(asked: Recipe, run: Run, pruned: Report, tokens: Tensor | None = None) -> Report:
     """The report of what a recipe recovers once it has been pruned."""
     if asked.recovery is None:
         return pruned
     how = dataclasses.asdict(run)
-    return recover(Path(str(first(asked, run).out)), asked.recovery, **how)
+    return recover(Path(str(first(asked, run).out)), asked.recovery, tokens=tokens, **how)
 
 
 def beside(folder: Path) -> Path:
@@ -118,10 +123,12 @@ def _walk_recipe(text: dict[str, Any]) -> Recipe:
 
 
 @torch.no_grad()
-def _carried_out(recovery: Recovery, pruned: Job, dense: Job, earlier: Report) -> Report:
+def _carried_out(
+    recovery: Recovery, pruned: Job, dense: Job, earlier: Report, tokens: Tensor | None
+) -> Report:
     start = time.perf_counter()
     assert pruned.out is not None
-    windows = pruned.windows(None, None)
+    windows = pruned.windows(None, tokens)
     assert windows is not None
     pruned.plan.require_fit(pruned.out)
     asked = {"name": part_name(recovery), **dataclasses.asdict(recovery)}
