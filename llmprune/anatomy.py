@@ -8,7 +8,7 @@ together is one row of FAMILIES.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -41,8 +41,8 @@ class Family:
     rigid: str = ""
     """Why heads cannot be cut out of the attention, if so; it then has no producers."""
 
-    biases: tuple[str, str] = ("", "")
-    """The fields that give every layer of the attention, and of the feed-forward network, a bias."""
+    biases: Mapping[Part, str] = field(default_factory=dict)
+    """The fields that give every layer of a part a bias, where the class has them."""
 
 
 _QKV = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v"}
@@ -50,8 +50,8 @@ _ATTENTION = Coupling("self_attn.o_proj", _QKV)
 _GATED = Coupling("mlp.down_proj", {"mlp.gate_proj": "c", "mlp.up_proj": "c"})
 _FUSED_GATED = Coupling("mlp.down_proj", {"mlp.gate_up_proj": "c c"})
 _FOUR_H = Coupling("mlp.dense_4h_to_h", {"mlp.dense_h_to_4h": "c"})
-_BIASED = Family(_ATTENTION, _GATED, biases=("attention_bias", "mlp_bias"))
-_HALF_BIASED = Family(_ATTENTION, _GATED, biases=("attention_bias", ""))
+_BIASED = Family(_ATTENTION, _GATED, biases={"attention": "attention_bias", "ffn": "mlp_bias"})
+_HALF_BIASED = Family(_ATTENTION, _GATED, biases={"attention": "attention_bias"})
 _UNBIASED = Family(_ATTENTION, _GATED)
 _SQUARE = "the attention of its class is as wide as the hidden states"
 _SPANNING = "one norm spans all heads of its attention"

@@ -73,8 +73,8 @@ class Shapes:
         sizes = [self._sizes(block) for block in range(len(self.anatomy.blocks))]
         if any("num_attention_heads" in own for own in sizes):
             settings["head_dim"] = head_dim(self.anatomy)
-        for part, flag in zip(("attention", "ffn"), self.anatomy.row().biases, strict=True):
-            if flag and self._lacking(part):
+        for part, flag in self.anatomy.row().biases.items():
+            if any(site.part == part for site in self._lacking()):
                 settings[flag] = True
         if self.layout != "per_layer":
             return settings | sizes[0]
@@ -87,15 +87,13 @@ class Shapes:
 
     def own_biases(self) -> list[str]:
         """Layers of a block whose new bias the model's class does not know."""
-        flags = dict(zip(("attention", "ffn"), self.anatomy.row().biases, strict=True))
-        prefix = f"{self.anatomy.prefix}.0."
-        lacking = [s for part in flags for s in self._lacking(part) if s.block == 0 and not flags[part]]
+        native, prefix = self.anatomy.row().biases, f"{self.anatomy.prefix}.0."
+        lacking = [site for site in self._lacking() if site.block == 0 and site.part not in native]
         return [site.name.removeprefix(prefix) for site in lacking]
 
-    def _lacking(self, part: str) -> list[UnitSite]:
+    def _lacking(self) -> list[UnitSite]:
         """The sites that get a bias and have none."""
-        sites = [site for site in unit_sites(self.anatomy) if site.part == part]
-        return [site for site in sites if self.biased and not site.biased]
+        return [site for site in unit_sites(self.anatomy) if self.biased and not site.biased]
 
     def _sizes(self, block: int) -> dict[str, int]:
         """The fields of the config that pruning changes, for one block."""
@@ -116,8 +114,8 @@ class Shapes:
             tensors: of the block, by their keys in the checkpoint.
             key: the checkpoint's key of a parameter.
         """
-        native = dict(zip(("attention", "ffn"), self.anatomy.row().biases, strict=True))[site.part]
         lacking = self.biased and not site.biased
+        native = site.part in self.anatomy.row().biases
         like = tensors[key(f"{site.name}.weight")]
         for producer in site.producers:
             bias = key(f"{producer.name}.bias")

@@ -56,6 +56,12 @@ def filled(words: list[str], place: dict[str, str]) -> list[str]:
 WRONG: dict[str, tuple[list[str], str, str]] = {
     "no method": ([], "method", "none was given"),
     "unknown method": (["--method", "wandas"], "method", "did you mean 'wanda'"),
+    "multiple above the width": (["--method", "flap"], "pattern.multiple", "64 was asked"),
+    "all heads": (["--method", "flap", "--multiple", "8", "--sparsity", "0.97"], "sparsity", "at most"),
+    "one size for all": (["--method", "flap", "--layout", "uniform"], "layout", "--allocation uniform"),
+    "repair of loose weights": ([*USUAL, "--repair", "affine"], "repair", "use none"),
+    "multiple of loose weights": ([*USUAL, "--multiple", "8"], "pattern.multiple", "no such option"),
+    "unknown recovery": ([*USUAL, "--recover", "laura"], "recovery", "did you mean 'lora'"),
     "2:4 with 0.3": ([*USUAL, "--pattern", "2:4", "--sparsity", "0.3"], "sparsity", "removes exactly 0.5"),
     "sparsity 1.5": ([*USUAL, "--sparsity", "1.5"], "sparsity", "less than 1"),
     "sparsity -0.1": ([*USUAL, "--sparsity", "-0.1"], "sparsity", "greater than"),
@@ -341,3 +347,20 @@ def test_help_comes_within_a_second() -> None:
         assert run(["--help"]).returncode == 0
         times.append(time.perf_counter() - start)
     assert min(times) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["recover", "{model}"], "model: {model} is no folder that llmprune has pruned"),
+        (["recover", "{tmp}/nowhere", "--reconstruct"], "model: {tmp}/nowhere is no folder"),
+        (["recover", "{model}", "--reconstruct", "--lora"], "reconstruct: both"),
+        (["bench", "{tmp}/nowhere"], "model: '{tmp}/nowhere' is no folder"),
+    ],
+)
+def test_what_cannot_be_recovered_or_measured_is_refused(
+    words: list[str], said: str, place: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        assert main(patch, filled(words, place)) == 2
+    assert capsys.readouterr().err.startswith(f"llmprune: {said.format(**place)}")
