@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune import calibration, finish, job, recovering
-from llmprune.allocation.base import Survey
 from llmprune.checkpoint.draft import Draft
-from llmprune.checkpoint.store import Store
 from llmprune.errors import JobError, RequestError
 from llmprune.job import Job, Run
-from llmprune.methods.base import Weights
 from llmprune.paths import existing
 from llmprune.recipe import Recipe
-from llmprune.report import Report, SiteRecord
-from llmprune.sites import Site, UnitSite
-from llmprune.stage import Seen, Stage
+from llmprune.report import Report
 from llmprune.statistics import Nothing
 from llmprune.walk import Walk
+from llmprune.work import Work
 
 
 def prune(
@@ -124,7 +118,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     needed = batches if todo.recipe.needs is not Nothing and not survey.seen else []
     walk = Walk(store.anatomy, store, needed, todo.probe())
     earlier = len(draft.done) if draft else 0
-    work = _Work(todo, store, begun, draft, survey)
+    work = Work(todo, store, begun, draft, survey)
     records = [work.pruned(stage) for stage in walk.stages("pruning")]
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
     result = finish.report_of(todo, windows, records, fingerprint, spent)
@@ -134,112 +128,3 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
         shapes = todo.shapes(begun["budget"])
         shapes.apply(work.keeps, finish.mark(todo, shapes))
     return result
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What pruning a block takes."""
-
-    todo: Job
-    store: Store
-    begun: dict[str, Any]
-    draft: Draft | None
-    survey: Survey
-    keeps: dict[str, Tensor] = field(default_factory=dict)
-    """What stays of every unit site, bool [I]."""
-
-    def pruned(self, stage: Stage) -> dict[str, Any]:
-        """Prune one resident block and write it, or take it as an earlier run left it; tell what happened."""
-        done = self.draft is not None and stage.index < len(self.draft.done)
-        if done and self.todo.recipe.parts is None:
-            return self._restored(stage)
-        sites, solve_s = [], 0.0
-        for site, seen in self._visited(stage):
-            solving = time.perf_counter()
-            sites.append(self._solved(site, seen).model_dump())
-            solve_s += time.perf_counter() - solving
-        forward_s = self.survey.forward_s.get(stage.index, stage.forward_s)
-        record = {"sites": sites, "forward_s": forward_s, "solve_s": solve_s, "write_s": 0.0}
-        if self.draft and done:  # cut blocks are not read back: pruning them again gives the same
-            return self.draft.done[stage.index]
-        if self.draft:
-            self.draft.write_block(stage.index, self._tensors(stage), record)
-        return record
-
-    def _visited(self, stage: Stage) -> Iterator[tuple[Site, Seen]]:
-        """The sites of a block with what calibration saw there, now or in a survey."""
-        if self.survey.seen:
-            return ((site, self.survey.seen.pop(site.name)) for site in stage.sites)
-        recipe = self.todo.recipe
-        return stage.visit(recipe.needs, recipe.propagation, together=self.begun["together"])
-
-    def _restored(self, stage: Stage) -> dict[str, Any]:
-        """The record of a block that an earlier run wrote, with its weights read back."""
-        assert self.draft is not None
-        if self.todo.recipe.propagation == "dense":
-            stage.outputs = stage.run()
-        for site in stage.sites:
-            self.store.restore(site, self.draft.shard(stage.index))
-        return self.draft.done[stage.index]
-
-    def _tensors(self, stage: Stage) -> dict[str, Tensor]:
-        """What is written of a block, cut to its new sizes where whole units went."""
-        tensors = self.store.tensors(stage.index)
-        for site in stage.sites:
-            if isinstance(site, UnitSite):
-                shapes = self.todo.shapes(self.begun["budget"])
-                shapes.write(site, self.keeps[site.name], tensors, self.store.key)
-        return tensors
-
-    def _solved(self, site: Site, seen: Seen) -> SiteRecord:
-        """Prune one resident site."""
-        recipe, statistic = self.todo.recipe, seen.statistic
-        units = None
-        share = self.begun["budget"][site.name]
-        weight = self.store.weight(site)
-        weights = Weights(weight, site.index, getattr(site, "units", 0))
-        solution = recipe.method.solve(weights, statistic.of(recipe.method.needs), recipe.pattern, share)
-        after, bias, notes = solution.weight, None, solution.notes
-        if isinstance(site, UnitSite):
-            self.keeps[site.name] = solution.keep
-            repaired = recipe.repair.mend(weight, solution.keep, statistic.of(recipe.repair.needs))
-            after, bias, notes = repaired.weight.to(weight.dtype), repaired.bias, repaired.notes
-            shapes = self.todo.shapes(self.begun["budget"])
-            units = [site.units, shapes.counts[site.name]]
-            dropped, zeros = (units[0] - units[1]) * site.cost, shapes.zeros(site)
-        else:
-            dropped = solution.keep.numel() - int(solution.keep.sum())
-            zeros = int((after == 0).sum())
-        self.store.put(site, after)
-        if bias is not None:
-            self.store.shift(site, bias)
-        shape = list(weight.shape)
-        inputs = int(solution.keep.sum()) if isinstance(site, UnitSite) else shape[1]
-        return SiteRecord(
-            name=site.name,
-            block=site.block,
-            kind=site.kind,
-            asked=share,
-            reached=dropped / site.weights,
-            dropped=dropped,
-            zeros=zeros,
-            weights=site.weights,
-            units=units,
-            shape_before=shape,
-            shape_after=[shape[0], inputs],
-            error=_error(seen, weight, after, bias),
-            notes=notes,
-        )
-
-
-def _error(seen: Seen, before: Tensor, after: Tensor, bias: Tensor | None) -> float | None:
-    """||X (W - W')^T - b|| / ||X W^T|| on a sample of the layer's inputs; None without calibration."""
-    if not seen.rows:
-        return None
-    x = seen.sample.float()
-    matrix = before.to(torch.float32, copy=True)
-    output = float((x @ matrix.T).norm())
-    lost = x @ matrix.sub_(after).T
-    if bias is not None:
-        lost -= bias
-    return float(lost.norm()) / output if output else 0.0

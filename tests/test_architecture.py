@@ -33,7 +33,7 @@ FLOORS = {
     7: ["recipe", "report"],
     8: ["recipe_text", "plan", "card"],
     9: ["job"],
-    10: ["finish"],
+    10: ["finish", "work"],
     11: ["loading", "demo"],
     12: ["recovery"],
     13: ["recovering", "listing"],
