@@ -64,7 +64,10 @@ def recover(
     recipe = _walk_recipe(text)
     pruned = job.checkpoint_job(str(folder), recipe, run)
     where = baseline or str(earlier.model["source"])
-    dense = job.checkpoint_job(where, recipe, dataclasses.replace(run, out=None, resume=False))
+    try:
+        dense = job.checkpoint_job(where, recipe, dataclasses.replace(run, out=None, resume=False))
+    except RequestError as error:
+        raise RequestError("baseline", f"the dense model is needed, and {error}") from error
     return _carried_out(recovery, pruned, dense, earlier, tokens)
 
 
@@ -130,7 +133,9 @@ def _carried_out(
     assert pruned.out is not None
     windows = pruned.windows(None, tokens)
     assert windows is not None
-    pruned.plan.require_fit(pruned.out)
+    needed, host = pruned.plan.needed_bytes, pruned.plan.host_bytes
+    both = dataclasses.replace(pruned.plan, needed_bytes=2 * needed, host_bytes=2 * host)
+    both.require_fit(pruned.out)  # the two models are walked side by side
     asked = {"name": part_name(recovery), **dataclasses.asdict(recovery)}
     assert dense.source is not None
     identity = {
