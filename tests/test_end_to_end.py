@@ -76,6 +76,21 @@ def test_both_perplexities_are_printed_with_their_protocol(smollm2: Path, pruned
     assert {key: dense[key] for key in protocol} == {key: sparse[key] for key in protocol}
 
 
+def test_a_recipe_cuts_heads_and_channels_and_a_recovery_follows(smollm2: Path, tmp_path: Path) -> None:
+    text = ("--calibration", "builtin", "--samples", "4", "--length", "128")
+    done = llmprune("prune", smollm2, "--recipe", "flap-20", *text, "--out", tmp_path / "o1", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["totals"]["sparsity"] == pytest.approx(0.2, abs=1e-3)
+    assert report["reload"]["line"].endswith("trust_remote_code=True)")
+    done = llmprune("recover", tmp_path / "o1", "--reconstruct", "--json")
+    assert done.returncode == 0, done.stderr
+    sites = json.loads(done.stdout)["recovery"]["sites"]
+    assert sum(site["error_after"] for site in sites) < sum(site["error_before"] for site in sites)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "o1-recovered", trust_remote_code=True)
+    assert sum(p.numel() for p in model.parameters()) == report["totals"]["parameters_after"]
+
+
 @pytest.mark.slow
 def test_the_demo_does_the_main_job_in_five_minutes(tmp_path: Path):
     done = subprocess.run(
