@@ -146,7 +146,8 @@ def _carried_out(
     draft = Draft(pruned.out, pruned.plan.blocks)
     if draft.begun(identity) is None:
         draft.begin({"fingerprint": identity})
-    done = recovery.recover(Task(pruned, dense, windows.tokens, draft))
+    layout = earlier.recipe["layout"]
+    done = recovery.recover(Task(pruned, dense, windows.tokens, draft, masked=layout is None))
     spent = {"total_s": time.perf_counter() - start}
     result = earlier.model_copy(
         update={
@@ -158,5 +159,5 @@ def _carried_out(
     assert pruned.source is not None
     for file in (pruned.source.folder / "config.json", *pruned.source.copied_files()):
         draft.copy(file)
-    finish.seal(pruned, draft, done.logits, result, trust=earlier.recipe["layout"] == "per_layer")
+    finish.seal(pruned, draft, done.logits, result, trust=layout == "per_layer")
     return result

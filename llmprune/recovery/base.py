@@ -22,6 +22,8 @@ class Task:
     """[N, L]"""
 
     draft: Draft
+    masked: bool
+    """Whether the zeros of the pruned weights must stay; where units went, there is nothing to keep."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Lora(Recovery):
         device, dtype = task.pruned.resources.device, task.pruned.plan.dtype
         model, _ = load(str(task.pruned.source.folder), device=str(device), dtype=dtype)
         linear = Anatomy(model)
-        zeros = {site.name: site.weight == 0 for site in linear.sites}
+        zeros = {site.name: site.weight == 0 for site in linear.sites} if task.masked else {}
         ranks = self._ranks(linear, task)
         by_layer = {site.name: ranks[site.block] for site in linear.sites}
         torch.manual_seed(self.seed)
@@ -73,7 +73,8 @@ class Lora(Recovery):
         merged: Any = adapted.merge_and_unload()
         merged.eval()
         for site in Anatomy(merged).sites:
-            site.weight.masked_fill_(zeros[site.name], 0)
+            if task.masked:
+                site.weight.masked_fill_(zeros[site.name], 0)
         logits = merged(task.pruned.probe().to(device), use_cache=False).logits
         merged.to(task.pruned.source.size[1]).save_pretrained(task.draft.folder)
         return Recovered({"ranks": ranks, "losses": losses}, logits)

@@ -56,17 +56,16 @@ class Reconstruct(Recovery):
             together = task.pruned.plan.together
             targets = _outputs_of(model, together)
             fits = _fits(stage, model, targets, together)
-            found = [self._refit(pruned, site, fit) for site, fit in fits]
+            found = [self._refit(pruned, site, fit, task.masked) for site, fit in fits]
             task.draft.write_block(stage.index, pruned.tensors(stage.index), {"sites": found})
             sites += found
         task.draft.write_rest(pruned.rest())
         return Recovered({"sites": sites}, walk.logits() if task.pruned.fits_whole() else None)
 
-    def _refit(self, store: Store, site: Site, fit: Fit) -> dict[str, Any]:
+    def _refit(self, store: Store, site: Site, fit: Fit, masked: bool) -> dict[str, Any]:
         """Move one resident layer's weight, and its bias if it has one."""
         weight = store.weight(site)
-        keep = None if bool((weight != 0).all()) else weight != 0
-        step = fit.solve(self.ridge, keep)
+        step = fit.solve(self.ridge, weight != 0 if masked else None)
         store.put(site, (weight + step).to(weight.dtype))
         if fit.centred:
             store.shift(site, fit.bias(step))
@@ -75,9 +74,9 @@ class Reconstruct(Recovery):
 
 
 def _outputs_of(stage: Stage, together: bool) -> dict[str, list[Tensor]]:
-    """What the consumers of one resident dense block put out, by their names, one [B, T, O] per batch."""
+    """What the consumers of one dense block put out, by their names: [B, T, O] per batch, on the host."""
     arrivals = stage.arrivals(together=together)
-    return {site.name: [_output(site, x) for x in inputs] for site, inputs in arrivals}
+    return {site.name: [_output(site, x).cpu() for x in inputs] for site, inputs in arrivals}
 
 
 def _fits(
@@ -89,21 +88,22 @@ def _fits(
         lacking = [a - b for a, b in zip(model.hidden, stage.hidden, strict=True)]
     for site, arrived in stage.arrivals(together=together):
         inputs = list(arrived)
-        fit = Fit(site.inputs, site.outputs, centred=getattr(site.layer, "bias", None) is not None)
+        fit = Fit(site)
         for batch, x in enumerate(inputs):
             wanted = targets[site.name][batch]
-            fit.update(x, wanted, wanted - _output(site, x) + (lacking[batch] if lacking else 0))
+            less = wanted - _output(site, x).cpu()
+            fit.update(x, wanted, less + lacking[batch] if lacking else less)
         yield site, fit
         if lacking:
             for batch, x in enumerate(inputs):
-                lacking[batch] += targets[site.name][batch] - _output(site, x)
+                lacking[batch] += targets[site.name][batch] - _output(site, x).cpu()
 
 
 def _additive(model: Stage, targets: dict[str, list[Tensor]]) -> bool:
     """Whether the block adds what its parts put out to its input."""
     assert model.outputs is not None
     added = model.outputs[0] - model.hidden[0]
-    rest = added - sum(parts[0] for parts in targets.values())
+    rest = added.cpu() - sum(parts[0] for parts in targets.values())
     return float(rest.norm()) <= ADDITIVE * float(added.norm())
 
 
@@ -117,18 +117,19 @@ def _output(site: Site, x: Tensor) -> Tensor:
 class Fit:
     """The normal equations of a layer that is to put out more: its inputs against what lacks."""
 
-    def __init__(self, inputs: int, outputs: int, *, centred: bool) -> None:
-        self.centred = centred
+    def __init__(self, site: Site) -> None:
+        device = site.weight.device
+        self.centred = getattr(site.layer, "bias", None) is not None
         self._tokens = 0
-        self._gram = torch.zeros(inputs, inputs)
-        self._cross = torch.zeros(inputs, outputs)
-        self._x_sum = torch.zeros(inputs, dtype=torch.float64)
-        self._e_sum = torch.zeros(outputs, dtype=torch.float64)
+        self._gram = torch.zeros(site.inputs, site.inputs, device=device)
+        self._cross = torch.zeros(site.inputs, site.outputs, device=device)
+        self._x_sum = torch.zeros(site.inputs, dtype=torch.float64, device=device)
+        self._e_sum = torch.zeros(site.outputs, dtype=torch.float64, device=device)
         self._e_square, self._y_square = 0.0, 0.0
 
     def update(self, x: Tensor, wanted: Tensor, lacking: Tensor) -> None:
         """Account for inputs [B, T, I], the dense outputs, and what is lacking to them [B, T, O]."""
-        x, lacking = x.flatten(0, -2).float(), lacking.flatten(0, -2).float()
+        x, lacking = x.flatten(0, -2).float(), lacking.flatten(0, -2).to(x.device, torch.float32)
         self._tokens += len(x)
         ops.add_gram(self._gram, x)
         self._cross.addmm_(x.T, lacking)
