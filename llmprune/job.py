@@ -88,6 +88,7 @@ class Job:
             recipe.sparsity,
             recipe.needs,
             self.allowed,
+            recipe.one_survey,
         )
 
     def shapes(self, budget: Budget) -> Shapes:

@@ -14,7 +14,7 @@ from accelerate.utils import convert_file_size_to_int
 
 from llmprune.anatomy import Anatomy
 from llmprune.errors import JobError, RequestError
-from llmprune.patterns import NofM, Units
+from llmprune.patterns import NofM
 from llmprune.recipe import Recipe
 from llmprune.sites import Site
 from llmprune.stage import UNIT_SAMPLE
@@ -244,15 +244,15 @@ def _statistic_bytes(recipe: Recipe, sites: list[Site]) -> int:
 
 def _surveys_apart(recipe: Recipe) -> bool:
     """Whether the allocation measures the dense model without pruning being able to use what it learns."""
-    allocation, reused = recipe.allocation, recipe.parts is not None and recipe.needs.small
-    measures = allocation.compares_scores and recipe.method.needs is not Nothing
-    return bool(allocation.needs_text or measures) and not reused
+    measures = recipe.allocation.compares_scores and recipe.method.needs is not Nothing
+    return bool(recipe.allocation.needs_text or measures) and not recipe.one_survey
 
 
 def _survey_bytes(recipe: Recipe, sites: list[Site]) -> int:
     """What an allocation that surveys the units keeps for pruning: summaries and samples of all sites."""
-    surveys = isinstance(recipe.pattern, Units) and recipe.allocation.uneven and recipe.needs.small
-    return sum(recipe.needs.bytes_for(s.inputs) + 4 * UNIT_SAMPLE * s.inputs for s in sites) if surveys else 0
+    if not recipe.one_survey:
+        return 0
+    return sum(recipe.needs.bytes_for(s.inputs) + 4 * UNIT_SAMPLE * s.inputs for s in sites)
 
 
 def resources(

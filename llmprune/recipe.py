@@ -134,6 +134,12 @@ class Recipe(BaseModel):
         return joined(self.method.needs, self.repair.needs)
 
     @property
+    def one_survey(self) -> bool:
+        """Whether what the allocation measures of the dense model is all that pruning needs to know."""
+        surveys = self.parts is not None and bool(self.allocation.uneven)
+        return surveys and self.needs.small and self.propagation == "dense"
+
+    @property
     def parts(self) -> Any:
         """Which units are pruned; None where loose weights are."""
         return self.pattern.parts if isinstance(self.pattern, Units) else None

@@ -182,6 +182,18 @@ def test_the_modelling_file_stands_on_its_own(checkpoints: tiny.Checkpoints, tmp
     assert set(config["auto_map"]) == {"AutoModel", "AutoModelForCausalLM"}
 
 
+def test_a_survey_of_the_dense_model_serves_no_other_propagation(
+    checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    flap = {"method": "flap", "sparsity": 0.4, "pattern": {"multiple": 8}, "calibration": CALIBRATION}
+    errors = {}
+    for way in ("dense", "block"):
+        report = prune(checkpoints("llama"), flap | {"propagation": way}, out=tmp_path / way)
+        errors[way] = [site.error for site in report.sites]
+    assert errors["dense"][:2] == pytest.approx(errors["block"][:2], rel=1e-5)
+    assert errors["dense"][2:] != errors["block"][2:]
+
+
 def test_a_run_that_was_cut_off_ends_with_the_same_bytes(
     checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

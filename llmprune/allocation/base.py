@@ -45,6 +45,9 @@ class Problem:
     allowed: Allowed = field(default_factory=dict)
     """How many units of every site may stay, where whole units go."""
 
+    one_survey: bool = False
+    """Whether a survey of the units is to be kept for pruning."""
+
     survey: Survey = field(default_factory=Survey)
 
     def stages(self, *, forward: bool) -> Iterator[Stage]:
@@ -59,20 +62,19 @@ class Problem:
                 yield site, seen.statistic
 
     def surveyed(self, stage: Stage) -> Iterator[tuple[UnitSite, Statistic]]:
-        """The sites of one block with what the method needs; kept for pruning where it needs no more."""
-        enough = self.needs.small
+        """The sites of one block with what the method needs; kept for pruning if that needs no more."""
         for site, seen in stage.visit(self.surveys, "dense", together=False):
             assert isinstance(site, UnitSite)
-            if enough:
+            if self.one_survey:
                 self.survey.seen[site.name] = seen
             yield site, seen.statistic.of(self.method.needs)
-        if enough:
+        if self.one_survey:
             self.survey.forward_s[stage.index] = stage.forward_s
 
     @property
     def surveys(self) -> type[Statistic]:
         """What a survey of the units gathers."""
-        return self.needs if self.needs.small else self.method.needs
+        return self.needs if self.one_survey else self.method.needs
 
     @property
     def units(self) -> list[UnitSite]:
