@@ -76,6 +76,7 @@ def test_both_perplexities_are_printed_with_their_protocol(smollm2: Path, pruned
     assert {key: dense[key] for key in protocol} == {key: sparse[key] for key in protocol}
 
 
+@pytest.mark.slow
 def test_a_recipe_cuts_heads_and_channels_and_a_recovery_follows(smollm2: Path, tmp_path: Path) -> None:
     text = ("--calibration", "builtin", "--samples", "4", "--length", "128")
     done = llmprune("prune", smollm2, "--recipe", "flap-20", *text, "--out", tmp_path / "o1", "--json")

@@ -38,7 +38,12 @@ def compare(names: list[str], load: Load, *, device: str, dtype: str, trust: boo
     Returns:
         The load, and for each model prefill and decode in tokens per second, bytes of its weights and its
         peak memory.
+
+    Raises:
+        RequestError: there is no such checkpoint.
     """
+    for name in names:
+        source.find(name, trust_remote_code=trust)  # a wrong name is refused before any process is started
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the processes inherit it
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     context = multiprocessing.get_context("spawn")
