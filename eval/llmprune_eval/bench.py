@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from llmprune.checkpoint import source
+
 
 @dataclass(frozen=True)
 class Load:
