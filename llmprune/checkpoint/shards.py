@@ -130,9 +130,7 @@ def _header(file: Path) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(text)
         header.pop("__metadata__", None)
         for entry in header.values():
-            start, stop = entry["data_offsets"]
-            if not isinstance(entry["dtype"], str) or not 0 <= start <= stop:
-                raise ValueError(entry)
+            _require_sound(entry)
         needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise JobError(
@@ -141,6 +139,14 @@ def _header(file: Path) -> dict[str, Any]:
     if size != needed:
         raise JobError(f"the shard {file} is truncated: it has {size} of {needed} bytes; download it again")
     return header
+
+
+def _require_sound(entry: dict[str, Any]) -> None:
+    """Raise one of the errors that a broken header leads to, unless it describes a tensor."""
+    start, stop = entry["data_offsets"]
+    sizes = [start, stop, *entry["shape"]]
+    if not isinstance(entry["dtype"], str) or start > stop or any(type(n) is not int or n < 0 for n in sizes):
+        raise ValueError(entry)
 
 
 def sha256(file: Path) -> str:
