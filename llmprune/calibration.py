@@ -24,6 +24,7 @@ TIMEOUT = 60.0  # seconds without a document after which a data set counts as ou
 CHARACTERS = 16  # read per token needed: enough for random windows, and a web crawl is not read to its end
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 PLAIN = (".txt", ".md")
+TEXTLESS = ("self", "synthetic")  # made from the model and its tokenizer
 # Pinned, so that the same name means the same text on every machine.
 KNOWN: dict[str, dict[str, Any]] = {
     "wikitext2": {
@@ -46,7 +47,8 @@ class Calibration(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dataset: str = "builtin"
-    """`builtin` (Python's own reference manual), `wikitext2`, `c4`, a file, or a data set on the Hub."""
+    """`builtin` (Python's own reference manual), `wikitext2`, `c4`, a file, a data set on the Hub; or no text
+    at all: `self` (the model writes it) or `synthetic` (tokens drawn by their rank)."""
     samples: int = Field(128, ge=1)
     """Windows."""
     length: int | None = Field(None, ge=2)
@@ -59,6 +61,8 @@ class Calibration(BaseModel):
     """Which configuration of a data set on the Hub."""
     split: str = "train"
     """Which split of a data set on the Hub."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the text that the model writes itself."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,9 @@ def read_text(
         documents = _from_file(table, asked.text_column, dataset)
     elif existing(dataset) or not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):
         allowed = ", ".join((*PLAIN, *FORMATS))
-        raise RequestError(
-            field, f"{dataset!r} is not builtin, wikitext2, c4, a file ({allowed}) or a Hub id"
-        )
+        textless = TEXTLESS if half == "calibration" else ()
+        names = ", ".join(("builtin", *KNOWN, *textless))
+        raise RequestError(field, f"{dataset!r} is not {names}, a file ({allowed}) or a Hub id")
     else:
         where = {"path": dataset, "name": asked.subset, "split": asked.split}
         documents = _from_hub(where, asked.text_column, dataset)

@@ -10,16 +10,16 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from llmprune import calibration, layout, plan, widths
+from llmprune import calibration, layout, plan, report, sampling, synthetic, widths
 from llmprune.allocation.base import Budget, Problem
 from llmprune.anatomy import Anatomy
 from llmprune.calibration import Windows
 from llmprune.checkpoint import draft, reader, source
 from llmprune.checkpoint.source import Source
 from llmprune.checkpoint.store import Store
-from llmprune.errors import RequestError
+from llmprune.errors import JobError, RequestError
 from llmprune.layout import Shapes
 from llmprune.patterns import Units
 from llmprune.plan import Plan, Resources
@@ -112,7 +112,40 @@ class Job:
             return None
         if tokens is not None:
             return Windows(tokens.cpu(), "tokens given by the caller", None)
-        return calibration.windows(self.recipe.calibration, self.plan.length, self.tokenizer(tokenizer))
+        asked, length = self.recipe.calibration, self.plan.length
+        if asked.dataset == "self":
+            return sampling.windows(asked, length, self._whole_model, self._identity)
+        if asked.dataset == "synthetic":
+            return synthetic.windows(asked, length, self.tokenizer(tokenizer), self.anatomy.vocabulary)
+        return calibration.windows(asked, length, self.tokenizer(tokenizer))
+
+    def _whole_model(self) -> PreTrainedModel:
+        """The dense model, all of it in memory, to write text with.
+
+        Raises:
+            JobError: it does not fit.
+        """
+        if self.source is None:
+            return self.anatomy.model
+        if not self.fits_whole():
+            raise JobError(
+                "the model writes calibration text only where it fits into memory as a whole; use "
+                "--calibration synthetic, which needs one block at a time, or give a text"
+            )
+        self.source.fetch()
+        trust = self.run.trust_remote_code
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self.source.folder, dtype=self.resources.dtype, trust_remote_code=trust
+        )
+        return model.to(self.resources.device).eval()
+
+    @property
+    def _identity(self) -> dict[str, Any] | None:
+        """All that a text of the model's own depends on; None if the caller could change the model."""
+        if self.source is None:
+            return None
+        hardware = {"device": self.resources.name, "dtype": str(self.resources.dtype)}
+        return hardware | {"weights": self.source.hashes, "versions": report.versions()}
 
     def tokenizer(self, given: Any) -> Any:
         """The one that was given, or the checkpoint's."""

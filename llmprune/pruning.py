@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmprune import calibration, finish, job, recovering
+from llmprune import calibration, finish, job, learning, recovering
 from llmprune.checkpoint.draft import Draft
 from llmprune.errors import JobError, RequestError
 from llmprune.job import Job, Run
@@ -109,19 +110,24 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     store = todo.open()
     batches = calibration.batched(windows.tokens, (begun or todo.plan.execution)["batch"]) if windows else []
     problem = todo.problem(store, batches)
+    method = learning.ready(problem, draft.folder if draft and begun else None)
+    problem = dataclasses.replace(problem, method=method)
     if begun is None:
         budget = todo.recipe.allocation.allocate(problem)
         begun = {"fingerprint": fingerprint, **todo.plan.execution, "budget": budget}
         if draft:
             draft.begin(begun)
+    if draft:
+        learning.keep(method, draft.folder)
     survey = problem.survey
     needed = batches if todo.recipe.needs is not Nothing and not survey.seen else []
     walk = Walk(store.anatomy, store, needed, todo.probe())
     earlier = len(draft.done) if draft else 0
-    work = Work(todo, store, begun, draft, survey)
+    work = Work(todo, method, store, begun, draft, survey)
     records = [work.pruned(stage) for stage in walk.stages("pruning")]
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
     result = finish.report_of(todo, windows, records, fingerprint, spent)
+    result.learned = learning.about(method)
     if draft:
         finish.publish(todo, draft, store, walk, result, tokenizer)
     if todo.source is None and todo.recipe.parts is not None:

@@ -58,11 +58,13 @@ class Recipe(BaseModel):
         if not isinstance(data, dict) or "method" not in data:
             raise RequestError("method", "none was given; `llmprune methods` lists them")
         data = dict(data)
-        text = data.get("calibration")
+        text = data.get("calibration", {})
         seed = text.get("seed") if isinstance(text, dict) else None
         defaults = {"seed": seed} if type(seed) is int else {}  # any other is the calibration's to refuse
         method: Method[Any] = _part("method", "llmprune.methods", data["method"], Method, defaults)
         data["method"] = method
+        if isinstance(text, dict):
+            data["calibration"] = {**method.calibration, **text}
         for field, package, base in (
             ("allocation", "llmprune.allocation", Allocator),
             ("repair", "llmprune.repair", Repair),

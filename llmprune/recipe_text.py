@@ -113,6 +113,7 @@ def from_words(words: dict[str, Any], otherwise: dict[str, Any] | None = None) -
             data[key] = value
     nested = {f"calibration.{key}": value for key, value in text_words(words).items()}
     nested["pattern.multiple"] = words.get("multiple")
+    nested["method.policy"] = words.get("policy")
     for key, value in nested.items():
         if value is not None:
             override(data, key, value)

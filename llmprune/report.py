@@ -55,6 +55,8 @@ class Report(BaseModel):
     reload: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     recovery: dict[str, Any] | None = None
+    learned: dict[str, Any] | None = None
+    """How the policy was trained, or which one was used."""
     versions: dict[str, str]
     fingerprint: dict[str, Any] | None = None
 

@@ -69,6 +69,13 @@ class Producer:
     transposed: bool
     runs: tuple[Run, ...]
 
+    def of(self, run: Run, units: int) -> Tensor:
+        """The weights [units * step, D] of one run's outputs."""
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        matrix = weight.data.T if self.transposed else weight.data
+        return matrix[run.start : run.start + units * run.step]
+
 
 @dataclass(frozen=True, eq=False)
 class UnitSite(Site):
@@ -79,6 +86,20 @@ class UnitSite(Site):
     producers: tuple[Producer, ...] = ()
     biased: bool = False
     """Whether the dense consumer has a bias."""
+
+    def rows(self) -> tuple[Tensor, ...]:
+        """The weights [I, D] of every factor of the consumer's inputs, as they are now; of heads, the values.
+
+        Empty where the producers stay whole.
+        """
+        if self.part == "ffn":
+            return tuple(p.of(run, self.units) for p in self.producers for run in p.runs)
+        if not self.producers:
+            return ()
+        last = self.producers[-1]  # queries and keys say where to look, values what is passed on
+        values = last.of(last.runs[-1], self.units).unflatten(0, (self.units, 1, -1))
+        share = self.inputs // (values.shape[2] * self.units)
+        return (values.expand(-1, share, -1, -1).flatten(0, 2),)
 
     @property
     def kind(self) -> str:

@@ -14,7 +14,7 @@ from llmprune.allocation.base import Survey
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.store import Store
 from llmprune.job import Job
-from llmprune.methods.base import Solution, Weights
+from llmprune.methods.base import Method, Solution
 from llmprune.repair.base import Repaired
 from llmprune.report import SiteRecord
 from llmprune.sites import Site, UnitSite
@@ -26,6 +26,7 @@ class Work:
     """What pruning a block takes, whichever block it is."""
 
     todo: Job
+    method: Method[Any]
     store: Store
     begun: dict[str, Any]
     draft: Draft | None
@@ -79,10 +80,10 @@ class Work:
     def _solved(self, site: Site, seen: Seen) -> SiteRecord:
         """Prune one resident site."""
         recipe, share = self.todo.recipe, self.begun["budget"][site.name]
-        weight = self.store.weight(site)
-        weights = Weights(weight, site.index, getattr(site, "units", 0))
+        weights = self.store.weights(site)
+        weight = weights.matrix
         known = seen.statistic.of(recipe.method.needs)
-        solution = recipe.method.solve(weights, known, recipe.pattern, share)
+        solution = self.method.solve(weights, known, recipe.pattern, share)
         if isinstance(site, UnitSite):
             self.keeps[site.name] = solution.keep
             mended = recipe.repair.mend(weight, solution.keep, seen.statistic.of(recipe.repair.needs))

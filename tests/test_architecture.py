@@ -24,13 +24,13 @@ HOMES = {
 # A file imports only from floors below its own, or from its own folder.
 FLOORS = {
     0: ["errors", "paths", "progress", "llmprune_kernels"],
-    1: ["ops"],
+    1: ["ops", "spectrum"],
     2: ["statistics", "patterns", "plugins", "sites"],
     3: ["anatomy", "methods", "calibration", "repair"],
-    4: ["stage", "checkpoint", "widths"],
-    5: ["walk", "layout", "arrival"],
+    4: ["stage", "checkpoint", "widths", "synthetic", "policy"],
+    5: ["walk", "layout", "arrival", "sampling"],
     6: ["allocation"],
-    7: ["recipe", "report"],
+    7: ["recipe", "report", "learning"],
     8: ["recipe_text", "plan", "card"],
     9: ["job"],
     10: ["finish", "work"],
@@ -43,10 +43,13 @@ FLOORS = {
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 MAY_IMPORT_TRANSFORMERS = (
-    *("anatomy", "stage", "walk", "checkpoint", "calibration"),
+    *("anatomy", "stage", "walk", "checkpoint", "calibration", "sampling"),
     *("plan", "job", "finish", "pruning", "loading", "cli"),
 )
-TENSORS_ONLY = ("ops", "statistics", "patterns", "plugins", "methods", "recipe", "recipe_text", "report")
+TENSORS_ONLY = (
+    *("ops", "spectrum", "statistics", "patterns", "plugins", "methods", "policy"),
+    *("recipe", "recipe_text", "report"),
+)
 FILE, PLUGIN, FUNCTION, NESTING = 300, 150, 60, 3
 # Kernels are long by nature: many pointers and strides, and a tile of code that must not be cut up.
 # A command's function is its list of options, one a line, and that is what `--help` shows.

@@ -343,6 +343,17 @@ METHODS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "flap": {"metric": st.sampled_from(["WIFV", "IFV", "WIFN"]), "square_heads": st.booleans()},
     "cfsp": {"importance": st.sampled_from(["relative", "activation"])},
+    "row_norm": {},
+    "spectral": {"rounds": st.integers(1, 100)},
+    "prunenet": {
+        "policy": st.none() | WORDS,
+        "passes": st.integers(1, 100),
+        "steps": st.integers(1, 100),
+        "draws": st.integers(2, 100),
+        "share": st.floats(0, 1, exclude_min=True, exclude_max=True),
+        "rate": POSITIVE,
+        "seed": st.integers(0, 2**31 - 1),
+    },
 }
 ALLOCATIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "uniform": {},
@@ -369,6 +380,7 @@ CALIBRATIONS = {
     "text_column": WORDS | SHORT,
     "subset": st.none() | WORDS | SHORT,
     "split": WORDS | SHORT,
+    "temperature": POSITIVE,
 }
 
 
@@ -386,7 +398,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     data = {"method": draw(_named(METHODS, list(METHODS)))}
     name = data["method"] if isinstance(data["method"], str) else data["method"]["name"]
     profile = st.fixed_dictionaries({"name": st.just("profile"), **ALLOCATIONS["profile"]})
-    if name in ("flap", "cfsp") or (name != "sparsegpt" and draw(st.booleans())):
+    if name in ("flap", "cfsp", "prunenet", "row_norm", "spectral") or (name != "sparsegpt" and draw(st.booleans())):
         options = {"multiple": st.integers(1, 512), "parts": st.sampled_from(["all", "attention", "ffn"])}
         data["pattern"] = draw(st.fixed_dictionaries({"name": st.just("units")}, optional=options))
         data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmprune.anatomy import Anatomy
 from llmprune.checkpoint.store import Store
-from llmprune.methods.base import Method, Weights
+from llmprune.methods.base import Method
 from llmprune.sites import Site, UnitSite
 from llmprune.stage import Seen, Stage
 from llmprune.statistics import Nothing, Statistic
@@ -80,10 +80,6 @@ class Problem:
     def units(self) -> list[UnitSite]:
         """The sites, where whole units go; empty otherwise."""
         return unit_sites(self.anatomy)
-
-    def weights(self, site: Site) -> Weights:
-        """The tensors of a resident site, which is all a method gets to see."""
-        return Weights(self.store.weight(site), site.index, getattr(site, "units", 0))
 
 
 @dataclass(frozen=True)

@@ -51,4 +51,4 @@ def _scores(problem: Problem, statistics: dict[str, Statistic]) -> Iterator[tupl
     for block in range(len(problem.anatomy.blocks)):
         with problem.store.resident(block):
             for site in problem.anatomy.block_sites(block):
-                yield site, problem.method.score(problem.weights(site), statistics[site.name]).float()
+                yield site, problem.method.score(problem.store.weights(site), statistics[site.name]).float()

@@ -34,7 +34,7 @@ class GlobalThreshold(Allocator):
         scores: dict[str, Tensor] = {}
         for stage in problem.stages(forward=problem.surveys is not Nothing):
             for site, statistic in problem.surveyed(stage):
-                score = per_input(problem.method.score(problem.weights(site), statistic)).double().cpu()
+                score = per_input(problem.method.score(problem.store.weights(site), statistic)).double().cpu()
                 standard = (score - score.mean()) / score.std().clamp_min(1e-30)
                 scores[site.name] = standard.reshape(site.units, -1).mean(1)
         counts: dict[str, int] = {}

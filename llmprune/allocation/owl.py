@@ -32,7 +32,7 @@ class Owl(Allocator):
         for site, statistic in problem.measured(InputNorm):
             assert isinstance(statistic, InputNorm)
             here = scores.setdefault(site.block, [])
-            here.append(Wanda().score(problem.weights(site), statistic))
+            here.append(Wanda().score(problem.store.weights(site), statistic))
             if len(here) == len(problem.anatomy.block_sites(site.block)):
                 mean = sum(float(s.double().sum()) for s in here) / sum(s.numel() for s in here)
                 above = sum(int((s > self.outlier * mean).sum()) for s in here)

@@ -22,7 +22,8 @@ from llmprune.anatomy import Anatomy
 from llmprune.checkpoint import shards
 from llmprune.checkpoint.shards import Stored
 from llmprune.errors import JobError, RequestError
-from llmprune.sites import Site
+from llmprune.methods.base import Weights
+from llmprune.sites import Site, UnitSite
 
 
 class Store:
@@ -74,6 +75,13 @@ class Store:
         if not weight.isfinite().all():
             raise JobError(f"the weight of {site.name} holds NaN or infinity; the checkpoint is damaged")
         return weight
+
+    def weights(self, site: Site) -> Weights:
+        """The tensors of a resident site, which is all a method gets to see."""
+        matrix = self.weight(site)
+        if isinstance(site, UnitSite):
+            return Weights(matrix, site.index, site.units, site.rows())
+        return Weights(matrix, site.index)
 
     def _stored(self, site: Site) -> Tensor:
         return site.weight

@@ -17,6 +17,9 @@ Pattern = Annotated[
 ]
 Sparsity = Annotated[float | None, typer.Option(help="Share of the weights that go, 0 to 1.")]
 Allocation = Annotated[str | None, typer.Option(help="How much goes where; see `llmprune methods`.")]
+Policy = Annotated[
+    str | None, typer.Option(help="The policy.safetensors of an earlier `prunenet` run, used as it is.")
+]
 Repair = Annotated[str | None, typer.Option(help="What makes up for removed units; see `llmprune methods`.")]
 Layout = Annotated[
     str | None, typer.Option(help="How blocks of different sizes are written: uniform, per_layer or padded.")
@@ -25,7 +28,10 @@ Multiple = Annotated[
     int | None, typer.Option(help="Channels that stay in a block are a multiple of this (64).")
 ]
 Propagation = Annotated[str | None, typer.Option(help="Calibrate on dense, block or layer outputs.")]
-Text = Annotated[str | None, typer.Option(help="builtin, wikitext2, c4, a text file or table, or a Hub id.")]
+Text = Annotated[
+    str | None,
+    typer.Option(help="builtin, wikitext2, c4, self, synthetic, a text file or table, or a Hub id."),
+]
 Samples = Annotated[int | None, typer.Option(help="Calibration windows (128).")]
 Length = Annotated[int | None, typer.Option(help="Tokens per window (2048, or the model's context).")]
 Seed = Annotated[int | None, typer.Option(help="Places the calibration windows (0).")]

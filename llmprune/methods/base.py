@@ -30,6 +30,9 @@ class Weights:
     matrix: Tensor
     index: int = 0
     units: int = 0
+    rows: tuple[Tensor, ...] = ()
+    """The factors of those inputs: for each, the weights [I, D] that it is computed with from the D features
+    of the part's own input (gate and up projection, one projection, or the values of heads)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Method(Generic[S]):
     pattern: ClassVar[Any] = "unstructured"
     allocation: ClassVar[str] = "uniform"
     repair: ClassVar[str] = "none"
+    calibration: ClassVar[dict[str, Any]] = {}
     only_units: ClassVar[bool] = False
     """Whether its scores are those of inputs, so that only whole units can go."""
 

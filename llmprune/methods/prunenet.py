@@ -1,0 +1,49 @@
+"""PruneNet (Sengupta et al., 2025, arXiv:2501.15296): a policy, learned without data, ranks the units.
+
+One small network scores the units of all blocks. It is trained by policy gradient to change the singular
+values of the blocks' outputs as little as it can, and does not know how many units will go: one policy serves
+every sparsity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from llmprune.methods.base import Method
+from llmprune.statistics import Gram
+
+
+@dataclass(frozen=True)
+class PruneNet(Method[Gram]):
+    """Learns before it scores (`llmprune/learning.py`), from the inputs that `synthetic` tokens give."""
+
+    needs: ClassVar = Gram
+    propagation: ClassVar = "dense"
+    pattern: ClassVar = {"name": "units", "parts": "ffn"}
+    calibration: ClassVar[dict[str, Any]] = {"dataset": "synthetic", "samples": 32, "length": 512}
+    only_units: ClassVar = True
+    learns: ClassVar = True
+
+    policy: str | None = None
+    """The policy.safetensors of an earlier run, which is then used as it is."""
+
+    passes: Annotated[int, Field(ge=1)] = 3
+    """How often every block is visited in training."""
+
+    steps: Annotated[int, Field(ge=1)] = 8
+    """Updates of the policy at every visit."""
+
+    draws: Annotated[int, Field(ge=2)] = 4
+    """Sets of units that are tried for one update."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """How much of a block goes in training."""
+
+    rate: Annotated[float, Field(gt=0)] = 0.02
+    """Learning rate."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of the draws."""

@@ -1,0 +1,28 @@
+"""Units with small rows go: the norm of the weights that compute a channel, or a head's values.
+
+The baseline of PruneNet (arXiv:2501.15296), which scores the rows of the gate projection. Looks at no data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from llmprune.methods.base import Method, Weights
+from llmprune.statistics import Nothing
+
+
+@dataclass(frozen=True)
+class RowNorm(Method[Nothing]):
+    """Reads the first factor only, as the original does."""
+
+    pattern: ClassVar = {"name": "units", "parts": "ffn"}
+    only_units: ClassVar = True
+
+    def score(self, weights: Weights, statistic: Nothing) -> Tensor:
+        """||W_i|| of the gate projection, or of the only one, float32 [I]"""
+        rows = weights.rows[0] if weights.rows else weights.matrix.T
+        norms: Tensor = rows.float().norm(dim=1)
+        return norms

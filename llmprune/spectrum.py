@@ -1,0 +1,43 @@
+"""What a layer's outputs keep of their singular values when some of its inputs go.
+
+Letters used in shapes: O outputs, I inputs, R inputs that go.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Spectrum:
+    """The singular values of a layer's outputs W x over many inputs x, from E[x x^T] alone.
+
+    They are the roots of the eigenvalues of W C W^T. When inputs go, that matrix is brought up to date from
+    their columns, which costs O^2 R instead of the O I^2 of a new one.
+
+    Args:
+        weight: W [O, I].
+        moments: C = E[x x^T] [I, I].
+    """
+
+    def __init__(self, weight: Tensor, moments: Tensor) -> None:
+        self._weight, self._moments = weight, moments
+        self._crossed = weight @ moments
+        self._outputs = self._crossed @ weight.T
+        self.dense = _roots(self._outputs)
+
+    def without(self, gone: Tensor) -> Tensor:
+        """The singular values [O], ascending, once the inputs `gone` (bool [I]) are zero."""
+        columns = self._weight[:, gone]
+        crossed = self._crossed[:, gone] @ columns.T
+        own = columns @ self._moments[gone][:, gone] @ columns.T
+        return _roots(self._outputs - crossed - crossed.T + own)
+
+    def lost(self, gone: Tensor) -> float:
+        """By how much the singular values change, all together, as a share of their sum."""
+        return float((self.dense - self.without(gone)).abs().sum() / self.dense.sum())
+
+
+def _roots(matrix: Tensor) -> Tensor:
+    squares: Tensor = torch.linalg.eigvalsh(matrix)
+    return squares.clamp_min(0).sqrt()
