@@ -60,6 +60,9 @@ class Plan:
     length: int
     batch: int
     propagation: str
+    lessons: int
+    """Forwards that the method takes to learn."""
+
     surveys: bool
     """Whether the allocation takes a forward of its own."""
 
@@ -104,7 +107,8 @@ class Plan:
 
     @property
     def _forwards(self) -> str:
-        return self._walks + (", and one for the budgets" if self.surveys else "")
+        learning = f", and {self.lessons} to learn" if self.lessons else ""
+        return self._walks + learning + (", and one for the budgets" if self.surveys else "")
 
     @property
     def _walks(self) -> str:
@@ -220,6 +224,7 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
         length=length,
         batch=batch,
         propagation=recipe.propagation,
+        lessons=recipe.method.lessons,
         surveys=_surveys_apart(recipe),
         together=together,
         checkpoint_bytes=checkpoint_bytes,

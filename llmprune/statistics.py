@@ -270,7 +270,8 @@ class Several(Statistic):
 
 def joined(*wanted: type[Statistic]) -> type[Statistic]:
     """One statistic that serves all who want one of these; `Nothing` if nobody wants any."""
-    kinds = tuple(dict.fromkeys(kind for kind in wanted if kind is not Nothing))
+    asked = list(dict.fromkeys(kind for kind in wanted if kind is not Nothing))
+    kinds = tuple(k for k in asked if not any(o is not k and issubclass(o, k) for o in asked))
     if len(kinds) < 2:
         return kinds[0] if kinds else Nothing
     return type("Several", (Several,), {"kinds": kinds, "small": all(kind.small for kind in kinds)})

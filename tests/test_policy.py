@@ -1,4 +1,4 @@
-"""A policy is learned once, for any family, kept beside the pruned model, and used again at other sparsities."""
+"""A policy is learned once, for any family, kept beside the pruned model, and serves other sparsities."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_what_is_no_policy_is_refused(damage: str, checkpoints: tiny.Checkpoints
         weights = checkpoints("llama") / "model.safetensors"
         file.write_bytes(weights.read_bytes())
         assert load_file(file)
-    with pytest.raises(RequestError, match="^policy: "):
+    with pytest.raises(RequestError, match=r"^policy: "):
         prune(checkpoints("llama"), asked(policy=str(file)), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

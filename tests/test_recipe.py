@@ -398,7 +398,8 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     data = {"method": draw(_named(METHODS, list(METHODS)))}
     name = data["method"] if isinstance(data["method"], str) else data["method"]["name"]
     profile = st.fixed_dictionaries({"name": st.just("profile"), **ALLOCATIONS["profile"]})
-    if name in ("flap", "cfsp", "prunenet", "row_norm", "spectral") or (name != "sparsegpt" and draw(st.booleans())):
+    only_units = ("flap", "cfsp", "prunenet", "row_norm", "spectral")
+    if name in only_units or (name != "sparsegpt" and draw(st.booleans())):
         options = {"multiple": st.integers(1, 512), "parts": st.sampled_from(["all", "attention", "ffn"])}
         data["pattern"] = draw(st.fixed_dictionaries({"name": st.just("units")}, optional=options))
         data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))

@@ -67,6 +67,11 @@ class Method(Generic[S]):
     only_units: ClassVar[bool] = False
     """Whether its scores are those of inputs, so that only whole units can go."""
 
+    @property
+    def lessons(self) -> int:
+        """How many forwards of the calibration text it takes to learn what it scores by."""
+        return 0
+
     def score(self, weights: Weights, statistic: S) -> Tensor:
         """Importance of every weight, float [O, I], or of every input [I]; larger survives."""
         raise NotImplementedError

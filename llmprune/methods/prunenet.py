@@ -18,14 +18,13 @@ from llmprune.statistics import Gram
 
 @dataclass(frozen=True)
 class PruneNet(Method[Gram]):
-    """Learns before it scores (`llmprune/learning.py`), from the inputs that `synthetic` tokens give."""
+    """Learns before it scores (`llmprune/learning.py`), from the inputs that `synthetic` tokens lead to."""
 
     needs: ClassVar = Gram
     propagation: ClassVar = "dense"
     pattern: ClassVar = {"name": "units", "parts": "ffn"}
     calibration: ClassVar[dict[str, Any]] = {"dataset": "synthetic", "samples": 32, "length": 512}
     only_units: ClassVar = True
-    learns: ClassVar = True
 
     policy: str | None = None
     """The policy.safetensors of an earlier run, which is then used as it is."""
@@ -47,3 +46,8 @@ class PruneNet(Method[Gram]):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the draws."""
+
+    @property
+    def lessons(self) -> int:
+        """One for each visit, and one to judge what came out."""
+        return 0 if self.policy else self.passes + 1

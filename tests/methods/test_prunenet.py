@@ -1,4 +1,4 @@
-"""PruneNet's pieces against what they stand for: draws, their probabilities, spectra, and what training does."""
+"""PruneNet's pieces against what they stand for: draws, their probabilities, spectra, and training."""
 
 import itertools
 import math
@@ -65,6 +65,17 @@ def test_the_updated_spectrum_is_that_of_the_outputs_without_the_inputs(seed, co
     dense = torch.linalg.svdvals(x @ w.T).flip(0) / len(x) ** 0.5
     changed = (dense - expected).abs().sum() / dense.sum()
     assert spectrum.lost(gone) == pytest.approx(float(changed), abs=1e-5)
+
+
+def test_wide_outputs_are_seen_through_fewer_directions(monkeypatch):
+    whole = Spectrum(W, gram().value)
+    gone = torch.arange(24) < 12
+    monkeypatch.setattr("llmprune.spectrum.SEEN", 6)
+    seen = Spectrum(W, gram().value)
+    assert seen.dense.shape == (6,)
+    assert (seen.dense <= whole.dense[2:] + 1e-5).all()  # Cauchy's interlacing
+    assert (seen.dense >= whole.dense[:6] - 1e-5).all()
+    assert seen.lost(gone) == pytest.approx(whole.lost(gone), abs=0.15)
 
 
 def test_an_untrained_policy_prefers_nothing_and_training_finds_what_to_keep():
