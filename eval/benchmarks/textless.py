@@ -1,0 +1,76 @@
+"""Prune without text, beside real text: the same model, share and evaluation, other calibrations and methods.
+
+Evaluation as in against_authors.py. Channels only, the same share in every block, unless the row says FLAP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from against_authors import perplexity, tokens_of
+from transformers import AutoTokenizer
+
+import llmprune
+
+CHANNELS = {"pattern": {"name": "units", "parts": "ffn"}, "layout": "uniform", "allocation": "uniform"}
+TEXT = {"samples": 32, "length": 512}
+
+
+def rows(policy: str | None) -> dict[str, dict[str, Any]]:
+    """What is asked, by name; `policy` is a trained one, or the first row trains its own."""
+    learned = {"name": "prunenet", "policy": policy}
+    found: dict[str, dict[str, Any]] = {}
+    for share in (0.2, 0.3):
+        percent = round(100 * share)
+        for method in (learned, "row_norm", "spectral", "random", "wanda"):
+            name = method if isinstance(method, str) else "prunenet"
+            found[f"{name}-{percent}"] = {"method": method, "sparsity": share, **CHANNELS}
+        affine = {"method": learned, "sparsity": share, "repair": "affine"}
+        found[f"prunenet-{percent}-affine"] = affine | CHANNELS
+    there = {"name": "prunenet", "share": 0.2}
+    found["prunenet-20-trained-at-20"] = {"method": there, "sparsity": 0.2, **CHANNELS}
+    for text in ("synthetic", "self", "builtin"):
+        flap = {"method": "flap", "sparsity": 0.2, "calibration": {"dataset": text}}
+        found[f"flap-20-{text}"] = flap
+    return found
+
+
+def main() -> None:
+    """Run the rows that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("--policy", help="a policy.safetensors, to spare the training")
+    parser.add_argument("--rows", nargs="+")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    test = tokens_of(arguments.shared, "test", AutoTokenizer.from_pretrained(arguments.model))
+    measured = []
+    for name, asked in rows(arguments.policy).items():
+        if arguments.rows and name not in arguments.rows:
+            continue
+        recipe = asked | {"calibration": {"dataset": "synthetic", **TEXT, **asked.get("calibration", {})}}
+        out = Path(tempfile.mkdtemp()) / "out"
+        report = llmprune.prune(arguments.model, recipe, out=out)
+        row = {
+            "name": name,
+            "perplexity": perplexity(out, test),
+            "sparsity": report.totals["sparsity"],
+            "parameters": report.totals["parameters_after"],
+            "seconds": report.time["total_s"],
+            "training": report.learned,
+        }
+        shutil.rmtree(out.parent)
+        measured.append(row)
+        print(json.dumps(row), flush=True)
+        if arguments.out:
+            arguments.out.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Commands that tell: how good, how fast, and what there is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmprune.cli import display
+from llmprune.cli.app import app
+from llmprune.cli.options import (
+    Column,
+    Device,
+    Dtype,
+    Json,
+    Length,
+    Model,
+    Trust,
+)
+from llmprune.errors import RequestError
+
+
+@app.command()
+def bench(
+    model: Model,
+    baseline: Annotated[str | None, typer.Option(help="The dense model, measured in turns with it.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 1,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens written after it.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 5,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast MODEL reads and writes, and the memory it takes, beside the dense model."""
+    from llmprune_eval.bench import Load, compare, rows
+
+    display.quiet()
+    names = [model] if baseline is None else [baseline, model]
+    load = Load(batch, prompt, new_tokens, repeats)
+    found = compare(names, load, device=device, dtype=dtype, trust=trust_remote_code)
+    if as_json:
+        return display.print_json(found)
+    display.table(rows(found), sys.stdout)
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    perplexity: Annotated[
+        list[str] | None, typer.Option(help="A text, as for --calibration; repeatable.")
+    ] = None,
+    length: Length = None,
+    windows: Annotated[int | None, typer.Option(min=1, help="Only the first so many windows.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The dense model, measured alike.")] = None,
+    text_column: Column = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write the JSON object here as well.")] = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Measure MODEL, and the model it came from beside it."""
+    from llmprune_eval.perplexity import compare
+
+    if not perplexity:
+        raise RequestError("perplexity", "nothing was asked to be measured; give a text, such as builtin")
+    if out is not None and not out.parent.is_dir():
+        raise RequestError("out", f"{out} cannot be written: there is no folder {out.parent}")
+    display.quiet()
+    names = {"model": model} | ({} if baseline is None else {"baseline": baseline})
+    protocol = {"length": length, "windows": windows, "column": text_column or "text"}
+    where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    results = compare(names, perplexity, protocol, where)
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1))
+    if as_json:
+        return display.print_json(results)
+    for found in results.values():
+        for text in found["perplexity"]:
+            typer.echo(f"{found['name']}: perplexity {text['perplexity']:.3f}\n    {text['protocol']}")
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List what a recipe can name: methods, allocations and shipped recipes, with their options."""
+    from llmprune import listing
+
+    if as_json:
+        display.print_json(listing.everything())
+    else:
+        typer.echo(listing.text())

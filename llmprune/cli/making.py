@@ -1,0 +1,199 @@
+"""Commands that make a checkpoint, or plan one."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmprune.cli import display
+from llmprune.cli.app import app
+from llmprune.cli.options import (
+    Allocation,
+    Column,
+    Device,
+    Dtype,
+    Json,
+    Layout,
+    Length,
+    MaxMemory,
+    Method,
+    Model,
+    Multiple,
+    Pattern,
+    Policy,
+    Propagation,
+    RecipeName,
+    Repair,
+    Resume,
+    Samples,
+    Seed,
+    Set,
+    Sparsity,
+    Text,
+    Trust,
+)
+from llmprune.errors import RequestError
+
+
+@app.command()
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The folder to write; must not exist yet.")],
+    recipe: RecipeName = None,
+    method: Method = None,
+    pattern: Pattern = None,
+    sparsity: Sparsity = None,
+    allocation: Allocation = None,
+    repair: Repair = None,
+    layout: Layout = None,
+    multiple: Multiple = None,
+    propagation: Propagation = None,
+    policy: Policy = None,
+    calibration: Text = None,
+    samples: Samples = None,
+    length: Length = None,
+    seed: Seed = None,
+    text_column: Column = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    recovery: Annotated[
+        str | None, typer.Option("--recover", help="Afterwards, reconstruct or lora; keeps OUT-pruned too.")
+    ] = None,
+    resume: Resume = False,
+    trust_remote_code: Trust = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Prune MODEL into a new folder that plain transformers loads."""
+    from llmprune.job import Run
+    from llmprune.recipe_text import from_words
+
+    run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
+    name, asked = from_words(locals())
+    from llmprune import recovering
+    from llmprune.pruning import begin, carry_out
+    from llmprune.report import Report
+
+    display.quiet()
+    todo = begin(name, asked, recovering.first(asked, run))
+    if not isinstance(todo, Report):
+        display.table(todo.plan.rows(), sys.stderr)
+        todo.plan.require_fit(todo.out)
+        todo = carry_out(todo, None, None)
+    display.show_report(recovering.then(asked, run, todo), out, as_json)
+
+
+@app.command("recover")
+def recover_(
+    model: Annotated[Path, typer.Argument(help="The folder of a pruned checkpoint.")],
+    reconstruct: Annotated[
+        bool, typer.Option("--reconstruct", help="Refit the output layers of every block to the dense ones.")
+    ] = False,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Train adapters on the text and merge them (the default).")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="The folder to write (MODEL-recovered).")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The dense model, if it has moved.")] = None,
+    calibration: Text = None,
+    samples: Samples = None,
+    length: Length = None,
+    seed: Seed = None,
+    text_column: Column = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    resume: Resume = False,
+    trust_remote_code: Trust = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Bring quality back to a pruned checkpoint, into a new folder; sizes and zeros stay."""
+    from llmprune import recovering
+    from llmprune.job import Run
+    from llmprune.recipe_text import assigned, text_words
+
+    if reconstruct and lora:
+        raise RequestError("reconstruct", "both --reconstruct and --lora were asked; recover twice")
+    display.quiet()
+    how = {"name": "reconstruct" if reconstruct else "lora", **assigned(set_)}
+    text = text_words(locals())
+    run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
+    report = recovering.recover(model, how, baseline=baseline, calibration=text, **dataclasses.asdict(run))
+    display.show_report(report, out or recovering.beside(model), as_json)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    recipe: RecipeName = None,
+    method: Method = None,
+    pattern: Pattern = None,
+    sparsity: Sparsity = None,
+    allocation: Allocation = None,
+    repair: Repair = None,
+    layout: Layout = None,
+    multiple: Multiple = None,
+    propagation: Propagation = None,
+    policy: Policy = None,
+    calibration: Text = None,
+    samples: Samples = None,
+    length: Length = None,
+    seed: Seed = None,
+    text_column: Column = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    trust_remote_code: Trust = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Show what pruning MODEL would take; loads no weights."""
+    from llmprune.job import Run, checkpoint_job
+    from llmprune.recipe_text import from_words
+
+    run = Run(None, False, device, dtype, max_memory, trust_remote_code)
+    name, asked = from_words(locals(), {"method": "wanda"})
+    display.quiet()
+    todo = checkpoint_job(name, asked, run)
+    if as_json:
+        display.print_json({"plan": todo.plan.to_dict(), "recipe": todo.recipe.resolved()})
+    else:
+        display.table(todo.plan.rows(), sys.stdout)
+    todo.plan.require_fit(None)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to write; must not exist yet.")] = Path("demo-2of4"),
+    as_json: Json = False,
+) -> None:
+    """Prune a real model (SmolLM2-135M-Instruct) to 2:4 with Wanda, and measure what it cost."""
+    from llmprune_eval.perplexity import compare
+
+    from llmprune import demo as show
+    from llmprune.checkpoint import draft
+    from llmprune.pruning import prune as run
+
+    draft.require_usable(out, resume=False)
+    display.quiet()
+    start = time.monotonic()
+    name = show.model()
+    report = run(name, out=out, **show.ASK)
+    found = compare({"dense": name, "pruned": str(out)}, [show.TEXT], show.PROTOCOL, {})
+    measured = {role: one["perplexity"][0] for role, one in found.items()}
+    if as_json:
+        return display.print_json({"out": str(out), **measured})
+    zeros = {"dense": 0, "pruned": report.totals["sparsity"]}
+    rows = [
+        (role, f"perplexity {one['perplexity']:8.2f}   zeros in the layers {zeros[role]:4.0%}")
+        for role, one in measured.items()
+    ]
+    display.table([*rows, ("protocol", measured["dense"]["protocol"])], sys.stdout)
+    seconds, line = time.monotonic() - start, display.loading_line(report, out)
+    typer.echo(f"\nDone in {seconds:.0f} s. Load it with\n  {line}")
