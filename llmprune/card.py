@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from llmprune.checkpoint.source import Source
 from llmprune.report import Report
@@ -44,6 +45,7 @@ Checked after writing, in a fresh process with transformers {transformers}: {che
 """
 
 
+QUALITY = "## Quality"
 MASKED = (
     "The zeros are stored: this checkpoint is as large as the dense one and runs as fast in a runtime that "
     "does not use them."
@@ -87,6 +89,60 @@ def make(report: Report, source: Source | None, out: Path) -> str:
         folder=folder,
         checked=f"{checked.get('compared')}"
         + ("" if difference is None else f", which differ by at most {difference:.1g}"),
+    )
+
+
+def evaluated(folder: Path, report: Report) -> None:
+    """Put the report's evaluation into the card of a folder: its own section, and what the Hub shows.
+
+    Whatever else somebody wrote into the card stays.
+    """
+    file = folder / "README.md"
+    card = ModelCard.load(file)
+    evaluation = report.evaluation or {}
+    section = f"{QUALITY}\n\n" + "\n".join(_table(evaluation)) + "\n"
+    found = re.compile(rf"{QUALITY}\n.*?(?=\n## |\Z)", re.DOTALL)
+    text = card.text.rstrip() + "\n"
+    card.text = found.sub(lambda _: section, text) if found.search(text) else f"{text}\n{section}"
+    card.data.model_name = folder.resolve().name
+    card.data.eval_results = _results(evaluation["model"])
+    file.write_text(f"---\n{card.data.to_yaml()}\n---\n{card.text}")
+
+
+def _table(evaluation: dict[str, Any]) -> list[str]:
+    """What was measured of the model, beside the dense one."""
+    dense, pruned = evaluation.get("baseline", {}), evaluation["model"]
+    lines = ["| measured | dense | pruned | protocol |", "|---|---|---|---|"]
+    before = {text["dataset"]: text["perplexity"] for text in dense.get("perplexity", [])}
+    for text in pruned["perplexity"]:
+        own = f"{before[text['dataset']]:.3f}" if text["dataset"] in before else ""
+        name = Path(text["dataset"]).name
+        lines.append(f"| perplexity, {name} | {own} | {text['perplexity']:.3f} | {text['protocol']} |")
+    for name, values in pruned.get("tasks", {}).items():
+        if metric := values["metric"]:
+            other = dense.get("tasks", {}).get(name)
+            own = f"{other[metric]:.4f}" if other else ""
+            how = f"{metric}, {values.get('num_fewshot') or 0}-shot, lm-eval"
+            lines.append(f"| {name} | {own} | {values[metric]:.4f} | {how} |")
+    return lines
+
+
+def _results(pruned: dict[str, Any]) -> list[EvalResult]:
+    """The figures as the Hub reads them."""
+    found = []
+    for text in pruned["perplexity"]:
+        name = Path(text["dataset"]).name
+        kind = re.sub(r"[^\w.-]", "-", name)
+        found.append(_result("text-generation", name, kind, "perplexity", text["perplexity"]))
+    for name, values in pruned.get("tasks", {}).items():
+        if metric := values["metric"]:
+            found.append(_result("text-generation", name, name, metric, values[metric]))
+    return found
+
+
+def _result(task: str, name: str, kind: str, metric: str, value: float) -> EvalResult:
+    return EvalResult(
+        task_type=task, dataset_name=name, dataset_type=kind, metric_type=metric, metric_value=value
     )
 
 

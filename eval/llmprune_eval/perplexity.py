@@ -1,9 +1,10 @@
 """How surprised a model is by a text: exp of the mean negative log-likelihood per token.
 
-Windows do not overlap, the tail that fills no window is dropped, no special token is added, and each window
-of L tokens makes L - 1 predictions. A figure means nothing without these choices, so they travel with it.
+Unless asked otherwise windows do not overlap, the tail that fills no window is dropped, no special token is
+added, and each window of L tokens makes L - 1 predictions. A figure means nothing without these choices, so
+they travel with it.
 
-Letters used in shapes: N windows, L tokens of one window, V vocabulary.
+Letters used in shapes: N windows, L tokens of one window.
 """
 
 from __future__ import annotations
@@ -19,12 +20,43 @@ from torch.nn.functional import cross_entropy
 from llmprune import calibration
 from llmprune.calibration import Calibration
 from llmprune.errors import JobError, RequestError
-from llmprune.loading import load
 from llmprune.paths import existing
 from llmprune.progress import track
+from llmprune_eval import logits
 
 LARGEST = 700.0  # nats; beyond, the exponential is no float
-ROWS = 256  # logits turned into float32 at a time: 150,000 tokens of vocabulary are 150 MB then
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a text is cut into windows."""
+
+    length: int | None = None
+    """Tokens per window; the model's context or 2048, whichever is less, unless given."""
+
+    windows: int | None = None
+    """Only the first so many."""
+
+    stride: int | None = None
+    """Tokens from one window to the next; those that a window shares with the one before are context only."""
+
+    bos: bool = False
+    """Whether every window begins with the tokenizer's first token, which takes the place of one of text."""
+
+    column: str = "text"
+    """Of a table, the column that holds the text."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A text as windows of ids, and from which prediction on each of them counts."""
+
+    windows: list[Tensor]
+    first: list[int]
+    length: int
+    stride: int
+    bytes: int
+    """Of the text whose tokens are predicted."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +64,7 @@ class Perplexity:
     """A perplexity and the protocol that it was measured with."""
 
     perplexity: float
+    bits_per_byte: float
     dataset: str
     split: str
     length: int
@@ -51,98 +84,108 @@ class Perplexity:
         """The stamp that is printed beside the figure."""
         return (
             f"{self.dataset} ({self.split}), {self.windows} windows of {self.length} tokens, "
-            f"stride {self.stride}, no BOS added, {self.dtype}, tokenizer {self.tokenizer}"
+            f"stride {self.stride}, {'a' if self.bos else 'no'} BOS added, {self.dtype}, "
+            f"tokenizer {self.tokenizer}"
         )
 
 
-def compare(
-    names: dict[str, str], texts: list[str], protocol: dict[str, Any], where: dict[str, Any]
-) -> dict[str, Any]:
-    """The perplexities of several models on the same texts.
-
-    Args:
-        names: of the models, by the role they play.
-        texts: as for `measure`.
-        protocol: its other arguments.
-        where: those of `llmprune.load`.
-    """
-    results: dict[str, Any] = {}
-    for role, name in names.items():
-        model, tokenizer = load(name, **where)
-        found = [measure(model, tokenizer, text, **protocol).to_dict() for text in texts]
-        results[role] = {"name": name, "perplexity": found}
-        del model
-    return results
-
-
-def measure(
-    model: Any,
-    tokenizer: Any,
-    text: str,
-    *,
-    length: int | None = None,
-    windows: int | None = None,
-    column: str = "text",
-) -> Perplexity:
+def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = None) -> Perplexity:
     """The perplexity of a model on a text.
 
     Args:
         model: a causal language model, with its weights where it computes.
         tokenizer: the model's.
         text: as `--calibration`; data sets that llmprune knows give their evaluation half.
-        length: tokens per window; the model's context or 2048, whichever is less, unless given.
-        windows: only the first so many.
-        column: of a table, the column that holds the text.
+        protocol: how it is cut into windows.
 
     Raises:
         RequestError: the text is shorter than one window, or the window longer than the model's context.
+        JobError: the loss is no number.
     """
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    size = min(2048, context or 2048) if length is None else length
-    if size < 2:
-        raise RequestError("length", f"{size} was asked, and a window needs 2 tokens to make a prediction")
-    if context and size > context:
-        raise RequestError("length", f"{size} tokens were asked, and the model's context is {context}")
-    asked = Calibration(dataset=text, text_column=column, split=calibration.SPLITS["evaluation"])
-    limit = windows and calibration.characters_for(windows, size)
-    ids = calibration.tokenize(
-        calibration.read_text(text, "evaluation", asked, limit, "perplexity"), tokenizer
-    )
-    if len(ids) < size:
-        raise RequestError("perplexity", f"{text} has {len(ids)} tokens, fewer than one window of {size}")
-    cut = ids[: len(ids) // size * size].reshape(-1, size)[:windows]
-    losses = [window_loss(model, window) for window in track(list(cut), f"perplexity on {text}")]
-    mean = sum(losses) / len(losses)
+    protocol = protocol or Protocol()
+    cut = windows_of(model, tokenizer, text, protocol)
+    steps = list(zip(cut.windows, cut.first, strict=True))
+    losses = [loss_from(model, window, first) for window, first in track(steps, f"perplexity on {text}")]
+    predictions = sum(len(window) - 1 - first for window, first in steps)
+    mean = sum(losses) / predictions
     if not mean < LARGEST:
         raise JobError(f"the model's mean loss on {text} is {mean}, so its perplexity is not a number")
     return Perplexity(
         perplexity=math.exp(mean),
+        bits_per_byte=sum(losses) / math.log(2) / max(cut.bytes, 1),
         dataset=text,
-        split=_split(text, asked.split),
-        length=size,
-        stride=size,
-        bos=False,
+        split=_split(text),
+        length=cut.length,
+        stride=cut.stride,
+        bos=protocol.bos,
         tokenizer=type(tokenizer).__name__ + f", {len(tokenizer)} tokens",
         windows=len(losses),
-        predictions=len(losses) * (size - 1),
+        predictions=predictions,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
     )
 
 
-@torch.no_grad()
+def windows_of(model: Any, tokenizer: Any, text: str, protocol: Protocol) -> Cut:
+    """A text as a model is shown it; the arguments and errors are those of `measure`."""
+    length = _length(model, protocol)
+    own = length - protocol.bos
+    stride = own if protocol.stride is None else protocol.stride
+    if not 1 <= stride <= own:
+        raise RequestError("stride", f"{stride} was asked, and windows hold {own} tokens of text")
+    first = _first_token(tokenizer) if protocol.bos else []
+    asked = Calibration(dataset=text, text_column=protocol.column, split=calibration.SPLITS["evaluation"])
+    limit = protocol.windows and calibration.characters_for(protocol.windows, length)
+    ids = calibration.tokenize(
+        calibration.read_text(text, "evaluation", asked, limit, "perplexity"), tokenizer
+    )
+    if len(ids) < own:
+        raise RequestError("perplexity", f"{text} has {len(ids)} tokens, fewer than one window of {own}")
+    starts = range(0, len(ids) - own + 1, stride)[: protocol.windows]
+    begin = torch.tensor(first, dtype=ids.dtype)
+    windows = [torch.cat([begin, ids[s : s + own]]) for s in starts]
+    shared = [0] + [max(0, length - stride - 1)] * (len(windows) - 1)
+    predicted = [window[1 + skip :] for window, skip in zip(windows, shared, strict=True)]
+    return Cut(windows, shared, length, stride, sum(len(tokenizer.decode(p).encode()) for p in predicted))
+
+
+def _length(model: Any, protocol: Protocol) -> int:
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    length = min(2048, context or 2048) if protocol.length is None else protocol.length
+    if length < 2:
+        raise RequestError("length", f"{length} was asked, and a window needs 2 tokens to make a prediction")
+    if context and length > context:
+        raise RequestError("length", f"{length} tokens were asked, and the model's context is {context}")
+    return length
+
+
+def _first_token(tokenizer: Any) -> list[int]:
+    token = tokenizer.bos_token_id
+    if token is None:
+        raise RequestError("bos", "this model's tokenizer has no token for the beginning of a text")
+    return [token]
+
+
 def window_loss(model: Any, window: Tensor) -> float:
     """Mean negative log-likelihood of the tokens of one window [L] but its first, in nats."""
-    ids = window.to(next(model.parameters()).device)
-    logits = model(ids[None], use_cache=False).logits[0, :-1]  # [L - 1, V]
-    targets = ids[1:]
+    return loss_from(model, window, 0) / (len(window) - 1)
+
+
+def loss_from(model: Any, window: Tensor, first: int) -> float:
+    """Negative log-likelihood, in nats, of the tokens of a window [L] from prediction `first` on.
+
+    Prediction i is that of token i + 1.
+    """
     total = 0.0
-    for start in range(0, len(targets), ROWS):
-        rows = slice(start, start + ROWS)
-        total += float(cross_entropy(logits[rows].float(), targets[rows], reduction="sum"))
-    return total / len(targets)
+    for rows, piece in logits.pieces(model, window):
+        begin, end = max(rows.start, first), min(rows.stop, len(window) - 1)
+        if begin < end:
+            targets = window[begin + 1 : end + 1].to(piece.device)
+            shown = piece[begin - rows.start : end - rows.start]
+            total += float(cross_entropy(shown, targets, reduction="sum"))
+    return total
 
 
-def _split(text: str, on_hub: str) -> str:
+def _split(text: str) -> str:
     if existing(text):
         return "whole file"
-    return {"builtin": "evaluation half", "c4": "validation"}.get(text, on_hub)
+    return {"builtin": "evaluation half", "c4": "validation"}.get(text, calibration.SPLITS["evaluation"])

@@ -50,39 +50,61 @@ def bench(
 
 @app.command("eval")
 def evaluate(
-    model: Model,
+    models: Annotated[list[str], typer.Argument(help="One or more: a folder, a .gguf file or a Hub id.")],
     perplexity: Annotated[
         list[str] | None, typer.Option(help="A text, as for --calibration; repeatable.")
     ] = None,
     length: Length = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Only the first so many windows.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="Tokens between windows (their length).")] = None,
+    bos: Annotated[bool, typer.Option("--bos", help="Begin every window with the BOS token.")] = False,
+    tasks: Annotated[
+        str | None, typer.Option(help="lm-eval's tasks a,b; or the suites quick, paper, mmlu.")
+    ] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions a task.")] = None,
+    batch_size: Annotated[str, typer.Option(help="Of the tasks: a number, or auto.")] = "1",
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of data sets by their Hub names, for the tasks.")
+    ] = None,
     baseline: Annotated[str | None, typer.Option(help="The dense model, measured alike.")] = None,
     text_column: Column = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     out: Annotated[Path | None, typer.Option(help="Write the JSON object here as well.")] = None,
+    save: Annotated[bool, typer.Option("--save", help="Keep it in the model's report and card.")] = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Measure MODEL, and the model it came from beside it."""
-    from llmprune_eval.perplexity import compare
+    """Measure MODELS, and the model they came from beside them."""
+    from llmprune_eval import evaluation, keeping
+    from llmprune_eval import tasks as scored
+    from llmprune_eval.perplexity import Protocol
 
-    if not perplexity:
-        raise RequestError("perplexity", "nothing was asked to be measured; give a text, such as builtin")
+    if not perplexity and tasks is None:
+        raise RequestError("perplexity", "nothing was asked to be measured; give a text, or --tasks")
     if out is not None and not out.parent.is_dir():
         raise RequestError("out", f"{out} cannot be written: there is no folder {out.parent}")
+    if save:
+        keeping.require_ours(models)
+    asked = None
+    if tasks is not None:
+        asked = scored.ask(tasks, num_fewshot=num_fewshot, limit=limit, batch_size=batch_size, data=data)
     display.quiet()
-    names = {"model": model} | ({} if baseline is None else {"baseline": baseline})
-    protocol = {"length": length, "windows": windows, "column": text_column or "text"}
+    names = {} if baseline is None else {"baseline": baseline}
+    names |= {"model" if not i else f"model-{i + 1}": name for i, name in enumerate(models)}
+    protocol = Protocol(length, windows, stride, bos, text_column or "text")
     where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-    results = compare(names, perplexity, protocol, where)
+    results = evaluation.evaluate(names, perplexity or [], protocol, asked, where)
     if out is not None:
         out.write_text(json.dumps(results, indent=1))
+    if save:
+        keeping.keep(results)
     if as_json:
         return display.print_json(results)
     for found in results.values():
-        for text in found["perplexity"]:
-            typer.echo(f"{found['name']}: perplexity {text['perplexity']:.3f}\n    {text['protocol']}")
+        typer.echo(found["name"])
+        display.table(evaluation.rows(found), sys.stdout)
 
 
 @app.command()

@@ -174,7 +174,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Prune a real model (SmolLM2-135M-Instruct) to 2:4 with Wanda, and measure what it cost."""
-    from llmprune_eval.perplexity import compare
+    from llmprune_eval.evaluation import evaluate
+    from llmprune_eval.perplexity import Protocol
 
     from llmprune import demo as show
     from llmprune.checkpoint import draft
@@ -185,7 +186,7 @@ def demo(
     start = time.monotonic()
     name = show.model()
     report = run(name, out=out, **show.ASK)
-    found = compare({"dense": name, "pruned": str(out)}, [show.TEXT], show.PROTOCOL, {})
+    found = evaluate({"dense": name, "pruned": str(out)}, [show.TEXT], Protocol(**show.PROTOCOL))
     measured = {role: one["perplexity"][0] for role, one in found.items()}
     if as_json:
         return display.print_json({"out": str(out), **measured})

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from llmprune_eval import perplexity
+from llmprune_eval import logits, perplexity
+from llmprune_eval.perplexity import Protocol
 
 from llmprune.calibration import Calibration, read_text, tokenize
 from llmprune.errors import RequestError
@@ -29,9 +30,9 @@ def text(tmp_path):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("length", [16, 33, 64])
 def test_perplexity_agrees_with_the_transcription(text, family, length, monkeypatch):
-    monkeypatch.setattr(perplexity, "ROWS", 10)  # several pieces per window, the last one shorter
+    monkeypatch.setattr(logits, "ROWS", 10)  # several pieces per window, the last one shorter
     model, tokenizer = tiny.model(family), tiny.tokenizer()
-    found = perplexity.measure(model, tokenizer, text, length=length)
+    found = perplexity.measure(model, tokenizer, text, Protocol(length))
     ids = tokenize(read_text(text, "evaluation", Calibration()), tokenizer)
     assert found.perplexity == pytest.approx(transcription(model, ids, length), rel=1e-5)
     assert found.windows == len(ids) // length
@@ -39,7 +40,7 @@ def test_perplexity_agrees_with_the_transcription(text, family, length, monkeypa
 
 
 def test_the_figure_carries_its_protocol(text):
-    found = perplexity.measure(tiny.model("llama"), tiny.tokenizer(), text, length=16, windows=2)
+    found = perplexity.measure(tiny.model("llama"), tiny.tokenizer(), text, Protocol(16, 2))
     assert (found.windows, found.length, found.stride, found.bos, found.dtype) == (
         2,
         16,
@@ -53,11 +54,11 @@ def test_the_figure_carries_its_protocol(text):
 def test_windows_longer_than_the_context_or_the_text_are_refused(text, tmp_path):
     model, tokenizer = tiny.model("llama"), tiny.tokenizer()
     with pytest.raises(RequestError, match="context is 64"):
-        perplexity.measure(model, tokenizer, text, length=65)
+        perplexity.measure(model, tokenizer, text, Protocol(65))
     short = tmp_path / "short.txt"
     short.write_text("one two")
     with pytest.raises(RequestError, match="fewer than one window"):
-        perplexity.measure(model, tokenizer, str(short), length=16)
+        perplexity.measure(model, tokenizer, str(short), Protocol(16))
 
 
 def test_the_builtin_text_is_not_the_one_that_calibrates():
@@ -65,3 +66,43 @@ def test_the_builtin_text_is_not_the_one_that_calibrates():
     halves = [{part.strip() for part in text.split("\n\n")} - {""} for text in texts]
     assert not halves[0] & halves[1]
     assert min(map(len, texts)) > 100_000
+
+
+@pytest.mark.parametrize(("stride", "bos"), [(5, False), (16, False), (7, True), (15, True)])
+def test_overlapping_windows_count_every_prediction_once(text, stride, bos, monkeypatch):
+    monkeypatch.setattr(logits, "ROWS", 6)
+    model, tokenizer = tiny.model("llama"), tiny.tokenizer()
+    tokenizer.bos_token_id = tokenizer.bos_token_id or 1
+    found = perplexity.measure(model, tokenizer, text, Protocol(16, 3, stride, bos))
+    ids = tokenize(read_text(text, "evaluation", Calibration()), tokenizer)
+    own = 16 - bos
+    total, count, seen = 0.0, 0, 0 if bos else 1  # ids before `seen` have been predicted
+    for start in (0, stride, 2 * stride):
+        window = ids[start : start + own]
+        if bos:
+            window = torch.cat([torch.tensor([tokenizer.bos_token_id]), window])
+        with torch.no_grad():
+            logs = model(window[None]).logits[0].log_softmax(-1)
+        new = own - max(0, seen - start)
+        for place in range(len(window) - new, len(window)):
+            if place:
+                total -= float(logs[place - 1, window[place]])
+                count += 1
+        seen = start + own
+    assert found.predictions == count
+    assert found.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
+
+
+def test_bits_per_byte_counts_the_bytes_of_what_is_predicted(text):
+    model, tokenizer = tiny.model("llama"), tiny.tokenizer()
+    found = perplexity.measure(model, tokenizer, text, Protocol(16, 2))
+    ids = tokenize(read_text(text, "evaluation", Calibration()), tokenizer)[:32].reshape(2, 16)
+    size = sum(len(tokenizer.decode(window[1:]).encode()) for window in ids)
+    bits = found.predictions * math.log2(found.perplexity)
+    assert found.bits_per_byte == pytest.approx(bits / size)
+
+
+@pytest.mark.parametrize("stride", [0, 17])
+def test_a_stride_that_leaves_gaps_is_refused(text, stride):
+    with pytest.raises(RequestError, match="stride"):
+        perplexity.measure(tiny.model("llama"), tiny.tokenizer(), text, Protocol(16, 2, stride))

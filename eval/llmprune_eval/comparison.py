@@ -1,0 +1,83 @@
+"""A pruned model beside the dense one: what it retains, and how sure that is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+DRAWS = 10_000
+LEVEL = 0.95
+SEED = 0
+
+
+def paired(dense: dict[str, float], pruned: dict[str, float]) -> dict[str, Any]:
+    """The difference of two models' scores on the same questions, with a paired bootstrap interval.
+
+    Whole questions are drawn with replacement, both models' answers together, so that what is hard for both
+    does not count as uncertainty (Koehn, 2004).
+
+    Args:
+        dense: the score of every question, by its number.
+        pruned: the same.
+    """
+    questions = sorted(dense.keys() & pruned.keys())
+    lost = np.array([pruned[q] - dense[q] for q in questions])
+    generator = np.random.default_rng(SEED)
+    counts = generator.multinomial(len(lost), np.full(len(lost), 1 / len(lost)), size=DRAWS)
+    means = counts @ lost / len(lost)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {
+        "questions": len(lost),
+        "difference": float(lost.mean()),
+        "interval": [float(low), float(high)],
+        "level": LEVEL,
+    }
+
+
+def of(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
+    """What became of every figure that both models have.
+
+    Args:
+        dense: one model's `perplexity` and `tasks`.
+        pruned: the other's.
+    """
+    found: dict[str, Any] = {"tasks": {}, "perplexity": []}
+    for before, after in zip(dense.get("perplexity", []), pruned.get("perplexity", []), strict=True):
+        alike = before["tokenizer"] == after["tokenizer"]
+        measure = "perplexity" if alike else "bits_per_byte"
+        found["perplexity"].append(
+            {
+                "dataset": before["dataset"],
+                "measure": measure,
+                "ratio": after[measure] / before[measure],
+                "comparable": alike,
+            }
+        )
+    for name, before in dense.get("tasks", {}).items():
+        after, metric = pruned["tasks"][name], before["metric"]
+        if not metric:
+            continue
+        row = {"metric": metric, "dense": before[metric], "pruned": after[metric]}
+        row["retained"] = after[metric] / before[metric] if before[metric] else None
+        if before["examples"]:
+            row |= paired(before["examples"], after["examples"])
+        found["tasks"][name] = row
+    return found
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """A comparison as a table."""
+    table = []
+    for text in found["perplexity"]:
+        note = "" if text["comparable"] else " (other tokenizer: perplexities cannot be compared)"
+        table.append((text["dataset"], f"{text['measure']} times {text['ratio']:.3f}{note}"))
+    for name, row in found["tasks"].items():
+        line = f"{row['metric']} {row['dense']:.4f} -> {row['pruned']:.4f}"
+        if row["retained"] is not None:
+            line += f", {row['retained']:.1%} retained"
+        if "interval" in row:
+            low, high = row["interval"]
+            line += f", difference {row['difference']:+.4f} [{low:+.4f}, {high:+.4f}] at {row['level']:.0%}"
+        table.append((name, line))
+    return table

@@ -1,0 +1,77 @@
+"""Several models under one protocol: perplexity, scores of tasks, and what the pruned ones retain."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from llmprune.loading import load
+from llmprune_eval import agreement, comparison, perplexity, tasks
+from llmprune_eval.perplexity import Protocol
+from llmprune_eval.tasks import Ask
+
+
+def evaluate(
+    names: dict[str, str],
+    texts: list[str],
+    protocol: Protocol,
+    asked: Ask | None = None,
+    where: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure models one after another; the baseline stays in memory beside each of the others.
+
+    Args:
+        names: of the models, by the role they play; one that is called `baseline` is what the others are
+            compared with.
+        texts: to measure perplexity on.
+        protocol: how.
+        asked: which tasks are scored.
+        where: arguments of `llmprune.load`.
+
+    Returns:
+        By role: `name`, `perplexity`, `tasks`; beside a baseline also `agreement` and `comparison`.
+    """
+    results: dict[str, Any] = {}
+    dense = None
+    for role in sorted(names, key=lambda role: role != "baseline"):
+        model, tokenizer = load(names[role], **(where or {}))
+        figures = [perplexity.measure(model, tokenizer, text, protocol).to_dict() for text in texts]
+        found: dict[str, Any] = {"name": names[role], "perplexity": figures}
+        if asked is not None:
+            found |= tasks.score(model, tokenizer, asked)
+        if role == "baseline":
+            dense = model
+        elif dense is not None:
+            alike = _alike(results["baseline"], found)
+            if alike:
+                both = [agreement.measure(dense, model, tokenizer, text, protocol) for text in texts]
+                found["agreement"] = [asdict(one) for one in both]
+            found["comparison"] = comparison.of(results["baseline"], found)
+        results[role] = found
+        del model
+    return {role: results[role] for role in names}
+
+
+def _alike(dense: dict[str, Any], pruned: dict[str, Any]) -> bool:
+    """Whether both models cut the texts into the same tokens."""
+    pairs = zip(dense["perplexity"], pruned["perplexity"], strict=True)
+    return all(before["tokenizer"] == after["tokenizer"] for before, after in pairs)
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """One model's figures as a table."""
+    table = [
+        (f"  perplexity on {text['dataset']}", f"{text['perplexity']:.3f}   ({text['protocol']})")
+        for text in found["perplexity"]
+    ]
+    for name, values in found.get("tasks", {}).items():
+        if values["metric"]:
+            error = values.get(f"{values['metric']}_stderr")
+            spread = "" if error is None else f" +- {error:.4f}"
+            table.append((f"  {name}", f"{values['metric']} {values[values['metric']]:.4f}{spread}"))
+    for both in found.get("agreement", []):
+        said = f"KL {both['kl']:.4f} nats, same first choice {both['top1']:.1%}"
+        table.append((f"  agreement on {both['dataset']}", said))
+    if "comparison" in found:
+        table += [(f"  {key} vs dense", value) for key, value in comparison.rows(found["comparison"])]
+    return table

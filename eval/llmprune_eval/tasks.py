@@ -1,0 +1,148 @@
+"""Zero-shot and few-shot scores, measured by lm-eval through its own Python interface.
+
+Nothing is computed here that lm-eval computes: prompts, scoring and errors are its own, so the figures are
+those of its command on the same folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmprune.errors import JobError, RequestError
+
+HERE = Path(__file__).parent
+SUITES = HERE / "suites" if (HERE / "suites").is_dir() else HERE.parent / "suites"
+METRICS = (
+    "acc_norm",
+    "acc",
+    "exact_match",
+    "f1",
+    "word_perplexity",
+)  # the first that a task has is its score
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What lm-eval is asked."""
+
+    tasks: tuple[str, ...]
+    num_fewshot: int | None = None
+    limit: int | None = None
+    batch_size: str = "1"
+    data: Path | None = None
+    """A folder that holds data sets under their names on the Hub, where that is out of reach."""
+
+
+def suites() -> list[str]:
+    """The names of the shipped suites."""
+    return sorted(path.stem for path in SUITES.glob("*.yaml"))
+
+
+def ask(names: str, *, num_fewshot: int | None, limit: int | None, batch_size: str, data: Path | None) -> Ask:
+    """What `--tasks` and its companions ask for; a suite's own settings give way to those.
+
+    Raises:
+        RequestError: lm-eval is not installed, or has no such task.
+    """
+    tasks: list[str] = []
+    for name in filter(None, names.split(",")):
+        if name in suites():
+            suite = yaml.safe_load((SUITES / f"{name}.yaml").read_text())
+            tasks += suite["tasks"]
+            num_fewshot = suite.get("num_fewshot") if num_fewshot is None else num_fewshot
+            limit = suite.get("limit") if limit is None else limit
+        else:
+            tasks.append(name)
+    if batch_size != "auto" and not (batch_size.isdigit() and int(batch_size)):
+        raise RequestError("batch_size", f"{batch_size!r} is neither auto nor a number from 1 on")
+    if data is not None and not data.is_dir():
+        raise RequestError("data", f"{data} is no folder; give one that holds data sets by their Hub names")
+    _require_known(tasks)
+    return Ask(tuple(dict.fromkeys(tasks)), num_fewshot, limit, batch_size, data)
+
+
+def _require_known(tasks: list[str]) -> None:
+    known = _manager().all_tasks
+    for task in tasks:
+        if task not in known:
+            near = difflib.get_close_matches(task, [*known, *suites()], 3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise RequestError("tasks", f"lm-eval has no task {task!r}{hint}")
+    if not tasks:
+        raise RequestError("tasks", f"none were named; give lm-eval's, or a suite ({', '.join(suites())})")
+
+
+def _manager() -> Any:
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise RequestError(
+            "tasks", "they are scored by lm-eval, which is not here; pip install 'llmprune[eval]'"
+        ) from error
+    return TaskManager()
+
+
+def score(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
+    """The scores of a model.
+
+    Returns:
+        `tasks`: for each task or group its metrics and standard errors as lm-eval names them, with `metric`,
+        the one that counts, and `examples`, its value for every question; `versions` of the tasks.
+
+    Raises:
+        JobError: a task's data is out of reach.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    width = asked.batch_size if asked.batch_size == "auto" else int(asked.batch_size)
+    scorer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=width)
+    try:
+        with _inside(asked.data):
+            found = lm_eval.simple_evaluate(
+                scorer,
+                tasks=list(asked.tasks),
+                num_fewshot=asked.num_fewshot,
+                limit=asked.limit,
+                task_manager=_manager(),
+            )
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise JobError(
+            f"the data of {', '.join(asked.tasks)} is out of reach ({reason}); give --data a folder that "
+            "holds it under its Hub name, such as allenai/ai2_arc"
+        ) from error
+    assert found is not None
+    tasks = {name: _scores(name, values, found) for name, values in found["results"].items()}
+    return {"tasks": tasks, "versions": {"lm_eval": lm_eval.__version__, **found["versions"]}}
+
+
+def _scores(name: str, values: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """One task's figures, without the filters in lm-eval's names."""
+    plain = {
+        key.partition(",")[0]: value
+        for key, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    metric = next((m for m in METRICS if m in plain), None)
+    samples = found.get("samples", {}).get(name, [])
+    examples = {str(s["doc_id"]): float(s[metric]) for s in samples if metric and metric in s}
+    shots = found.get("n-shot", {}).get(name)
+    return {**plain, "metric": metric, "num_fewshot": shots, "examples": examples}
+
+
+@contextlib.contextmanager
+def _inside(folder: Path | None) -> Iterator[None]:
+    """Data sets found under their Hub names in the working directory are used instead of the Hub's."""
+    if folder is None:
+        yield
+        return
+    with contextlib.chdir(folder):
+        yield

@@ -1,0 +1,58 @@
+"""What a comparison says of two models, and how sure it is."""
+
+import numpy as np
+import pytest
+import torch
+from llmprune_eval import agreement, comparison, logits
+from llmprune_eval.perplexity import Protocol
+
+from llmprune.calibration import Calibration, read_text, tokenize
+from tests import tiny
+
+
+def test_the_interval_is_that_of_paired_questions():
+    generator = np.random.default_rng(1)
+    hard = generator.random(400) < 0.5
+    dense = {str(i): float(not hard[i]) for i in range(400)}
+    pruned = {str(i): float(not hard[i] and i % 10 != 0) for i in range(400)}
+    found = comparison.paired(dense, pruned)
+    lost = np.array([pruned[str(i)] - dense[str(i)] for i in range(400)])
+    assert found["difference"] == pytest.approx(lost.mean())
+    low, high = found["interval"]
+    normal = 1.96 * lost.std() / 20
+    assert low == pytest.approx(lost.mean() - normal, abs=0.006)
+    assert high == pytest.approx(lost.mean() + normal, abs=0.006)
+    assert found == comparison.paired(dense, pruned)  # the same on every run
+
+
+def test_models_that_answer_alike_differ_by_nothing_for_sure():
+    scores = {str(i): float(i % 2) for i in range(10)}
+    assert comparison.paired(scores, scores)["interval"] == [0, 0]
+
+
+def test_other_tokenizers_are_compared_by_bits_per_byte():
+    text = {"dataset": "t", "perplexity": 10.0, "bits_per_byte": 1.0, "tokenizer": "a"}
+    other = text | {"tokenizer": "b", "perplexity": 5.0, "bits_per_byte": 1.5}
+    found = comparison.of({"perplexity": [text]}, {"perplexity": [other]})
+    assert found["perplexity"] == [
+        {"dataset": "t", "measure": "bits_per_byte", "ratio": 1.5, "comparable": False}
+    ]
+
+
+def test_agreement_is_the_divergence_of_all_predictions(tmp_path, monkeypatch):
+    monkeypatch.setattr(logits, "ROWS", 5)
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(read_text("builtin", "evaluation", Calibration()).split()[:200]))
+    tokenizer, dense, pruned = tiny.tokenizer(), tiny.model("llama"), tiny.model("llama")
+    with torch.no_grad():
+        pruned.lm_head.weight.mul_(1.5).add_(0.02 * torch.randn_like(pruned.lm_head.weight))
+    found = agreement.measure(dense, pruned, tokenizer, str(file), Protocol(16, 3))
+    ids = tokenize(file.read_text(), tokenizer)[:48].reshape(3, 16)
+    with torch.no_grad():
+        p, q = (m(ids).logits[:, :-1].log_softmax(-1) for m in (dense, pruned))
+    expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum") / 45
+    assert found.predictions == 45
+    assert found.kl == pytest.approx(float(expected), rel=1e-4)
+    assert found.top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
+    itself = agreement.measure(dense, dense, tokenizer, str(file), Protocol(16, 3))
+    assert (itself.kl, itself.top1) == (0, 1)

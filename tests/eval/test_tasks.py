@@ -1,0 +1,125 @@
+"""Scores of tasks are lm-eval's own, to the last digit, and it reads what we write with its own command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmprune import prune
+from llmprune.errors import RequestError
+from tests.conftest import SHARED
+
+pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'llmprune[eval]'")
+from llmprune_eval import tasks
+
+BIN = Path(sys.executable).parent
+MODEL, DATA = SHARED / "models" / "stories260K", SHARED / "data"
+needs_shared = pytest.mark.skipif(
+    not (MODEL.is_dir() and DATA.is_dir()), reason="needs ../shared/models and ../shared/data"
+)
+LIMIT = 8
+LAYOUTS = {
+    "masked": {"method": "magnitude", "pattern": "2:4"},
+    "per_layer": {
+        "method": "magnitude",
+        "sparsity": 0.3,
+        "pattern": {"name": "units", "multiple": 4, "parts": "ffn"},
+        "allocation": {"name": "profile", "blocks": [0.2, 0.3, 0.4, 0.2, 0.4]},
+        "layout": "per_layer",
+    },
+}
+LAYOUTS["padded"] = LAYOUTS["per_layer"] | {"layout": "padded"}
+LAYOUTS["uniform"] = LAYOUTS["per_layer"] | {"allocation": "uniform", "layout": "uniform"}
+
+
+def command(*words: object) -> dict[str, Any]:
+    done = subprocess.run(
+        [BIN / words[0], *map(str, words[1:])],
+        capture_output=True,
+        text=True,
+        cwd=DATA,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@needs_shared
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_our_scores_are_those_of_lm_evals_own_command(layout: str, tmp_path: Path) -> None:
+    out = tmp_path / "pruned"
+    prune(MODEL, LAYOUTS[layout], out=out)
+    trust = ",trust_remote_code=True" if layout == "per_layer" else ""
+    arguments = f"pretrained={out},dtype=float32{trust}"
+    asked = ["--tasks", "arc_easy,piqa", "--limit", LIMIT, "--batch_size", 1, "--output_path", tmp_path / "r"]
+    command("lm_eval", "--model", "hf", "--model_args", arguments, "--device", "cpu", *asked)
+    theirs = json.loads(next((tmp_path / "r").rglob("results_*.json")).read_text())["results"]
+    words = ["eval", out, "--tasks", "arc_easy,piqa", "--limit", LIMIT, "--json", "--trust-remote-code"]
+    ours = json.loads(command("llmprune", *words).stdout)["model"]["tasks"]
+    for task in ("arc_easy", "piqa"):
+        assert ours[task]["metric"] == "acc_norm"
+        assert len(ours[task]["examples"]) == LIMIT
+        for metric in ("acc", "acc_norm", "acc_stderr", "acc_norm_stderr"):
+            assert ours[task][metric] == theirs[task][f"{metric},none"]
+
+
+@needs_shared
+def test_figures_beside_the_baseline_are_compared_and_kept(tmp_path: Path) -> None:
+    out = tmp_path / "pruned"
+    prune(MODEL, LAYOUTS["masked"], out=out)
+    words = ["eval", out, "--tasks", "arc_easy", "--limit", LIMIT, "--data", DATA, "--baseline", MODEL]
+    words += ["--perplexity", "builtin", "--length", 64, "--windows", 2, "--save", "--json"]
+    found = json.loads(command("llmprune", *words).stdout)
+    row = found["model"]["comparison"]["tasks"]["arc_easy"]
+    assert row["questions"] == LIMIT
+    assert row["interval"][0] <= row["difference"] <= row["interval"][1]
+    assert row["dense"] == found["baseline"]["tasks"]["arc_easy"]["acc_norm"]
+    assert 0 <= found["model"]["agreement"][0]["top1"] <= 1
+    kept = json.loads((out / "llmprune_report.json").read_text())["evaluation"]
+    assert kept["model"]["perplexity"] == found["model"]["perplexity"]
+    assert "examples" not in kept["model"]["tasks"]["arc_easy"]
+    card = (out / "README.md").read_text()
+    assert card.count("## Quality") == 1
+    from huggingface_hub import ModelCard
+
+    results = ModelCard.load(out / "README.md").data.eval_results
+    assert {r.metric_type: r.metric_value for r in results} == {
+        "perplexity": found["model"]["perplexity"][0]["perplexity"],
+        "acc_norm": found["model"]["tasks"]["arc_easy"]["acc_norm"],
+    }
+    command("llmprune", *words)
+    assert (out / "README.md").read_text() == card  # said once
+
+
+def test_suites_are_lists_of_known_tasks_whose_settings_give_way() -> None:
+    none = {"num_fewshot": None, "limit": None, "batch_size": "1", "data": None}
+    assert {name: tasks.ask(name, **none).limit for name in tasks.suites()} == {
+        "mmlu": None,
+        "paper": None,
+        "quick": 100,
+    }
+    asked = tasks.ask("quick,arc_easy,boolq", **none | {"limit": 7, "num_fewshot": 2})
+    assert asked.tasks == ("arc_easy", "piqa", "boolq")
+    assert (asked.limit, asked.num_fewshot) == (7, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"names": "arc_easi"}, "tasks: lm-eval has no task 'arc_easi'; did you mean arc_easy"),
+        ({"names": ""}, "tasks: none were named"),
+        ({"batch_size": "0"}, "batch_size: '0' is neither auto nor a number"),
+        ({"data": Path("nowhere")}, "data: nowhere is no folder"),
+    ],
+)
+def test_what_lm_eval_cannot_score_is_refused(change: dict[str, Any], words: str) -> None:
+    usual = {"names": "piqa", "num_fewshot": None, "limit": None, "batch_size": "1", "data": None}
+    with pytest.raises(RequestError) as refusal:
+        tasks.ask(**usual | change)
+    assert str(refusal.value).startswith(words)
