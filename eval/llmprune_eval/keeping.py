@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from llmprune import card, report
 from llmprune.errors import RequestError
+from llmprune.progress import say
+from llmprune_eval import evaluation
+from llmprune_eval.perplexity import Protocol
+from llmprune_eval.tasks import Ask
+
+TEXT = "builtin"  # what every pruned model's perplexity can be measured on, offline too
 
 
 def require_ours(models: list[str]) -> None:
@@ -20,7 +28,22 @@ def require_ours(models: list[str]) -> None:
             raise RequestError("save", f"{name} is no folder that llmprune wrote; leave out --save")
 
 
-def keep(results: dict[str, Any]) -> None:
+def judge(folder: Path, dense: str, asked: Ask, where: dict[str, Any]) -> None:
+    """Measure a model that was just pruned beside the dense one, unless that has been done, and keep it."""
+    done = report.read(folder)
+    if done is not None and (done.evaluation or {}).get("asked") == _plain(asked):
+        say(f"{folder} has been evaluated already")
+        return
+    names = {"baseline": dense, "model": str(folder)}
+    keep(evaluation.evaluate(names, [TEXT], Protocol(), asked, where), _plain(asked))
+
+
+def _plain(asked: Ask) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(asked), default=str))
+    return plain
+
+
+def keep(results: dict[str, Any], asked: dict[str, Any] | None = None) -> None:
     """Add to every model's report and card its own figures and the baseline's, without single answers."""
     dense = results.get("baseline")
     for role, found in results.items():
@@ -29,7 +52,8 @@ def keep(results: dict[str, Any]) -> None:
         folder = Path(found["name"])
         kept = report.read(folder)
         assert kept is not None
-        kept.evaluation = {"model": _short(found)} | ({"baseline": _short(dense)} if dense else {})
+        beside = {"baseline": _short(dense)} if dense else {}
+        kept.evaluation = {"asked": asked, "model": _short(found), **beside}
         (folder / "llmprune_report.json").write_text(kept.to_json())
         card.evaluated(folder, kept)
 

@@ -45,7 +45,14 @@ def suites() -> list[str]:
     return sorted(path.stem for path in SUITES.glob("*.yaml"))
 
 
-def ask(names: str, *, num_fewshot: int | None, limit: int | None, batch_size: str, data: Path | None) -> Ask:
+def ask(
+    names: str,
+    *,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    batch_size: str = "1",
+    data: Path | None = None,
+) -> Ask:
     """What `--tasks` and its companions ask for; a suite's own settings give way to those.
 
     Raises:

@@ -65,6 +65,13 @@ def prune(
     recovery: Annotated[
         str | None, typer.Option("--recover", help="Afterwards, reconstruct or lora; keeps OUT-pruned too.")
     ] = None,
+    eval_: Annotated[
+        str | None,
+        typer.Option("--eval", help="Afterwards, score these tasks or this suite, dense and pruned."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of data sets by their Hub names, for --eval.")
+    ] = None,
     resume: Resume = False,
     trust_remote_code: Trust = False,
     set_: Set = None,
@@ -76,17 +83,24 @@ def prune(
 
     run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
     name, asked = from_words(locals())
-    from llmprune import recovering
-    from llmprune.pruning import begin, carry_out
-    from llmprune.report import Report
+    from llmprune_eval import keeping, tasks
 
+    from llmprune import recovering, report
+    from llmprune.pruning import begin, carry_out
+
+    judged = tasks.ask(eval_, data=data) if eval_ is not None else None
     display.quiet()
     todo = begin(name, asked, recovering.first(asked, run))
-    if not isinstance(todo, Report):
+    if not isinstance(todo, report.Report):
         display.table(todo.plan.rows(), sys.stderr)
         todo.plan.require_fit(todo.out)
         todo = carry_out(todo, None, None)
-    display.show_report(recovering.then(asked, run, todo), out, as_json)
+    done = recovering.then(asked, run, todo)
+    if judged is not None:
+        where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        keeping.judge(out, name, judged, where)
+        done = report.read(out) or done
+    display.show_report(done, out, as_json)
 
 
 @app.command("recover")
