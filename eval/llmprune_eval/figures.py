@@ -190,26 +190,22 @@ def beside(runs: list[Run]) -> list[Plot]:
 
 
 def _pareto(runs: list[Run], found: Quality, against: str) -> Chart:
-    axis, values, _ = costs(runs, found)[against]
+    axis, values, less = costs(runs, found)[against]
     on = best(runs, found, against)
-    names = {run.number: run.name for run in runs}
-    series = [
-        Series(
-            f"{number}  {names[number]}{' (front)' if number in on else ''}",
-            ((value, found.values[number]),),
-            line=False,
-            marks=(str(number),),
-            hollow=number not in on,
-        )
-        for number, value in values.items()
-    ]
-    edge = sorted((values[number], found.values[number]) for number in on)
-    if len(edge) > 1:
-        series.append(Series("the front: no run is better in both", tuple(edge)))
-    shown = [y for one in series for _, y in one.points]
+
+    def series(label: str, numbers: set[int], line: bool = False) -> Series:
+        placed = sorted((values[n], found.values[n], str(n)) for n in numbers)
+        points, marks = tuple((x, y) for x, y, _ in placed), tuple(mark for *_, mark in placed)
+        return Series(label, points, line and len(points) > 1, marks, hollow=not line)
+
+    drawn = [series("the front: no run is better in both", on, line=True)]
+    if beaten := values.keys() - on:
+        drawn.append(series("another run is better in both, or as good in one", beaten))
     if found.dense is not None:
-        series.append(Series("the dense model", ((1.0, found.dense),), line=False, marks=("dense",)))
-        shown.append(found.dense)
+        drawn.append(Series("the dense model", ((1.0, found.dense),), line=False, marks=("dense",)))
+    shown = [y for one in drawn for _, y in one.points]
     y = Axis(found.label, log=min(shown) > 0 and max(shown) > LOG * min(shown))
-    title = f"{found.label.capitalize()} against {'size' if against == 'size' else against + ' speed'}"
-    return Chart(f"pareto_{against}", title, axis, y, tuple(series), found.note)
+    cost, better = ("size", "left") if less else (f"{against} speed", "right")
+    title = f"{found.label.capitalize()} against {cost}: down and {better} is better"
+    names = ", ".join(f"{run.number} {run.name}" for run in runs if run.number in values)
+    return Chart(f"pareto_{against}", title, axis, y, tuple(drawn), f"{names}. {found.note}")

@@ -12,6 +12,7 @@ from llmprune_eval.plots import Plot
 from llmprune_eval.runs import Run
 
 STYLE = Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8"))
+LONG = 60  # letters from which a cell is broken into lines
 VIEWPORT = "width=device-width, initial-scale=1"
 
 
@@ -104,9 +105,15 @@ def _pairs(title: str, rows: list[tuple[str, object]]) -> Markup:
 
 def _table(head: list[str], rows: list[list[Any]]) -> Markup:
     top = element("tr", *(element("th", key, scope="col") for key in head))
-    body = (element("tr", *(element("td", cell) for cell in row)) for row in rows)
+    body = (element("tr", *(_cell(cell) for cell in row)) for row in rows)
     table = element("table", element("thead", top), element("tbody", *body))
     return element("div", table, class_="scroll", tabindex="0")
+
+
+def _cell(words: object) -> Markup:
+    return element(
+        "td", words, class_="long" if not isinstance(words, Markup) and len(str(words)) > LONG else None
+    )
 
 
 def _foot(runs: list[Run]) -> Markup:

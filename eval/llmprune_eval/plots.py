@@ -55,6 +55,7 @@ class Chart:
     y: Axis
     series: tuple[Series, ...]
     note: str = ""
+    """What the page says around it, and a file that stands alone must say too."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,6 @@ class Grid:
     value: Axis
     columns: tuple[int, ...]
     rows: tuple[tuple[str, tuple[float | None, ...]], ...]
-    note: str = ""
 
     @property
     def top(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def write(plot: Plot, file: Path) -> None:
         _grid(plot, figure, axes)
     else:
         _chart(plot, axes)
+        figure.supxlabel(textwrap.fill(plot.note, 110), fontsize=6, x=0.02, ha="left")
     figure.savefig(file, metadata={"Software": None})
 
 

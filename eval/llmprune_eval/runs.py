@@ -221,8 +221,9 @@ def read(folder: Path) -> Record:
     if not folder.is_dir():
         what = "a file" if folder.exists() else "not there"
         raise RequestError("model", f"{folder} is {what}; give a folder that llmprune prune has written")
-    if not (folder / REPORT).is_file():
-        found = "is unfinished" if (folder / ".unfinished").exists() else f"holds no {REPORT}"
+    unfinished = (folder / ".unfinished").exists()
+    if unfinished or not (folder / REPORT).is_file():
+        found = "is unfinished" if unfinished else f"holds no {REPORT}"
         way = "finish or repeat its llmprune prune, or give another folder"
         raise RequestError("model", f"{folder} {found}; {way}")
     try:

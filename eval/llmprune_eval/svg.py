@@ -24,12 +24,11 @@ Place = Callable[[float], float]
 
 
 def draw(plot: Plot) -> Markup:
-    """A figure: title, the plot at both widths, legend and note."""
+    """A figure: title, the plot at both widths, and legend."""
     picture = _grid if isinstance(plot, Grid) else _chart
     legend = _scale(plot) if isinstance(plot, Grid) else _legend(plot)
-    note = element("p", plot.note, class_="note") if plot.note else None
     drawings = (picture(plot, WIDE, "wide"), picture(plot, NARROW, "narrow"))  # type: ignore[arg-type]
-    return element("figure", element("figcaption", plot.title), *drawings, legend, note)
+    return element("figure", element("figcaption", plot.title), *drawings, legend)
 
 
 def _svg(plot: Plot, size: tuple[float, float], class_: str, *children: Markup) -> Markup:
@@ -100,7 +99,7 @@ def _marks(plot: Chart, x: Place, y: Place, sides: tuple[float, float]) -> list[
             shifts = ((0, -9), (0, 19), (11, 4), (-11, 4), (12, -9), (-12, -9), (12, 17), (-12, 17), (0, -23))
             spots = [(here[0] + dx, here[1] + dy) for dx, dy in shifts]
             inside = [spot for spot in spots if sides[0] < spot[0] < sides[1]] or spots
-            spot = max(inside, key=lambda s: min(9.0, _clear(s, taken)))
+            spot = max(inside, key=lambda s: min(12.0, _clear(s, taken)))
             taken.append((spot[0], spot[1] - 4))
             written.append(_text(*spot, mark, "middle", "mark"))
     return written
