@@ -40,9 +40,9 @@ def summary(runs: list[Run]) -> dict[str, Any]:
 def rows(runs: list[Run]) -> tuple[list[str], list[list[str]]]:
     """The comparison as a table: its head and its rows."""
     found, known = figures.quality(runs), compared(runs)
-    head = ["#", "run", "method", "pattern", "sparsity", "of the model", "bytes", found.label, "front"]
+    head = ["#", "run", "method", "pattern", "sparsity", "of model", "bytes", found.label, "front"]
     speeds = [part for part in ("decode", "prefill") if any(row[part] for row in known)]
-    head[-1:-1] = [f"{part} speed" for part in speeds]
+    head[-1:-1] = speeds
     return head, [
         [
             *(str(row["number"]), row["name"], row["method"], row["pattern"]),

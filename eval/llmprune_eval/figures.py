@@ -198,9 +198,9 @@ def _pareto(runs: list[Run], found: Quality, against: str) -> Chart:
         points, marks = tuple((x, y) for x, y, _ in placed), tuple(mark for *_, mark in placed)
         return Series(label, points, line and len(points) > 1, marks, hollow=not line)
 
-    drawn = [series("the front: no run is better in both", on, line=True)]
+    drawn = [series("the front: no run beats these", on, line=True)]
     if beaten := values.keys() - on:
-        drawn.append(series("another run is better in both, or as good in one", beaten))
+        drawn.append(series("beaten: another run is as good or better in both", beaten))
     if found.dense is not None:
         drawn.append(Series("the dense model", ((1.0, found.dense),), line=False, marks=("dense",)))
     shown = [y for one in drawn for _, y in one.points]

@@ -10,6 +10,7 @@ from llmprune.errors import RequestError
 from llmprune_eval.plots import Axis, Chart, Grid, Plot
 
 COLOURS = ("#0b63b5", "#c2560c", "#0f7f5f", "#a8327d", "#6b5bd2", "#8a6d00", "#0d8ca6", "#5a6472")
+NUMBERED = 12  # columns up to which cells hold their numbers
 MARKERS, DASHES = "os^DvP", ("-", "--", ":", "-.")
 
 
@@ -59,20 +60,38 @@ def _chart(plot: Chart, axes: Any) -> None:
         line = DASHES[number % len(DASHES)] if series.line else "none"
         fill = "none" if series.hollow else colour
         axes.plot(xs, ys, color=colour, linestyle=line, label=series.label, markerfacecolor=fill, **style)
-        for at, mark in zip(series.points, series.marks, strict=False):
-            axes.annotate(mark, at, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
-    _axis(axes.xaxis, plot.x)
-    _axis(axes.yaxis, plot.y)
     axes.set_xscale("log" if plot.x.log else "linear")
     axes.set_yscale("log" if plot.y.log else "linear")
+    _axis(axes.xaxis, plot.x)
+    _axis(axes.yaxis, plot.y)
+    _marks(plot, axes)
     axes.grid(axis="y", alpha=0.3)
     if len(plot.series) > 1:
         axes.legend(fontsize=7)
 
 
+def _marks(plot: Chart, axes: Any) -> None:
+    """What is written at points, on the side that has more room."""
+    middle = sum(axes.get_xlim()) / 2
+    for series in plot.series:
+        for at, mark in zip(series.points, series.marks, strict=False):
+            right = at[0] > middle
+            shift, side = ((-7, -3), "right") if right else ((7, -3), "left")
+            axes.annotate(mark, at, xytext=shift, textcoords="offset points", ha=side, fontsize=8)
+
+
 def _grid(plot: Grid, figure: Any, axes: Any) -> None:
     values = [[float("nan") if v is None else v for v in row] for _, row in plot.rows]
-    image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=plot.top)
+    edges = [[n - 0.5 for n in range(count + 1)] for count in (len(plot.columns), len(plot.rows))]
+    image = axes.pcolormesh(
+        *edges, values, cmap="Blues", vmin=0, vmax=plot.top, edgecolors="w", linewidth=0.5
+    )
+    axes.invert_yaxis()
+    for row, (_, line) in enumerate(plot.rows if len(plot.columns) <= NUMBERED else ()):
+        for column, value in enumerate(line):
+            shown = "" if value is None else plot.value.show(round(value, 2))
+            colour = "w" if value and value > plot.top / 2 else "k"
+            axes.text(column, row, shown, ha="center", va="center", color=colour, fontsize=7)
     axes.set_yticks(range(len(plot.rows)), [label for label, _ in plot.rows], fontsize=8)
     every = -(-len(plot.columns) // 16)
     axes.set_xticks(range(0, len(plot.columns), every), plot.columns[::every])
