@@ -32,12 +32,17 @@ def of(run: Run) -> list[Plot]:
     kinds = kinds_of(run.record.sites)
     learned = run.record.learned
     curves = learned.losses if learned else {}
-    found = [_sparsity(kinds), _errors(kinds), *_recovery(run, kinds)]
+    found = [_sparsity(kinds), _errors(run, kinds), *_recovery(run, kinds)]
     if any(curves.values()):
         series = tuple(curve(part, losses, 0) for part, losses in curves.items() if losses)
         passes, loss = Axis("passes made", whole=True), Axis("share of the spectrum lost")
         found.append(Chart("learning", "What the policy lost while it was trained", passes, loss, series))
     return [plot for plot in found if plot is not None]
+
+
+def before_recovery(run: Run) -> str:
+    """What has to be said of output errors where weights were moved after they were measured."""
+    return ", before the recovery" if run.record.recovery else ""
 
 
 def kinds_of(sites: list[Site]) -> dict[str, list[Site]]:
@@ -87,12 +92,12 @@ def _sparsity(kinds: dict[str, list[Site]]) -> Grid:
     )
 
 
-def _errors(kinds: dict[str, list[Site]]) -> Chart | None:
+def _errors(run: Run, kinds: dict[str, list[Site]]) -> Chart | None:
     values = {kind: _by_block(sites, _error) for kind, sites in kinds.items()}
     series = tuple(Series(kind, tuple(found.items())) for kind, found in values.items() if found)
     if not series:
         return None
-    title = "How far each layer's output moved on the calibration text"
+    title = f"How far each layer's output moved on the calibration text{before_recovery(run)}"
     return Chart("error", title, BLOCK, Axis("relative output error"), series)
 
 
@@ -129,7 +134,8 @@ def quality(runs: list[Run]) -> Quality:
         errors = {run.number: run.error for run in runs if run.error is not None}
         note = (
             "No perplexity is in these reports (llmprune eval --save puts it there), so the mean output "
-            "error of the pruned layers stands for quality, each run's on its own calibration text."
+            "error of the pruned layers stands for quality: each run's on its own calibration text, and "
+            "before any recovery."
         )
         return Quality("mean output error", errors, None, note)
     measured = {

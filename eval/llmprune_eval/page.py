@@ -14,8 +14,8 @@ from llmprune_eval.runs import Run
 STYLE = Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8"))
 LONG = 40  # letters from which a cell is broken into lines
 COMPARED = (
-    "Bytes and speeds are shares of the dense model's. Front: no other run is as good or better both in quality "
-    "and in what is named."
+    "Bytes and speeds are shares of the dense model's. Front: no other run is as good or better both in "
+    "quality and in what is named."
 )
 VIEWPORT = "width=device-width, initial-scale=1"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 MOST_POINTS = 300  # of a curve; a longer one is averaged over neighbours
-MARKED = 40  # points up to which each gets a marker
+MARKED = 16  # markers on a line at most
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Series:
     hollow: bool = False
 
     @property
-    def marked(self) -> bool:
-        """Whether each point gets a marker."""
-        return not self.line or len(self.points) <= MARKED
+    def spacing(self) -> int:
+        """Every so many points get a marker."""
+        return -(-len(self.points) // MARKED) if self.line else 1
 
 
 @dataclass(frozen=True)

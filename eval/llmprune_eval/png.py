@@ -56,7 +56,7 @@ def _chart(plot: Chart, axes: Any) -> None:
     for number, series in enumerate(plot.series):
         xs, ys = zip(*series.points, strict=True)
         colour = COLOURS[number % len(COLOURS)]
-        style = {"marker": MARKERS[number % len(MARKERS)]} if series.marked else {}
+        style = {"marker": MARKERS[number % len(MARKERS)], "markevery": series.spacing}
         line = DASHES[number % len(DASHES)] if series.line else "none"
         fill = "none" if series.hollow else colour
         axes.plot(xs, ys, color=colour, linestyle=line, label=series.label, markerfacecolor=fill, **style)

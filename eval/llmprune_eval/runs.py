@@ -101,6 +101,7 @@ class Recovery(Part):
     name: str
     losses: list[float] = []
     sites: list[Refit] = []
+    time: dict[str, float] = {}
 
 
 class Learned(Part):

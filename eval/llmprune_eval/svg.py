@@ -76,7 +76,7 @@ def _series(number: int, series: Series, x: Place, y: Place) -> Markup:
     at = [(f"{x(a):.1f}", f"{y(b):.1f}") for a, b in series.points]
     path = "M" + "L".join(f"{a} {b}" for a, b in at)
     line = element("path", d=path, class_="line", stroke_dasharray=_dash(number)) if series.line else None
-    markers = [_marker(number, series, f"translate({a} {b})") for a, b in at if series.marked]
+    markers = [_marker(number, series, f"translate({a} {b})") for a, b in at[:: series.spacing]]
     return element("g", line, *markers, class_=f"s{number % COLOURS}")
 
 
@@ -120,7 +120,7 @@ def _entry(number: int, series: Series) -> Markup:
     line = (
         element("path", d="M1 7H27", class_="line", stroke_dasharray=_dash(number)) if series.line else None
     )
-    marker = _marker(number, series, "translate(14 7)") if series.marked else None
+    marker = _marker(number, series, "translate(14 7)")
     drawing = element("g", line, marker, class_=f"s{number % COLOURS}")
     key = element("svg", drawing, viewBox="0 0 28 14", class_="key", aria_hidden="true")
     return element("li", key, series.label)

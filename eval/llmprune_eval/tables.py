@@ -37,10 +37,12 @@ def done(run: Run) -> list[tuple[str, object]]:
         ("budget", _budget(record.sites)),
         ("parameters", f"{totals.parameters_before:,} before, {totals.parameters_after:,} after"),
         ("bytes", f"{totals.bytes_before:,} before, {totals.bytes_after:,} after ({percent(run.size)})"),
-        ("mean output error", "not measured" if run.error is None else f"{run.error:.4f}"),
+        ("mean output error", _error(run)),
         ("time", _time(record.time)),
         ("peak memory", _memory(record.memory)),
     ]
+    if record.recovery:
+        rows.append(("recovery", f"{record.recovery.name}, {_time(record.recovery.time)}"))
     if record.reload:
         rows += [("load it with", element("code", record.reload.line)), ("checked", _checked(run))]
     return rows
@@ -56,6 +58,10 @@ def _budget(sites: list[Site]) -> str:
     asked = [site.asked for site in sites]
     low, high = percent(min(asked)), percent(max(asked))
     return f"{low} from every layer" if low == high else f"from {low} to {high} of a layer"
+
+
+def _error(run: Run) -> str:
+    return "not measured" if run.error is None else f"{run.error:.4f}{figures.before_recovery(run)}"
 
 
 def _time(spent: dict[str, float]) -> str:
