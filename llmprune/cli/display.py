@@ -70,13 +70,16 @@ def table(rows: list[tuple[str, str]], stream: Any) -> None:
 
 
 def grid(head: list[str], rows: list[list[str]], stream: Any) -> None:
-    """Many columns: ruled on a terminal, plain elsewhere."""
+    """Many columns: fitted to a terminal, plain elsewhere."""
     if stream.isatty():
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        ruled = Table(*head)
+        ruled = Table(box=SIMPLE_HEAD, padding=0)
+        for name in head:
+            ruled.add_column(name, overflow="fold")
         for row in rows:
             ruled.add_row(*map(Text, row))
         return Console(file=stream).print(ruled)
