@@ -69,6 +69,26 @@ def table(rows: list[tuple[str, str]], stream: Any) -> None:
         typer.echo(f"{key:<{width}}  {value}", file=stream)
 
 
+def grid(head: list[str], rows: list[list[str]], stream: Any) -> None:
+    """Many columns: fitted to a terminal, plain elsewhere."""
+    if stream.isatty():
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        ruled = Table(box=SIMPLE_HEAD, padding=0)
+        for name in head:
+            ruled.add_column(name, overflow="fold")
+        for row in rows:
+            ruled.add_row(*map(Text, row))
+        return Console(file=stream).print(ruled)
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip(), file=stream)
+
+
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout."""
     typer.echo(json.dumps(value, allow_nan=False, default=str))

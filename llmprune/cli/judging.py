@@ -107,6 +107,31 @@ def evaluate(
         display.table(evaluation.rows(found), sys.stdout)
 
 
+@app.command("report")
+def report_(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="What llmprune has written.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    png: Annotated[Path | None, typer.Option(help="A folder for the plots as PNG as well.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page about pruned models, beside each other where there are several."""
+    from llmprune_eval import beside, page
+    from llmprune_eval import png as pictures
+    from llmprune_eval.runs import read_all
+
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise RequestError("out", f"{out} cannot be written; name a file in a folder that exists")
+    if png is not None:
+        pictures.require(png)
+    runs = read_all(folders)
+    out.write_text(page.page(runs), encoding="utf-8", errors="replace")
+    drawn = [] if png is None else pictures.write_all(page.plots(runs), png)
+    if as_json:
+        return display.print_json(beside.summary(runs) | {"page": str(out), "png": list(map(str, drawn))})
+    display.grid(*beside.rows(runs), sys.stdout)
+    typer.echo(f"written to {out}" + (f", and {len(drawn)} plots to {png}" if drawn else ""))
+
+
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List what a recipe can name: methods, allocations and shipped recipes, with their options."""

@@ -1,0 +1,217 @@
+"""Which plots tell of a run, and which of several beside each other."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from llmprune_eval.plots import Axis, Chart, Grid, Plot, Series, curve, front
+from llmprune_eval.runs import Run, Site, Speed
+
+MOST_KINDS = 8  # that are told apart; more, such as a mixture's experts, are put together
+BLOCK = Axis("block", whole=True)
+LOG = 8.0  # ratio from which perplexities are drawn on a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the runs are compared by; smaller is better."""
+
+    label: str
+    values: dict[int, float]
+    """By the number of the run."""
+
+    dense: float | None
+    note: str
+
+
+def of(run: Run) -> list[Plot]:
+    """The plots of one run."""
+    kinds = kinds_of(run.record.sites)
+    learned = run.record.learned
+    curves = learned.losses if learned else {}
+    found = [_sparsity(kinds), _errors(run, kinds), *_recovery(run, kinds)]
+    if any(curves.values()):
+        series = tuple(curve(part, losses, 0) for part, losses in curves.items() if losses)
+        passes, loss = Axis("passes made", whole=True), Axis("share of the spectrum lost")
+        found.append(Chart("learning", "What the policy lost while it was trained", passes, loss, series))
+    return [plot for plot in found if plot is not None]
+
+
+def before_recovery(run: Run) -> str:
+    """What has to be said of output errors where weights were moved after they were measured."""
+    return ", before the recovery" if run.record.recovery else ""
+
+
+def kinds_of(sites: list[Site]) -> dict[str, list[Site]]:
+    """The sites by what they do in their block; where those are many, numbers in them are not told apart."""
+
+    def grouped(name: Callable[[Site], str]) -> dict[str, list[Site]]:
+        groups: dict[str, list[Site]] = {}
+        for site in sites:
+            groups.setdefault(name(site), []).append(site)
+        return groups
+
+    exact = grouped(lambda site: site.kind)
+    if len(exact) <= MOST_KINDS:
+        return exact
+    merged = grouped(lambda site: re.sub(r"\d+", "*", site.kind))
+    return merged if len(merged) <= MOST_KINDS else grouped(lambda site: site.kind.partition(".")[0])
+
+
+def _by_block(sites: Iterable[Site], value: Callable[[list[Site]], float | None]) -> dict[int, float]:
+    blocks: dict[int, list[Site]] = {}
+    for site in sites:
+        blocks.setdefault(site.block, []).append(site)
+    found = {block: value(there) for block, there in sorted(blocks.items())}
+    return {block: v for block, v in found.items() if v is not None and math.isfinite(v)}
+
+
+def _share(sites: list[Site]) -> float:
+    return sum(site.dropped for site in sites) / (sum(site.weights for site in sites) or 1)
+
+
+def _error(sites: list[Site]) -> float | None:
+    errors = [site.error for site in sites if site.error is not None]
+    return _mean(errors) if errors else None
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _sparsity(kinds: dict[str, list[Site]]) -> Grid:
+    columns = tuple(sorted({site.block for sites in kinds.values() for site in sites}))
+    shares = {kind: _by_block(sites, _share) for kind, sites in kinds.items()}
+    rows = tuple((kind, tuple(values.get(block) for block in columns)) for kind, values in shares.items())
+    value = Axis("share removed", percent=True)
+    return Grid(
+        "sparsity", "Share of the weights removed from each layer, in percent", BLOCK, value, columns, rows
+    )
+
+
+def _errors(run: Run, kinds: dict[str, list[Site]]) -> Chart | None:
+    values = {kind: _by_block(sites, _error) for kind, sites in kinds.items()}
+    series = tuple(Series(kind, tuple(found.items())) for kind, found in values.items() if found)
+    if not series:
+        return None
+    title = f"How far each layer's output moved on the calibration text{before_recovery(run)}"
+    return Chart("error", title, BLOCK, Axis("relative output error"), series)
+
+
+def _recovery(run: Run, kinds: dict[str, list[Site]]) -> list[Plot]:
+    done = run.record.recovery
+    if done is None:
+        return []
+    plots: list[Plot] = []
+    if any(map(math.isfinite, done.losses)):
+        title = f"Loss on the calibration text while {done.name} recovered the model"
+        axes = Axis("step", whole=True), Axis("loss, nats per token")
+        plots.append(Chart("recovery", title, *axes, (curve("loss", done.losses),)))
+    sides = {
+        "before": {site.name: site.error_before for site in done.sites},
+        "after": {site.name: site.error_after for site in done.sites},
+    }
+    series = []
+    for kind, sites in kinds.items():
+        for label, errors in sides.items():
+            known = [site.model_copy(update={"error": errors.get(site.name)}) for site in sites]
+            found = _by_block(known, _error)
+            if found:
+                series.append(Series(f"{kind}, {label}", tuple(found.items()), hollow=label == "before"))
+    if series:
+        title = f"Output error of the layers that {done.name} refitted, before and after"
+        plots.append(Chart("recovery_errors", title, BLOCK, Axis("relative output error"), tuple(series)))
+    return plots
+
+
+def quality(runs: list[Run]) -> Quality:
+    """Perplexity on the first text that a run was measured on, or else the mean output error."""
+    first = next((run.judged.model.perplexity[0] for run in runs if run.judged.model.perplexity), None)
+    if first is None:
+        errors = {run.number: run.error for run in runs if run.error is not None}
+        note = (
+            "No perplexity is in these reports (llmprune eval --save puts it there), so the mean output "
+            "error of the pruned layers stands for quality: each run's on its own calibration text, and "
+            "before any recovery."
+        )
+        return Quality("mean output error", errors, None, note)
+    measured = {
+        run.number: text.perplexity
+        for run in runs
+        for text in run.judged.model.perplexity
+        if text.key == first.key and math.isfinite(text.perplexity)
+    }
+    sources = {run.record.model.source for run in runs if run.number in measured}
+    dense = [t.perplexity for r in runs for t in r.judged.baseline.perplexity if t.key == first.key]
+    left_out = [run.name for run in runs if run.number not in measured]
+    note = f"Perplexity on {first.protocol or first.dataset}; lower is better."
+    if left_out:
+        note += f" Not measured so, and left out: {', '.join(left_out)}."
+    if len(sources) > 1:
+        note += " The runs start from different models."
+    return Quality("perplexity", measured, dense[0] if dense and len(sources) == 1 else None, note)
+
+
+def costs(runs: list[Run], found: Quality) -> dict[str, tuple[Axis, dict[int, float], bool]]:
+    """What quality is weighed against, by name: the axis, the runs' values, and whether less is better."""
+    size = Axis("bytes after, share of bytes before", percent=True)
+    weighed = {"size": (size, {run.number: run.size for run in runs if run.number in found.values}, True)}
+    for part in ("decode", "prefill"):
+        speeds = {run.number: ratio for run in runs if (ratio := speed(run, part)) is not None}
+        if speeds.keys() & found.values.keys():
+            axis = Axis(f"{part} speed, times the dense model's")
+            weighed[part] = (axis, {n: v for n, v in speeds.items() if n in found.values}, False)
+    return weighed
+
+
+def speed(run: Run, part: str) -> float | None:
+    """How many times as fast as the dense model the pruned one is, where both were measured in turns."""
+    models = run.judged.bench.models
+    if len(models) < 2:
+        return None
+    return tokens_per_s(models[-1], part) / tokens_per_s(models[0], part)
+
+
+def tokens_per_s(model: Speed, part: str) -> float:
+    """What a bench measured of `decode` or `prefill`."""
+    return model.decode_tokens_per_s if part == "decode" else model.prefill_tokens_per_s
+
+
+def best(runs: list[Run], found: Quality, against: str = "size") -> set[int]:
+    """The numbers of the runs that no other beats in both quality and cost."""
+    _, values, less = costs(runs, found)[against]
+    pairs = [(value if less else -value, found.values[number]) for number, value in values.items()]
+    return {number for number, on in zip(values, front(pairs), strict=True) if on}
+
+
+def beside(runs: list[Run]) -> list[Plot]:
+    """The plots of several runs: quality against size, and against speed where it was measured."""
+    found = quality(runs)
+    if not found.values:
+        return []
+    return [_pareto(runs, found, against) for against in costs(runs, found)]
+
+
+def _pareto(runs: list[Run], found: Quality, against: str) -> Chart:
+    axis, values, less = costs(runs, found)[against]
+    on = best(runs, found, against)
+
+    def series(label: str, numbers: set[int], line: bool = False) -> Series:
+        placed = sorted((values[n], found.values[n], str(n)) for n in numbers)
+        points, marks = tuple((x, y) for x, y, _ in placed), tuple(mark for *_, mark in placed)
+        return Series(label, points, line and len(points) > 1, marks, hollow=not line)
+
+    drawn = [series("the front: no run beats these", on, line=True)]
+    if beaten := values.keys() - on:
+        drawn.append(series("beaten: another run is as good or better in both", beaten))
+    if found.dense is not None:
+        drawn.append(Series("the dense model", ((1.0, found.dense),), line=False, marks=("dense",)))
+    shown = [y for one in drawn for _, y in one.points]
+    y = Axis(found.label, log=min(shown) > 0 and max(shown) > LOG * min(shown))
+    cost, better = ("size", "left") if less else (f"{against} speed", "right")
+    title = f"{found.label.capitalize()} against {cost}: down and {better} is better"
+    names = ", ".join(f"{run.number} {run.name}" for run in runs if run.number in values)
+    return Chart(f"pareto_{against}", title, axis, y, tuple(drawn), f"{names}. {found.note}")

@@ -1,0 +1,193 @@
+"""What is said of a run, as rows of words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from llmprune_eval import figures
+from llmprune_eval.markup import element
+from llmprune_eval.runs import Run, Site, Text
+
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def sentence(run: Run) -> str:
+    """What was done, in a sentence."""
+    record, totals = run.record, run.record.totals
+    blocks = len({site.block for site in record.sites})
+    gone = f"{percent(totals.sparsity)} of the weights of {len(record.sites)} layers in {blocks} blocks"
+    after = f", then recovered by {record.recovery.name}" if record.recovery else ""
+    where = record.model.source or "a model in memory"
+    return f"{where} ({record.model.family}), less {gone}, chosen by {name_of(record.recipe.method)}{after}."
+
+
+def done(run: Run) -> list[tuple[str, object]]:
+    """What was done, and what it took."""
+    record, totals, recipe = run.record, run.record.totals, run.record.recipe
+    rows: list[tuple[str, object]] = [
+        ("method", described(recipe.method)),
+        ("pattern", described(recipe.pattern)),
+        ("allocation", described(recipe.allocation)),
+        ("repair", described(recipe.repair)),
+        ("layout", recipe.layout or "as it was, with zeros"),
+        ("propagation", recipe.propagation or "-"),
+        ("sparsity asked", percent(recipe.sparsity)),
+        ("sparsity reached", f"{percent(totals.sparsity)} of the pruned layers, {_of_model(run)}"),
+        ("budget", _budget(record.sites)),
+        ("parameters", f"{totals.parameters_before:,} before, {totals.parameters_after:,} after"),
+        ("bytes", f"{totals.bytes_before:,} before, {totals.bytes_after:,} after ({percent(run.size)})"),
+        ("mean output error", _error(run)),
+        ("time", _time(record.time)),
+        ("peak memory", _memory(record.memory)),
+    ]
+    if record.recovery:
+        rows.append(("recovery", f"{record.recovery.name}, {_time(record.recovery.time)}"))
+    if record.reload:
+        rows += [("load it with", element("code", record.reload.line)), ("checked", _checked(run))]
+    return rows
+
+
+def _of_model(run: Run) -> str:
+    totals = run.record.totals
+    zeros = f" ({totals.zero_parameters:,} stored zeros)" if totals.zero_parameters else ""
+    return f"{percent(totals.model_sparsity)} of the model{zeros}"
+
+
+def _budget(sites: list[Site]) -> str:
+    asked = [site.asked for site in sites]
+    low, high = percent(min(asked)), percent(max(asked))
+    return f"{low} from every layer" if low == high else f"from {low} to {high} of a layer"
+
+
+def _error(run: Run) -> str:
+    return "not measured" if run.error is None else f"{run.error:.4f}{figures.before_recovery(run)}"
+
+
+def _time(spent: dict[str, float]) -> str:
+    if "total_s" not in spent:
+        return "-"
+    floor = spent.get("forward_floor_s")
+    plain = f"; one plain forward of the text takes {floor:.1f} s" if floor else ""
+    return f"{spent['total_s']:.1f} s{plain}"
+
+
+def _memory(memory: dict[str, int]) -> str:
+    host, device = memory.get("peak_rss_bytes"), memory.get("peak_device_bytes")
+    said = [f"{size(host)} of the process" if host else "", f"{size(device)} on the device" if device else ""]
+    return ", ".join(filter(None, said)) or "-"
+
+
+def _checked(run: Run) -> str:
+    reload = run.record.reload
+    assert reload is not None
+    difference = reload.max_abs_logit_difference
+    off = "" if difference is None else f", which differ by at most {difference:.1g}"
+    versions = run.record.versions.get("transformers")
+    return f"{reload.compared or 'loaded'}{off}{f', with transformers {versions}' if versions else ''}"
+
+
+def calibration(run: Run) -> list[tuple[str, object]]:
+    """The text, and what the numbers may depend on."""
+    record = run.record
+    rows: list[tuple[str, object]] = [("text", "none was needed")]
+    if found := record.calibration:
+        windows = f"{found.samples:,} windows of {found.length:,} tokens"
+        rows = [
+            ("text", found.dataset),
+            ("windows", windows),
+            ("seed", "-" if found.seed is None else found.seed),
+        ]
+        rows += [("tokens' sha256", element("code", found.sha256))] if found.sha256 else []
+    versions = ", ".join(f"{name} {number}" for name, number in record.versions.items())
+    return [*rows, ("versions", versions or "-")]
+
+
+def texts(run: Run) -> list[list[object]]:
+    """Perplexities beside the dense model's, where that was measured alike."""
+    dense = {text.key: text.perplexity for text in run.judged.baseline.perplexity}
+
+    def row(text: Text) -> list[object]:
+        before = dense.get(text.key)
+        compared = ["-", f"{text.perplexity:.3f}", "-"]
+        if before:
+            compared = [f"{before:.3f}", f"{text.perplexity:.3f}", f"{text.perplexity / before:.3f}"]
+        return [text.dataset, *compared, text.protocol or "-"]
+
+    return [row(text) for text in run.judged.model.perplexity]
+
+
+def scores(run: Run) -> list[list[object]]:
+    """Scores of tasks."""
+    before, after = run.judged.baseline.tasks, run.judged.model.tasks
+    return [
+        [task, metric, _score(before.get(task, {}), metric), _score(values, metric)]
+        for task, values in after.items()
+        for metric in _metrics(values)
+    ]
+
+
+def _metrics(values: dict[str, Any]) -> list[str]:
+    """The metric that counts, or all there are."""
+    if isinstance(values.get("metric"), str):
+        return [values["metric"]]
+    return [key for key in values if "stderr" not in key and _number(values[key]) and key != "num_fewshot"]
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _score(values: dict[str, Any], metric: str) -> str:
+    if not _number(values.get(metric)):
+        return "-"
+    error = values.get(f"{metric}_stderr", values.get("stderr"))
+    return f"{values[metric]:.4f}" + (f" ± {error:.4f}" if _number(error) else "")
+
+
+def speeds(run: Run) -> list[list[object]]:
+    """Tokens per second, and their ratio where the dense model was measured in turns."""
+    models = run.judged.bench.models
+    rows: list[list[object]] = []
+    for part in ("prefill", "decode") if models else ():
+        pruned = f"{figures.tokens_per_s(models[-1], part):.1f}"
+        ratio = figures.speed(run, part)
+        dense = "-" if ratio is None else f"{figures.tokens_per_s(models[0], part):.1f}"
+        rows.append([part, dense, pruned, "-" if ratio is None else f"{ratio:.2f}"])
+    return rows
+
+
+def sites(run: Run) -> list[list[str]]:
+    """Every pruned layer."""
+    return [
+        [
+            *(site.name, percent(site.asked), percent(site.reached)),
+            *(" x ".join(map(str, shape)) for shape in (site.shape_before, site.shape_after)),
+            "-" if site.error is None else f"{site.error:.4f}",
+        ]
+        for site in run.record.sites
+    ]
+
+
+def described(part: Any) -> str:
+    """A recipe's part with its options."""
+    if not isinstance(part, dict):
+        return "none" if part is None else str(part)
+    options = ", ".join(f"{key} {value}" for key, value in part.items() if key != "name")
+    return f"{name_of(part)} ({options})" if options else name_of(part)
+
+
+def name_of(part: Any) -> str:
+    """The name of a recipe's part, with or without options."""
+    return str(part.get("name", "-") if isinstance(part, dict) else part)
+
+
+def percent(share: float) -> str:
+    """A share, to a tenth of a percent."""
+    return f"{100 * share:.1f} %"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    power = min(int(math.log10(max(count, 1)) // 3), len(UNITS) - 1)
+    return f"{count / 1000**power:.3g} {UNITS[power]}"
