@@ -13,14 +13,16 @@ from llmprune import arrival
 if TYPE_CHECKING:
     from llmprune.loading import load
     from llmprune.pruning import prune
+    from llmprune.pushing import push
     from llmprune.recipe import Recipe
     from llmprune.recovering import recover
     from llmprune.report import Report
 
-__all__ = ["Recipe", "Report", "load", "prune", "recover"]
+__all__ = ["Recipe", "Report", "load", "prune", "push", "recover"]
 _HOMES = {
     "prune": "pruning",
     "load": "loading",
+    "push": "pushing",
     "recover": "recovering",
     "Recipe": "recipe",
     "Report": "report",

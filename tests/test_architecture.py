@@ -34,7 +34,7 @@ FLOORS = {
     8: ["recipe_text", "plan", "card"],
     9: ["job"],
     10: ["finish", "work"],
-    11: ["loading", "demo"],
+    11: ["loading", "demo", "pushing"],
     12: ["recovery"],
     13: ["recovering", "listing"],
     14: ["pruning"],
