@@ -1,8 +1,8 @@
 """llmprune: prune language models after training, one decoder block at a time.
 
-`prune`, `load`, `Recipe` and `Report` are the public names; nothing else is promised. They are looked up when
-they are first used, so that importing llmprune does no work. Importing it is enough for transformers to load
-checkpoints whose layers differ in size.
+`prune`, `recover`, `push`, `load`, `Recipe` and `Report` are the public names; nothing else is promised. They
+are looked up when they are first used, so that importing llmprune does no work. Importing it is enough for
+transformers to load checkpoints whose layers differ in size.
 """
 
 from importlib import import_module

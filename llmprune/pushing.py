@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from llmprune import report
 from llmprune.checkpoint import draft, shards
@@ -26,17 +26,18 @@ WEIGHTS = ("*.safetensors", shards.INDEX)
 HTTP_ERROR: type[Exception] = getattr(hub_errors, "HTTPError", OSError)  # of the client's own HTTP library
 CLIENT_ERRORS = (OSError, HTTP_ERROR, RuntimeError, ValueError, KeyError)
 ANSWERS = {
-    400: "it did not take what was sent; push again, and files that it lacks are sent anew",
+    400: "what was sent was not taken; push again, and files that the Hub lacks are sent anew",
     401: "the token is not valid; log in again with `hf auth login`, or set HF_TOKEN",
     402: "the namespace has no room for this; free some, or name another repository",
     403: "the token may not write there; use one with write access, or name a repository of yours",
-    404: "it is not there, or hidden from this token; check the name, the revision and the token's rights",
-    409: "something else is being done there; push again in a moment",
-    412: "it was changed by somebody else meanwhile; push again",
-    429: "it asks for a pause; push again in a few minutes",
+    404: "the repository or branch is not there, or hidden from this token; check the names and the token",
+    409: "something else is being done in the repository; push again in a moment",
+    412: "the repository was changed by somebody else meanwhile; push again",
+    429: "too much was asked of it; push again in a few minutes",
 }
 TROUBLE = "the Hub has trouble of its own; push again later"
-REFUSAL = "it refused; mend that, then push again"
+REFUSAL = "that is a refusal; mend what it names, then push again"
+UNFIT = "only a folder that `llmprune prune` finished can be pushed"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def push(
     require_pushable_name(repo)
     place = Path(folder).expanduser()
     tag = _tag(place)
-    if create_pr and revision is not None:
+    if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise RequestError("revision", "a pull request goes to the main branch; leave the revision out")
     if constants.HF_HUB_OFFLINE:
         raise JobError(f"cannot push to {repo}: HF_HUB_OFFLINE is set; unset it ({place} is kept)")
@@ -125,23 +126,20 @@ def _tag(folder: Path) -> str:
         raise _unfit(folder, "there is no such folder; give the one that prune wrote")
     if draft.is_unfinished(folder):
         raise _unfit(folder, "its run was cut off; finish it with --resume")
+    if not (folder / "llmprune_report.json").is_file():
+        raise _unfit(folder, f"it has no llmprune_report.json; {UNFIT}")
     try:
-        found = report.read(folder)
+        report.read(folder)
         settings = json.loads((folder / "config.json").read_text())
         recipe = settings["llmprune"]["recipe"]
     except FileNotFoundError as error:
-        raise _unfit(folder, f"it has no {Path(error.filename).name}; {ANEW}") from error
+        raise _unfit(folder, f"it has no {Path(error.filename).name}; {UNFIT}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unfit(folder, f"its report or config.json is not llmprune's; {ANEW}") from error
-    if found is None:
-        raise _unfit(folder, f"it has no llmprune_report.json; {ANEW}")
+        raise _unfit(folder, f"its report or config.json is not llmprune's; {UNFIT}") from error
     gone = [name for name in shards.shard_files(folder) if not (folder / name).is_file()]
     if gone:
         raise _unfit(folder, f"{gone[0]} is missing; prune it anew")
     return f"llmprune-{str(recipe)[:12]}"
-
-
-ANEW = "only a folder that `llmprune prune` finished can be pushed"
 
 
 def _unfit(folder: Path, why: str) -> RequestError:
@@ -151,11 +149,13 @@ def _unfit(folder: Path, why: str) -> RequestError:
 def _pushed(
     api: HfApi, folder: Path, repo: str, private: bool, revision: str | None, tag: str | None
 ) -> dict[str, Any]:
-    url = str(api.create_repo(repo, private=private or None, exist_ok=True))
+    visible = True if private else None  # None is what the namespace has settled on
+    url = str(api.create_repo(repo, private=visible, exist_ok=True))
     found = _look_up(api, repo, revision)
     if private and not found.private:
         raise RequestError(
-            "private", f"{repo} is public already; make it private in its settings, or name another repository"
+            "private",
+            f"{repo} is public already; make it private in its settings, or name another repository",
         )
     todo = _difference(folder, found)
     commit = todo.head
@@ -165,7 +165,7 @@ def _pushed(
     else:
         say(f"{url} holds the same already")
     if tag is not None:
-        api.create_tag(repo, tag=tag, revision=commit, exist_ok=True)
+        _set_tag(api, repo, tag, commit)
     return {
         "repo": repo,
         "url": url,
@@ -174,6 +174,14 @@ def _pushed(
         "uploaded": len(todo.new),
         "bytes_uploaded": sum(path.stat().st_size for path in todo.new),
     }
+
+
+def _set_tag(api: HfApi, repo: str, tag: str, commit: str) -> None:
+    """Tag a commit; a tag that is there stays where it is, since others may rely on it."""
+    api.create_tag(repo, tag=tag, revision=commit, exist_ok=True)
+    at = str(api.model_info(repo, revision=tag).sha)
+    if at != commit:
+        say(f"the tag {tag} was set before and stays at {at[:12]}, not {commit[:12]}")
 
 
 def _look_up(api: HfApi, repo: str, revision: str | None) -> Any:
@@ -207,8 +215,8 @@ def _is_same(file: Path, there: Any) -> bool:
     if size != there.size:
         return False
     if there.lfs is not None:
-        return shards.sha256(file) == str(there.lfs.sha256)
-    return hashlib.sha1(b"blob %d\0" % size + file.read_bytes()).hexdigest() == there.blob_id
+        return bool(shards.sha256(file) == there.lfs.sha256)
+    return bool(hashlib.sha1(b"blob %d\0" % size + file.read_bytes()).hexdigest() == there.blob_id)
 
 
 def _upload(
@@ -245,7 +253,9 @@ def _explained(repo: str, folder: Path, token: str) -> Iterator[None]:
     except CLIENT_ERRORS as error:
         why = _reason(error)
         if token:
-            why = why.replace(token, "(token)")  # a server may repeat what it was sent
+            why = why.replace(
+                token, "(token)"
+            )  # a server may repeat what it was sent, so no traceback of it either
         raise JobError(f"cannot push to {repo}: {why} ({folder} is kept)") from None
 
 
@@ -266,6 +276,8 @@ def _reason(error: BaseException) -> str:
             f"the connection to {constants.ENDPOINT} failed ({said}); push again when it is back, and files "
             "that arrived are not sent again"
         )
+    if isinstance(error, KeyError | json.JSONDecodeError):
+        return f"{constants.ENDPOINT} does not answer as a Hub does; look at HF_ENDPOINT and the network"
     return f"{_one_line(error)}; mend that, then push again"
 
 

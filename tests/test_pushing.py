@@ -193,13 +193,23 @@ def test_a_second_push_sends_nothing(worker: Worker, hub: WritableHub, finished:
 
 
 def test_only_what_differs_is_sent(worker: Worker, hub: WritableHub, folder: Path) -> None:
-    worker.push(folder, "me/small")
+    first = worker.push(folder, "me/small")
     (folder / "README.md").write_text((folder / "README.md").read_text() + "\nMeasured since.\n")
     (folder / "odd [1]*?.txt").write_text("a name that is a pattern too")
     again = worker.push(folder, "me/small")
     assert again["uploaded"] == 2
     assert not [line for line in again["wrote"] if "PUT" in line]
-    assert "odd [1]*?.txt" in hub.versioned["me/small"].commits[again["commit"]]
+    there = hub.versioned["me/small"]
+    assert "odd [1]*?.txt" in there.commits[again["commit"]]
+    assert there.tags == {first["tag"]: first["commit"]}
+    assert f"stays at {first['commit'][:12]}" in again["err"]
+
+
+def test_what_the_hub_remarks_on_the_card_is_news(worker: Worker, hub: WritableHub, finished: Path) -> None:
+    hub.faults.append(Fault("yaml", 200, answer={"warnings": [{"message": "no licence"}]}))
+    said = worker.push(finished, "me/small")
+    assert "no licence" in said["err"]
+    assert "UserWarning" not in said["err"]
 
 
 def test_weights_of_an_earlier_checkpoint_are_removed(worker: Worker, hub: WritableHub, folder: Path) -> None:
@@ -208,7 +218,8 @@ def test_weights_of_an_earlier_checkpoint_are_removed(worker: Worker, hub: Writa
     stray = {"model.safetensors": b"old", "notes.txt": b"kept", "adapter/adapter.safetensors": b"kept"}
     commits[first["commit"]] |= stray
     second = worker.push(folder, "me/small")
-    assert set(commits[second["commit"]]) == {*names(folder), ".gitattributes", *stray} - {"model.safetensors"}
+    del stray["model.safetensors"]
+    assert set(commits[second["commit"]]) == {*names(folder), ".gitattributes", *stray}
     assert "removing weights of an earlier checkpoint from me/small: model.safetensors" in second["err"]
 
 
@@ -304,7 +315,11 @@ FAULTS = {
     "500": (Fault("repos/create", 500, "Oops.\nTwice."), "push again later"),
     "503 for a file": (Fault("PUT /lfs", 503, "Busy.", headers={"Retry-After": "0"}), "push again later"),
     "403 for a file": (Fault("PUT /lfs", 403, "Expired."), "(Expired)"),
-    "page": (Fault("repos/create", 200, "no JSON object of theirs"), "cannot push"),
+    "card": (
+        Fault("yaml", 400, "Bad.", answer={"errors": [{"message": "no such licence"}]}),
+        "no such licence",
+    ),
+    "page": (Fault("repos/create", 200, "Log in to this café."), "HF_ENDPOINT"),
 }
 
 
@@ -331,6 +346,16 @@ def test_an_object_that_was_lost_is_sent_again(worker: Worker, hub: WritableHub,
     assert hub.versioned["me/small"].commits[said["commit"]][lost] == (finished / lost).read_bytes()
 
 
+def test_what_somebody_else_commits_meanwhile_is_kept(
+    worker: Worker, hub: WritableHub, finished: Path
+) -> None:
+    hub.rival = "notes.txt"
+    assert "the Hub answered 412" in worker.fails(finished, "me/small")
+    said = worker.push(finished, "me/small")
+    assert not [line for line in said["wrote"] if line.startswith("PUT")]
+    assert hub.versioned["me/small"].commits[said["commit"]]["notes.txt"] == b"theirs"
+
+
 @pytest.mark.parametrize("token", ["hf_reads", "hf_unknown"])
 def test_a_token_that_may_not_write_is_one_sentence(
     worker: Worker, hub: WritableHub, finished: Path, token: str
@@ -345,3 +370,93 @@ def test_a_place_of_others_is_one_sentence(worker: Worker, hub: WritableHub, fin
     worker.push(finished, "me/small")
     hub.versioned["others/there"] = hub.versioned.pop("me/small")
     assert worker.push(finished, "others/there", "--create-pr")["uploaded"] == 0
+
+
+def lone(words: list[object], **env: str) -> subprocess.CompletedProcess[str]:
+    """The program itself."""
+    return subprocess.run(
+        [PROGRAM, *map(str, words)], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_without_a_network_it_is_one_sentence(finished: Path, tmp_path: Path) -> None:
+    env = environment(tmp_path, "http://127.0.0.1:9", HF_TOKEN=TOKEN)
+    done = lone(["push", finished, "me/small"], **env)
+    assert done.returncode == 1
+    assert done.stderr.startswith("llmprune: cannot push to me/small: the connection to http://127.0.0.1:9")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_without_a_token_it_is_one_sentence(worker: Worker, hub: WritableHub, finished: Path) -> None:
+    assert "hf auth login" in worker.fails(finished, "me/small", token="")
+    assert not hub.log
+
+
+def test_a_stored_token_is_found(worker: Worker, hub: WritableHub, finished: Path) -> None:
+    (worker.home / "token").write_text(TOKEN)
+    try:
+        assert worker.push(finished, "me/small", token="")["uploaded"]
+    finally:
+        (worker.home / "token").unlink()
+
+
+def test_offline_it_asks_nobody(finished: Path) -> None:
+    with pytest.raises(JobError, match="HF_HUB_OFFLINE is set"):  # as all of these tests are
+        llmprune.push(finished, "me/small")
+
+
+def test_a_token_is_repeated_nowhere(worker: Worker, hub: WritableHub, finished: Path) -> None:
+    hub.faults.append(Fault("repos/create", 403, "You sent {token}.", times=1))
+    sentence = worker.fails(finished, "me/small")
+    assert "You sent Bearer (token)" in sentence
+    said = worker("push", finished, "me/small", "--json")
+    for text in (sentence, said["out"], said["err"], worker.errors.read_text()):
+        assert TOKEN not in text
+    kept = [*finished.iterdir(), *(path for path in worker.home.rglob("*") if path.is_file())]
+    assert not [path for path in kept if TOKEN.encode() in path.read_bytes()]
+    for files in hub.versioned["me/small"].commits.values():
+        assert not [path for path, data in files.items() if TOKEN.encode() in data]
+
+
+@pytest.mark.parametrize("name", ["small", "", "me/", "me/a/b", "me/a b", "me/a--b", "me/a.git", "x" * 200])
+def test_a_name_that_is_none_is_refused(finished: Path, name: str) -> None:
+    for refuse in (pushing.require_pushable_name, lambda name: llmprune.push(finished, name)):
+        with pytest.raises(RequestError, match="give it as name/repo") as raised:
+            refuse(name)
+        assert raised.value.field == "repo"
+        assert "\n" not in str(raised.value)
+
+
+def test_a_good_name_is_let_through() -> None:
+    pushing.require_pushable_name("me/SmolLM2-135M.2of4_wanda")
+
+
+DAMAGE: dict[str, tuple[Any, str]] = {
+    "cut off": (lambda folder: (folder / ".unfinished").mkdir(), "was cut off"),
+    "no report": (lambda folder: (folder / "llmprune_report.json").unlink(), "no llmprune_report.json"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+    "other report": (lambda folder: (folder / "llmprune_report.json").write_text("[]"), "not llmprune's"),
+    "broken report": (lambda folder: (folder / "llmprune_report.json").write_text("{"), "not llmprune's"),
+    "foreign config": (lambda folder: (folder / "config.json").write_text("{}"), "not llmprune's"),
+    "lost shard": (lambda folder: min(folder.glob("*.safetensors")).unlink(), "is missing"),
+    "nothing": (lambda folder: shutil.rmtree(folder), "no such folder"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_only_a_finished_folder_is_pushed(
+    worker: Worker, hub: WritableHub, folder: Path, damage: tuple[Any, str]
+) -> None:
+    damage[0](folder)
+    sentence = worker.fails(folder, "me/small", exit_code=2)
+    assert sentence.startswith(f"llmprune: model: {folder} was to be pushed, but ")
+    assert damage[1] in sentence
+    assert hub.log == []
+
+
+def test_a_dense_checkpoint_is_refused(
+    worker: Worker, hub: WritableHub, checkpoints: tiny.Checkpoints
+) -> None:
+    assert "no llmprune_report.json" in worker.fails(checkpoints("llama"), "me/small", exit_code=2)
+    assert hub.log == []

@@ -28,6 +28,8 @@ class Fault:
     message: str = ""
     times: int = 1_000
     headers: dict[str, str] = field(default_factory=dict)
+    answer: dict[str, Any] = field(default_factory=dict)
+    """What else the answer says."""
 
 
 @dataclass
@@ -72,6 +74,8 @@ class WritableHub(Hub):
     faults: list[Fault] = field(default_factory=list)
     loses: set[str] = field(default_factory=set)
     """Objects that are gone by the time they are committed, each once."""
+    rival: str = ""
+    """A file that somebody else commits while the next push is under way."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def wrote(self) -> list[str]:
@@ -84,19 +88,9 @@ class WritableHandler(Handler):
 
     hub: WritableHub
 
-    def do_GET(self) -> None:
-        if self._fails(b""):
-            return
-        path = urlsplit(self.path).path
-        if path == "/api/whoami-v2":
-            return self._say({"name": "me", "type": "user", "orgs": []})
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", path):
-            return self._refs(found[1])
-        self._answer()
-
     def do_PUT(self) -> None:
-        data = self._body()
-        if self._fails(data):
+        data = self._received()
+        if data is None:
             return
         oid = self.path.split("?")[0].rsplit("/", 1)[1]
         assert "Authorization" not in self.headers, "storage is no place for the token"
@@ -106,8 +100,8 @@ class WritableHandler(Handler):
         self._say({})
 
     def do_POST(self) -> None:
-        data = self._body()
-        if self._fails(data):
+        data = self._received()
+        if data is None:
             return
         if self._role() is None:
             return self._say({"error": "Invalid username or password."}, 401)
@@ -128,38 +122,41 @@ class WritableHandler(Handler):
                     return answer(data, *map(unquote, found.groups()))
         self._refuse("EntryNotFound")
 
+    def _received(self) -> bytes | None:
+        """What was sent; None where a fault had its way instead."""
+        fault = self._fault()
+        if fault is None:
+            return self._body()
+        if fault.status == CUT:
+            self.rfile.read(1)
+            self.hub.log.append(f"{self.command} {self.path.split('?')[0]} cut")
+            self.close_connection = True
+            return None
+        self._body()
+        message = fault.message.replace("{token}", self.headers.get("Authorization", ""))
+        body = json.dumps({"error": message, **fault.answer}).encode()
+        self._send(body, fault.headers, fault.status)
+        return None
+
+    def _fault(self) -> Fault | None:
+        request = f"{self.command} {urlsplit(self.path).path}"
+        with self.hub.lock:
+            fits = (fault for fault in self.hub.faults if fault.times and re.search(fault.request, request))
+            fault = next(fits, None)
+            if fault is not None:
+                fault.times -= 1
+            return fault
+
     def _body(self) -> bytes:
-        """What was sent, in one piece or in chunks; half of it where the connection is to break."""
+        """The request's body, in one piece or in chunks."""
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            size = int(self.headers.get("Content-Length", 0))
-            return self.rfile.read(size // 2 if self._fault(CUT) else size)
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         data = b""
         while size := int(self.rfile.readline(), 16):
             data += self.rfile.read(size)
             self.rfile.readline()
-            if self._fault(CUT):
-                return data
         self.rfile.readline()
         return data
-
-    def _fault(self, status: int | None = None) -> Fault | None:
-        request = f"{self.command} {urlsplit(self.path).path}"
-        fits = (f for f in self.hub.faults if f.times > 0 and re.search(f.request, request))
-        return next((f for f in fits if status in (None, f.status)), None)
-
-    def _fails(self, data: bytes) -> bool:
-        with self.hub.lock:
-            fault = self._fault()
-            if fault is None:
-                return False
-            fault.times -= 1
-        if fault.status == CUT:
-            self.hub.log.append(f"{self.command} {self.path.split('?')[0]} cut")
-            self.close_connection = True
-            return True
-        message = fault.message.replace("{token}", self.headers.get("Authorization", ""))
-        self._send(json.dumps({"error": message}).encode(), fault.headers, fault.status)
-        return True
 
     def _role(self) -> str | None:
         return TOKENS.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
@@ -222,6 +219,8 @@ class WritableHandler(Handler):
         repository = self._repository(name, revision)
         if repository is None or not self._may_write(name, pull=pull):
             return
+        if self.hub.rival:
+            repository = self._overtaken(name, repository)
         lines = [json.loads(line) for line in data.splitlines()]
         if lines[0]["value"].get("parentCommit", repository.commit) != repository.commit:
             return self._say({"error": "A commit has happened since."}, 412)
@@ -239,6 +238,13 @@ class WritableHandler(Handler):
         else:
             versioned.branches[revision] = commit
         self._say(said)
+
+    def _overtaken(self, name: str, before: Repository) -> Repository:
+        files = {**before.files, self.hub.rival: b"theirs"}
+        commit, self.hub.rival = name_of(files, before.commit), ""
+        self.hub.versioned[name].commits[commit] = files
+        self.hub.versioned[name].branches["main"] = commit
+        return Repository(files, commit)
 
     def _apply(self, files: dict[str, bytes], kind: str, value: dict[str, Any]) -> bool:
         path = value["path"]
@@ -272,18 +278,6 @@ class WritableHandler(Handler):
             return self._say({"error": "Tag already exists"}, 409)
         self.hub.versioned[name].tags[tag] = repository.commit
         self._say({})
-
-    def _refs(self, name: str) -> None:
-        versioned = self.hub.versioned[name]
-        kinds = {"branches": ("heads", versioned.branches), "tags": ("tags", versioned.tags)}
-        told = {
-            kind: [
-                {"name": key, "ref": f"refs/{where}/{key}", "targetCommit": commit}
-                for key, commit in refs.items()
-            ]
-            for kind, (where, refs) in kinds.items()
-        }
-        self._say({**told, "converts": []})
 
     def _repository(self, name: str, revision: str) -> Repository | None:
         versioned = self.hub.versioned.get(name)
