@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from llmprune.errors import JobError, LlmpruneError, RequestError
 from llmprune.progress import say, track
 
 MESSAGE = "Upload a checkpoint pruned with llmprune"
-WEIGHTS = ("*.safetensors", shards.INDEX)
+WEIGHTS = re.compile(rf"[^/]*\.safetensors|{re.escape(shards.INDEX)}")  # of the folder itself
 HTTP_ERROR: type[Exception] = getattr(hub_errors, "HTTPError", OSError)  # of the client's own HTTP library
 CLIENT_ERRORS = (OSError, HTTP_ERROR, RuntimeError, ValueError, KeyError)
 ANSWERS = {
@@ -50,6 +51,11 @@ class Difference:
     """Files that it lacks, or holds with another content."""
     stale: list[str]
     """Weights of an earlier checkpoint, which a loader could take for this one's."""
+
+    @property
+    def bytes(self) -> int:
+        """The size of the new files."""
+        return sum(path.stat().st_size for path in self.new)
 
 
 def push(
@@ -172,7 +178,7 @@ def _pushed(
         "commit": commit,
         "tag": tag,
         "uploaded": len(todo.new),
-        "bytes_uploaded": sum(path.stat().st_size for path in todo.new),
+        "bytes_uploaded": todo.bytes,
     }
 
 
@@ -204,9 +210,8 @@ def _difference(folder: Path, found: Any) -> Difference:
     }
     names = track(list(here), "comparing with the Hub" if here.keys() & there.keys() else "")
     new = [here[name] for name in names if name not in there or not _is_same(here[name], there[name])]
-    strange = there.keys() - here.keys()
-    stale = [name for name in sorted(strange) if any(Path(name).match(pattern) for pattern in WEIGHTS)]
-    return Difference(found.sha, new, [name for name in stale if "/" not in name])
+    stale = [name for name in sorted(there.keys() - here.keys()) if WEIGHTS.fullmatch(name)]
+    return Difference(found.sha, new, stale)
 
 
 def _is_same(file: Path, there: Any) -> bool:
@@ -223,11 +228,10 @@ def _upload(
     api: HfApi, folder: Path, repo: str, revision: str | None, todo: Difference, *, create_pr: bool
 ) -> Any:
     """One commit on top of the one that was looked at; the client retries, and sends no file twice."""
-    size = sum(path.stat().st_size for path in todo.new)
-    say(f"sending {len(todo.new)} files ({size:,} bytes) to {repo}")
+    say(f"sending {len(todo.new)} files ({todo.bytes:,} bytes) to {repo}")
     if todo.stale:
         say(f"removing weights of an earlier checkpoint from {repo}: {', '.join(todo.stale)}")
-    with warnings.catch_warnings(record=True) as remarks:
+    with warnings.catch_warnings(record=True, action="always") as remarks:
         done = api.upload_folder(
             repo_id=repo,
             folder_path=folder,
@@ -252,10 +256,8 @@ def _explained(repo: str, folder: Path, token: str) -> Iterator[None]:
         raise
     except CLIENT_ERRORS as error:
         why = _reason(error)
-        if token:
-            why = why.replace(
-                token, "(token)"
-            )  # a server may repeat what it was sent, so no traceback of it either
+        if token:  # a server may repeat what it was sent; its own words are in no traceback either
+            why = why.replace(token, "(token)")
         raise JobError(f"cannot push to {repo}: {why} ({folder} is kept)") from None
 
 
