@@ -1,8 +1,8 @@
 """llmprune: prune language models after training, one decoder block at a time.
 
-`prune`, `load`, `Recipe` and `Report` are the public names; nothing else is promised. They are looked up when
-they are first used, so that importing llmprune does no work. Importing it is enough for transformers to load
-checkpoints whose layers differ in size.
+`prune`, `recover`, `push`, `load`, `Recipe` and `Report` are the public names; nothing else is promised. They
+are looked up when they are first used, so that importing llmprune does no work. Importing it is enough for
+transformers to load checkpoints whose layers differ in size.
 """
 
 from importlib import import_module
@@ -13,14 +13,16 @@ from llmprune import arrival
 if TYPE_CHECKING:
     from llmprune.loading import load
     from llmprune.pruning import prune
+    from llmprune.pushing import push
     from llmprune.recipe import Recipe
     from llmprune.recovering import recover
     from llmprune.report import Report
 
-__all__ = ["Recipe", "Report", "load", "prune", "recover"]
+__all__ = ["Recipe", "Report", "load", "prune", "push", "recover"]
 _HOMES = {
     "prune": "pruning",
     "load": "loading",
+    "push": "pushing",
     "recover": "recovering",
     "Recipe": "recipe",
     "Report": "report",

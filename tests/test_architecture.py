@@ -34,7 +34,7 @@ FLOORS = {
     8: ["recipe_text", "plan", "card"],
     9: ["job"],
     10: ["finish", "work"],
-    11: ["loading", "demo"],
+    11: ["loading", "demo", "pushing"],
     12: ["recovery"],
     13: ["recovering", "listing"],
     14: ["pruning"],
@@ -274,7 +274,7 @@ def test_the_outer_folders_are_no_packages() -> None:
 def test_the_wheel_holds_every_package_on_disk() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     on_disk = {module.removesuffix(".__init__") for module in FILES if module.endswith(".__init__")}
-    assert sorted(settings["packages"]) == sorted({*on_disk, "llmprune.recipes"})
+    assert sorted(settings["packages"]) == sorted({*on_disk, "llmprune.recipes", "llmprune_eval.suites"})
     folders = {module.rsplit(".", 1)[0] for module in FILES}
     assert folders == on_disk, "every folder with modules has an __init__.py"
     for package, folder in settings["package-dir"].items():

@@ -11,11 +11,11 @@ from typing import NoReturn
 
 import typer
 
-from llmprune.cli import judging, making  # each adds its commands
+from llmprune.cli import judging, making, sharing  # each adds its commands
 from llmprune.cli.app import app
 from llmprune.errors import LlmpruneError, RequestError
 
-__all__ = ["app", "judging", "main", "making"]
+__all__ = ["app", "judging", "main", "making", "sharing"]
 
 
 def main() -> NoReturn:

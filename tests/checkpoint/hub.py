@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -23,11 +23,38 @@ class Repository:
     files: dict[str, bytes]
     commit: str = COMMIT
     names: tuple[str, ...] = ("main",)
+    private: bool = False
 
     @classmethod
     def of(cls, folder: Path, commit: str = COMMIT) -> Repository:
         """The files of a folder."""
         return cls({path.name: path.read_bytes() for path in sorted(folder.iterdir())}, commit)
+
+    def entry(self, path: str) -> dict[str, Any]:
+        """What the Hub tells of a file: git's hash of it, and the sha256 of what is stored beside git."""
+        data = self.files[path]
+        told = {"type": "file", "path": path, "size": len(data), "oid": git_hash(data)}
+        if stored_beside_git(path):
+            told["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+        return told
+
+    def sibling(self, path: str) -> dict[str, Any]:
+        """The same in the words of the other call."""
+        told = self.entry(path)
+        said = {"rfilename": path, "size": told["size"], "blobId": told["oid"]}
+        if "lfs" in told:
+            said["lfs"] = {**told["lfs"], "sha256": told["lfs"]["oid"]}
+        return said
+
+
+def git_hash(data: bytes) -> str:
+    """The name of a file's content in git."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def stored_beside_git(path: str) -> bool:
+    """Whether a file is an LFS object."""
+    return path.endswith(".safetensors")
 
 
 @dataclass
@@ -37,11 +64,12 @@ class Hub:
     repositories: dict[str, Repository]
     endpoint: str = ""
     log: list[str] = field(default_factory=list)
+    handler: ClassVar[type[BaseHTTPRequestHandler]]
 
     @contextmanager
     def served(self) -> Iterator[Hub]:
         """Answer requests while the context is open."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (self.handler,), {"hub": self}))
         self.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -62,7 +90,9 @@ class Hub:
         }
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Answers what is asked of a Hub."""
+
     hub: Hub
     protocol_version = "HTTP/1.1"
 
@@ -89,20 +119,16 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None:
             return
         if rest[:1] == ["tree"]:
-            entries = [
-                {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for path, data in repository.files.items()
-            ]
-            return self._send(json.dumps(entries).encode(), {})
+            return self._say([repository.entry(path) for path in repository.files])
         facts = {
             "_id": "0",
             "id": name,
             "modelId": name,
             "sha": repository.commit,
-            "private": False,
-            "siblings": [{"rfilename": path} for path in repository.files],
+            "private": repository.private,
+            "siblings": [repository.sibling(path) for path in repository.files],
         }
-        self._send(json.dumps(facts).encode(), {})
+        self._say(facts)
 
     def _file(self, name: str, revision: str, path: str) -> None:
         repository = self._repository(name, revision)
@@ -133,6 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.dumps({"error": code}).encode()
         self._send(body, {"X-Error-Code": code, "X-Error-Message": code, **(headers or {})}, 404)
 
+    def _say(self, value: Any, status: int = 200) -> None:
+        self._send(json.dumps(value).encode(), {"Content-Type": "application/json"}, status)
+
     def _send(self, body: bytes, headers: dict[str, str], status: int = 200) -> None:
         self.hub.log.append(f"{self.command} {self.path.split('?')[0]} {status}")
         self.send_response(status)
@@ -141,3 +170,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+Hub.handler = Handler
