@@ -10,6 +10,7 @@ import contextlib
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def _require_known(tasks: list[str]) -> None:
         raise RequestError("tasks", f"none were named; give lm-eval's, or a suite ({', '.join(suites())})")
 
 
+@cache
 def _manager() -> Any:
+    """lm-eval's list of tasks, which takes it half a minute to read."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:

@@ -43,7 +43,10 @@ from llmprune.errors import RequestError
 @app.command()
 def prune(
     model: Model,
-    out: Annotated[Path, typer.Option(help="The folder to write; must not exist yet.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder to write (with --push-to-hub, called like the repository)."),
+    ] = None,
     recipe: RecipeName = None,
     method: Method = None,
     pattern: Pattern = None,
@@ -72,6 +75,10 @@ def prune(
     data: Annotated[
         Path | None, typer.Option(help="A folder of data sets by their Hub names, for --eval.")
     ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Afterwards, upload the result as name/repo. Asked again, goes on.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Let only you see it on the Hub.")] = False,
     resume: Resume = False,
     trust_remote_code: Trust = False,
     set_: Set = None,
@@ -79,13 +86,20 @@ def prune(
 ) -> None:
     """Prune MODEL into a new folder that plain transformers loads."""
     from llmprune.job import Run
+    from llmprune.pushing import require_pushable_name
     from llmprune.recipe_text import from_words
 
+    if push_to_hub is not None:
+        require_pushable_name(push_to_hub)
+        resume = resume or out is None  # what has that name is an earlier try of the same, or refused
+        out = out or Path(push_to_hub.rpartition("/")[2])
+    if out is None:
+        raise RequestError("out", "no folder was named for the pruned checkpoint; give --out")
     run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
     name, asked = from_words(locals())
     from llmprune_eval import keeping, tasks
 
-    from llmprune import recovering, report
+    from llmprune import pushing, recovering, report
     from llmprune.pruning import begin, carry_out
 
     judged = tasks.ask(eval_, data=data) if eval_ is not None else None
@@ -100,6 +114,8 @@ def prune(
         where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
         keeping.judge(out, name, judged, where)
         done = report.read(out) or done
+    if push_to_hub is not None:
+        pushing.push(out, push_to_hub, private=private)
     display.show_report(done, out, as_json)
 
 
