@@ -14,7 +14,8 @@ from llmprune_eval import evaluation
 from llmprune_eval.perplexity import Protocol
 from llmprune_eval.tasks import Ask
 
-TEXT = "builtin"  # what every pruned model's perplexity can be measured on, offline too
+# What every pruned model's perplexity can be measured on, offline too, and how.
+TEXT, PROTOCOL = "builtin", Protocol(windows=16)
 
 
 def require_ours(models: list[str]) -> None:
@@ -35,7 +36,7 @@ def judge(folder: Path, dense: str, asked: Ask, where: dict[str, Any]) -> None:
         say(f"{folder} has been evaluated already")
         return
     names = {"baseline": dense, "model": str(folder)}
-    keep(evaluation.evaluate(names, [TEXT], Protocol(), asked, where), _plain(asked))
+    keep(evaluation.evaluate(names, [TEXT], PROTOCOL, asked, where), _plain(asked))
 
 
 def _plain(asked: Ask) -> dict[str, Any]:

@@ -75,8 +75,10 @@ class Lora(Recovery):
         for site in Anatomy(merged).sites:
             if task.masked:
                 site.weight.masked_fill_(zeros[site.name], 0)
+        _store_in(merged, task.pruned.source.size[1])
+        merged.save_pretrained(task.draft.folder)
+        _store_in(merged, getattr(torch, dtype))  # rounded as it was saved
         logits = merged(task.pruned.probe().to(device), use_cache=False).logits
-        merged.to(task.pruned.source.size[1]).save_pretrained(task.draft.folder)
         return Recovered({"ranks": ranks, "losses": losses}, logits)
 
     def _ranks(self, anatomy: Anatomy, task: Task) -> list[int]:
@@ -122,3 +124,9 @@ class Lora(Recovery):
     def _loss(self, model: Any, ids: Tensor) -> Tensor:
         loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
         return loss
+
+
+def _store_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Turn the weights, and not the buffers, which every load computes anew in full precision."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmprune import prune, recover
 from llmprune.checkpoint import reload
@@ -37,3 +38,18 @@ def test_the_loss_falls_and_sizes_and_zeros_stay(
     if pruned == "2:4":
         assert all(((t == 0) <= (after[key] == 0)).all() for key, t in before.items() if t.ndim == 2)
     AutoModelForCausalLM.from_pretrained(tmp_path / "out-recovered")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_checkpoint_in_half_precision_is_checked_as_it_was_stored(
+    checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "check", check_here)
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(checkpoints("llama"), dtype=torch.bfloat16).save_pretrained(half)
+    AutoTokenizer.from_pretrained(checkpoints("llama")).save_pretrained(half)
+    asked = PRUNED["2:4"] | {"calibration": {"samples": 4, "length": 32}}
+    prune(half, asked, out=tmp_path / "out")
+    report = recover(tmp_path / "out", HOW, dtype="float32")
+    assert report.reload is not None and report.reload["compared"] == "logits"
+    assert {t.dtype for t in tensors(tmp_path / "out-recovered").values()} == {torch.bfloat16}
