@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -67,35 +68,39 @@ def ask(
             num_fewshot = suite.get("num_fewshot") if num_fewshot is None else num_fewshot
             limit = suite.get("limit") if limit is None else limit
         else:
+            _require_known(name)
             tasks.append(name)
     if batch_size != "auto" and not (batch_size.isdigit() and int(batch_size)):
         raise RequestError("batch_size", f"{batch_size!r} is neither auto nor a number from 1 on")
     if data is not None and not data.is_dir():
         raise RequestError("data", f"{data} is no folder; give one that holds data sets by their Hub names")
-    _require_known(tasks)
+    if not tasks:
+        raise RequestError("tasks", f"none were named; give lm-eval's, or a suite ({', '.join(suites())})")
+    _require_here()
     return Ask(tuple(dict.fromkeys(tasks)), num_fewshot, limit, batch_size, data)
 
 
-def _require_known(tasks: list[str]) -> None:
+def _require_known(task: str) -> None:
+    _require_here()
     known = _manager().all_tasks
-    for task in tasks:
-        if task not in known:
-            near = difflib.get_close_matches(task, [*known, *suites()], 3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise RequestError("tasks", f"lm-eval has no task {task!r}{hint}")
-    if not tasks:
-        raise RequestError("tasks", f"none were named; give lm-eval's, or a suite ({', '.join(suites())})")
+    if task not in known:
+        near = difflib.get_close_matches(task, [*known, *suites()], 3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise RequestError("tasks", f"lm-eval has no task {task!r}{hint}")
+
+
+def _require_here() -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise RequestError(
+            "tasks", "they are scored by lm-eval, which is not here; pip install 'llmprune[eval]'"
+        )
 
 
 @cache
 def _manager() -> Any:
     """lm-eval's list of tasks, which takes it half a minute to read."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise RequestError(
-            "tasks", "they are scored by lm-eval, which is not here; pip install 'llmprune[eval]'"
-        ) from error
+    from lm_eval.tasks import TaskManager
+
     return TaskManager()
 
 
