@@ -95,7 +95,7 @@ def test_global_magnitude_drops_the_smallest_weights_of_the_model():
     expected[weights.argsort(stable=True)[:drops]] = False
     kept = [
         Magnitude()
-        .solve(asked.weights(site), Nothing(site.inputs), Unstructured("matrix"), budget[site.name])
+        .solve(asked.store.weights(site), Nothing(site.inputs), Unstructured("matrix"), budget[site.name])
         .keep.flatten()
         for site in asked.anatomy.sites
     ]
