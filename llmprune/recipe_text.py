@@ -111,6 +111,8 @@ def from_words(words: dict[str, Any], otherwise: dict[str, Any] | None = None) -
     for key, value in plain.items():
         if value is not None:
             data[key] = value
+    if words.get("policy") is not None:
+        data.setdefault("method", "prunenet")
     nested = {f"calibration.{key}": value for key, value in text_words(words).items()}
     nested["pattern.multiple"] = words.get("multiple")
     nested["method.policy"] = words.get("policy")

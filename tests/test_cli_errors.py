@@ -56,6 +56,12 @@ def filled(words: list[str], place: dict[str, str]) -> list[str]:
 WRONG: dict[str, tuple[list[str], str, str]] = {
     "no method": ([], "method", "none was given"),
     "unknown method": (["--method", "wandas"], "method", "did you mean 'wanda'"),
+    "no such policy": (
+        ["--policy", "nowhere/policy.safetensors", "--multiple", "8", "--samples", "2", "--length", "16"],
+        "policy",
+        "nowhere/policy.safetensors and its .json hold no policy",
+    ),
+    "no such repository": (["--method", "wanda", "--push-to-hub", "me"], "repo", "me"),
     "multiple above the width": (["--method", "flap"], "pattern.multiple", "64 was asked"),
     "all heads": (["--method", "flap", "--multiple", "8", "--sparsity", "0.97"], "sparsity", "at most"),
     "one size for all": (["--method", "flap", "--layout", "uniform"], "layout", "--allocation uniform"),
