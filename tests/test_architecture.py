@@ -273,10 +273,11 @@ def test_the_outer_folders_are_no_packages() -> None:
 
 def test_the_wheel_holds_every_package_on_disk() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    data_only = ("llmprune.recipes", "llmprune_eval.suites")
     on_disk = {module.removesuffix(".__init__") for module in FILES if module.endswith(".__init__")}
-    assert sorted(settings["packages"]) == sorted({*on_disk, "llmprune.recipes", "llmprune_eval.suites"})
+    assert sorted(settings["packages"]) == sorted({*on_disk, *data_only})
     folders = {module.rsplit(".", 1)[0] for module in FILES}
     assert folders == on_disk, "every folder with modules has an __init__.py"
     for package, folder in settings["package-dir"].items():
         assert (ROOT / folder).is_dir()
-        assert package == "llmprune.recipes" or HOMES[package] == ROOT / folder
+        assert package in data_only or HOMES[package] == ROOT / folder
