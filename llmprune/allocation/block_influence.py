@@ -24,9 +24,9 @@ class BlockInfluence(Allocator):
     needs_text: ClassVar = True
     serves: ClassVar = ("units",)
 
-    temperature: Annotated[float, Field(ge=0)] = 3.28
-    """0 treats all blocks alike. The authors' code divides a sum over tokens by 1e4, which is 3.28 times the
-    mean for 32 x 1024 tokens, and 13.1 times for 128 x 1024 (llmprune/README.md, Decisions)."""
+    temperature: Annotated[float, Field(ge=0)] = 13.1
+    """0 treats all blocks alike. The authors' code divides a sum over tokens by 1e4, which is 13.1 times the
+    mean for their 128 x 1024 tokens."""
 
     def allocate(self, problem: Problem) -> Budget:
         """The block's share of channels, and of groups of heads if these may go, in whole steps."""

@@ -55,7 +55,7 @@ def test_the_influence_is_the_mean_angle_between_input_and_output():
 
 def test_blocks_that_turn_their_input_further_keep_more():
     angles = torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64)
-    gates = [1 / (1 + math.exp(-3.28 * (a - 0.7 / 3))) for a in (0.1, 0.2, 0.4)]
+    gates = [1 / (1 + math.exp(-13.1 * (a - 0.7 / 3))) for a in (0.1, 0.2, 0.4)]
     expected = torch.tensor(gates, dtype=torch.float64) * 0.5 * 3 / sum(gates)
     torch.testing.assert_close(BlockInfluence().shares(angles, 0.5), expected)
     assert torch.equal(BlockInfluence(temperature=0).shares(angles, 0.5), torch.full((3,), 0.5).double())
