@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+from llmprune_kernels.acceleration import accelerate
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmprune import plan
 from llmprune.checkpoint import source
+from llmprune.errors import RequestError
+from llmprune.progress import say
 
 
 def load(
-    path: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+    path: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    kernels: Literal["auto", "none"] = "auto",
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """The model and the tokenizer of a folder, a .gguf file or a Hub id.
 
@@ -19,8 +27,15 @@ def load(
         path: as for `prune`.
         device: `auto` is the GPU if there is one.
         dtype: a torch dtype by name; `auto` is the checkpoint's, or float32 on the CPU.
+        kernels: `auto` times our kernels against the dense layers, uses those that win, and says which and
+            why on stderr; such a model is for inference. `none` is plain transformers.
         trust_remote_code: whether code that comes with the checkpoint may run.
+
+    Raises:
+        RequestError: there is no such checkpoint, or no such choice of kernels.
     """
+    if kernels not in ("auto", "none"):
+        raise RequestError("kernels", f"{kernels!r} is not known; allowed: auto, none")
     found = source.find(path, trust_remote_code=trust_remote_code)
     where = plan.resources(device, dtype, None, found.size[1], text=True)
     found.fetch()
@@ -28,4 +43,7 @@ def load(
         found.folder, dtype=where.dtype, trust_remote_code=trust_remote_code
     )
     tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=trust_remote_code)
-    return model.to(where.device).eval(), tokenizer
+    model = model.to(where.device).eval()
+    if kernels == "auto":
+        say(str(accelerate(model)))
+    return model, tokenizer

@@ -34,7 +34,7 @@ def evaluate(
     results: dict[str, Any] = {}
     dense = None
     for role in sorted(names, key=lambda role: role != "baseline"):
-        model, tokenizer = load(names[role], **(where or {}))
+        model, tokenizer = load(names[role], kernels="none", **(where or {}))
         figures = [perplexity.measure(model, tokenizer, text, protocol).to_dict() for text in texts]
         found: dict[str, Any] = {"name": names[role], "perplexity": figures}
         if asked is not None:

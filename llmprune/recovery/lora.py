@@ -51,7 +51,7 @@ class Lora(Recovery):
             raise RequestError("recovery", "lora needs peft; run pip install llmprune[recover]") from error
         assert task.pruned.source is not None
         device, dtype = task.pruned.resources.device, task.pruned.plan.dtype
-        model, _ = load(str(task.pruned.source.folder), device=str(device), dtype=dtype)
+        model, _ = load(str(task.pruned.source.folder), device=str(device), dtype=dtype, kernels="none")
         linear = Anatomy(model)
         zeros = {site.name: site.weight == 0 for site in linear.sites} if task.masked else {}
         ranks = self._ranks(linear, task)

@@ -1,0 +1,1 @@
+"""Products with dense matrices of shapes that pruning leaves behind."""

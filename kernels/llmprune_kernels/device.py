@@ -1,0 +1,45 @@
+"""What the machine can do: which kernels may run, and if none, why."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+OLDEST = (8, 0)
+"""The first NVIDIA compute capability with sparse tensor cores, and with bfloat16."""
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs the kernels, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def triton_is_there() -> bool:
+    """Whether Triton can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def why_not(device: torch.device) -> str | None:
+    """Why no kernel can run on a device, or None if the kernels can."""
+    if not triton_is_there():
+        return "Triton is not installed (pip install triton)"
+    if device.type != "cuda":
+        return f"the kernels need a GPU, and the model is on {device.type}"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST:
+        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        return f"the kernels need compute capability 8.0 (Ampere) or newer, and {device} has {found}"
+    return None
+
+
+def has_sparse_cores(device: torch.device) -> bool:
+    """Whether `mma.sp` can be used: NVIDIA, Ampere or newer."""
+    return device.type == "cuda" and torch.version.hip is None and why_not(device) is None
+
+
+def is_nvidia(device: torch.device) -> bool:
+    """Whether byte permutation is at hand."""
+    return device.type == "cuda" and torch.version.hip is None

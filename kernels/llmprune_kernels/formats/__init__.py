@@ -1,0 +1,1 @@
+"""How a sparse matrix is stored, and how one form turns into another without losing a bit."""

@@ -1,0 +1,195 @@
+"""Start the 2:4 kernels: which one, cut up how, and in what buffers.
+
+Letters used in shapes: M tokens, N outputs, K inputs; T tiles of 16 outputs, S steps of 32 inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmprune_kernels import tuning
+from llmprune_kernels.device import has_sparse_cores, interpreting, is_nvidia
+from llmprune_kernels.epilogue import combine_kernel
+from llmprune_kernels.sp24.pack_tokens import pack_kernel
+from llmprune_kernels.sp24.portable import portable_kernel, unpack_kernel
+from llmprune_kernels.sp24.skinny import skinny_kernel
+from llmprune_kernels.tuning import Config
+
+MOST_TOKENS = 128
+"""With more, reading the weight is no longer all the work, and its dense form on cuBLAS is faster."""
+TYPES = {torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One product: x [M, K] times a packed weight of N outputs, or of two halves with N each."""
+
+    x: Tensor
+    values: Tensor
+    meta: Tensor
+    n: int
+    halves: int = 1
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """M, N of all halves, K."""
+        return self.x.shape[0], self.n * self.halves, self.x.shape[1]
+
+    @property
+    def tiles(self) -> int:
+        """T of one half."""
+        return self.values.shape[0] // self.halves
+
+    @property
+    def steps(self) -> int:
+        """S/2, steps of 64 inputs."""
+        return self.meta.shape[1]
+
+    def buffers(self, splits: int, in_parts: bool) -> tuple[Tensor, Tensor]:
+        """Where the result goes, and where the kernel writes: the same, or float32 parts to be added up."""
+        # The interpreter cuts bits off where a GPU rounds to 16 bits, so there the kernel writes float32.
+        kind = torch.float32 if interpreting() else self.x.dtype
+        out = torch.empty(len(self.x), self.n, dtype=kind, device=self.x.device)
+        if not in_parts:
+            return out, out
+        return out, out.new_empty(splits, self.halves, len(self.x), self.n, dtype=torch.float32)
+
+    def extras(self) -> tuple[Tensor, Tensor, bool, bool]:
+        """Bias and residual, each with something in its place, and whether they are there."""
+        bias, residual = (self.x if term is None else term for term in (self.bias, self.residual))
+        return bias, residual, self.bias is not None, self.residual is not None
+
+
+def run(job: Job) -> Tensor:
+    """The product [M, N], by the sparse tensor core where there is one."""
+    sparse = has_sparse_cores(job.x.device)
+    start, default, candidates = (
+        (skinny, skinny_default(job), skinny_candidates)
+        if sparse
+        else (portable, portable_default(job), portable_candidates)
+    )
+    name = f"sp24_{start.__name__}_{job.halves}"
+    config = tuning.pick(
+        name, job.shape, job.x.device, default, lambda: candidates(job), lambda c: start(job, c)
+    )
+    return start(job, config)
+
+
+def skinny(job: Job, config: Config) -> Tensor:
+    """By `mma.sp`."""
+    m, k = job.x.shape
+    per_program = config["RT"] * config["WARPS_N"]
+    blocks = -(-m // (8 * config["MT"]))
+    packed = m > 8
+    words = job.x.contiguous().view(torch.int32)
+    if packed:
+        words = packed_tokens(words, m, k, job.steps, blocks * config["MT"])
+    out, part = job.buffers(config["SPLITS"], config["SPLITS"] > 1)
+    bias, residual, has_bias, has_residual = job.extras()
+    even_k = job.steps % (config["WARPS_K"] * config["SPLITS"] * config["UNROLL"]) == 0
+    skinny_kernel[(blocks, -(-job.tiles // per_program), config["SPLITS"])](
+        words, job.values, job.meta, bias, residual, part, m, job.n, k, job.tiles, job.steps,
+        TYPE=TYPES[job.x.dtype], PACKED=packed, HALVES=job.halves,
+        HAS_BIAS=has_bias, HAS_RESIDUAL=has_residual,
+        EVEN_N=job.tiles % per_program == 0, EVEN_K=even_k and (packed or k % 64 == 0),
+        **config, num_warps=config["WARPS_N"] * config["WARPS_K"],
+    )  # fmt: skip
+    return combined(job, out, part)
+
+
+def packed_tokens(words: Tensor, m: int, k: int, steps: int, tiles: int) -> Tensor:
+    """Words of x in the order of the right operand, int32 [tiles, 2 steps, 32, 4]."""
+    out = words.new_empty(tiles, 2 * steps, 32, 4)
+    block = 1024
+    pack_kernel[(-(-steps * 256 // block), tiles)](words, out, m, k, steps, BLOCK=block)
+    return out
+
+
+def combined(job: Job, out: Tensor, part: Tensor) -> Tensor:
+    """The parts added up in a fixed order, if there are any."""
+    if part is not out:
+        bias, residual, has_bias, has_residual = job.extras()
+        m, block = len(out), 512
+        combine_kernel[(-(-job.n // block), m)](
+            part, bias, residual, out, m, job.n, job.halves, has_bias, has_residual, len(part), BLOCK=block
+        )
+    return out.to(job.x.dtype)
+
+
+def skinny_default(job: Job) -> Config:
+    """Warps share out the inputs where tokens are few; with more, a warp takes several tiles of outputs."""
+    mt = min(8, tuning.power_of_two(-(-len(job.x) // 8)))
+    rt, warps_n, warps_k = {1: (1, 1, 8), 2: (1, 1, 8), 4: (2, 2, 2), 8: (2, 4, 1)}[mt]
+    rt = max(1, rt // job.halves)
+    programs = -(-job.tiles // (rt * warps_n)) * -(-len(job.x) // (8 * mt))
+    most = max(1, job.steps // (4 * warps_k))
+    splits = tuning.splits_for(programs, min(8, most))
+    return {"RT": rt, "MT": mt, "WARPS_N": warps_n, "WARPS_K": warps_k, "SPLITS": splits, "UNROLL": 2}
+
+
+def skinny_candidates(job: Job) -> Iterator[Config]:
+    """What is worth trying on a card."""
+    base = skinny_default(job)
+    for rt in (1, 2) if job.halves == 1 else (1,):
+        for warps_n, warps_k in ((1, 4), (1, 8), (2, 2), (2, 4), (4, 1), (4, 2)):
+            for splits in (1, 2, 4, 8):
+                for unroll in (1, 2, 4):
+                    found = {
+                        "RT": rt,
+                        "WARPS_N": warps_n,
+                        "WARPS_K": warps_k,
+                        "SPLITS": splits,
+                        "UNROLL": unroll,
+                    }
+                    yield base | found
+
+
+def portable(job: Job, config: Config) -> Tensor:
+    """By decoding to dense tiles."""
+    m, k = job.x.shape
+    bias, residual, has_bias, has_residual = job.extras()
+    in_parts = config["SPLITS"] * job.halves > 1
+    out, part = job.buffers(config["SPLITS"], in_parts)
+    config = dict(config)
+    warps = config.pop("num_warps")
+    programs = job.halves * -(-job.tiles // config["R"])
+    portable_kernel[(-(-m // config["BLOCK_M"]), programs, config["SPLITS"])](
+        job.x.contiguous(), job.values, job.meta, bias, residual, part, m, job.n, k, job.tiles, job.steps,
+        HALVES=job.halves, HAS_BIAS=has_bias, HAS_RESIDUAL=has_residual,
+        **config, PARTS=in_parts, PRMT=is_nvidia(job.x.device), UPCAST=interpreting(), num_warps=warps,
+    )  # fmt: skip
+    return combined(job, out, part)
+
+
+def portable_default(job: Job) -> Config:
+    """128 rows of weights a program: with fewer, taking the input apart costs too much for each."""
+    block_m = min(32, max(16, tuning.power_of_two(len(job.x))))
+    programs = job.halves * -(-job.tiles // 8) * -(-len(job.x) // block_m)
+    splits = tuning.splits_for(programs, min(8, max(1, job.steps // 8)))
+    return {"R": 8, "C": 1, "BLOCK_M": block_m, "SPLITS": splits, "num_warps": 4}
+
+
+def portable_candidates(job: Job) -> Iterator[Config]:
+    """What is worth trying on a card."""
+    base = portable_default(job)
+    for r in (4, 8):
+        for c in (1, 2):
+            for splits in (1, 2, 4, 8):
+                for warps in (4, 8):
+                    yield base | {"R": r, "C": c, "SPLITS": splits, "num_warps": warps}
+
+
+def unpacked(values: Tensor, meta: Tensor, n: int, k: int, dtype: torch.dtype) -> Tensor:
+    """The dense matrix [N, K], K a multiple of 8, for products with many tokens."""
+    out = torch.empty(n, k, dtype=dtype, device=values.device)
+    r, c = 4, 2
+    unpack_kernel[(-(-values.shape[0] // r), -(-meta.shape[1] // c))](
+        values, meta, out.view(torch.int64), n, k, values.shape[0], meta.shape[1], R=r, C=c
+    )
+    return out

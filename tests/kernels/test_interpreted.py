@@ -1,0 +1,34 @@
+"""The kernels' own code on the CPU, in its own process: Triton interprets from its import on, or never."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent / "interpreted"
+FILES = sorted(FOLDER.glob("test_*.py"))
+
+pytestmark = pytest.mark.skipif(
+    not importlib.util.find_spec("triton"), reason="needs triton: pip install triton"
+)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_kernels_compute_what_they_specify(file: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", file],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0 and " passed" in ran.stdout, ran.stdout[-5000:]
+
+
+def test_there_are_such_tests() -> None:
+    assert len(FILES) >= 2
