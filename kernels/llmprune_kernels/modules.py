@@ -5,17 +5,20 @@ Letters used in shapes: N outputs, K inputs, I channels.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import pad, silu
 
 from llmprune_kernels import ops
 from llmprune_kernels.errors import KernelError
 from llmprune_kernels.formats.fragments import Fragments
 from llmprune_kernels.formats.sp24 import Sp24
+from llmprune_kernels.sp24.prefill import SecondCopy
 
+MOST_TOKENS = ops.MOST_TOKENS
 WIDTH = 64
 """Channels of a shrunk MLP are stored in multiples of this: rows of 128 bytes, whole tiles."""
 
@@ -61,6 +64,7 @@ class Sp24Linear(Inference):
         self.register_buffer("values", weight.values, persistent=False)
         self.register_buffer("meta", weight.meta, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
+        self.second: SecondCopy | None = None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Sp24Linear:
@@ -73,8 +77,16 @@ class Sp24Linear(Inference):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., N]."""
-        out = ops.sp24_linear(self._rows(x), self.values, self.meta, self.bias, None, self.out_features)
+        rows = self._rows(x)
+        if self.second is not None and len(rows) > MOST_TOKENS and self.second.wins(len(rows)):
+            out = self.second(rows, self.bias)
+        else:
+            out = ops.sp24_linear(rows, self.values, self.meta, self.bias, None, self.out_features)
         return out.reshape(*x.shape[:-1], self.out_features)
+
+    def keep_second_copy(self) -> None:
+        """Hold the weight in cuSPARSELt's order too, for many tokens."""
+        self.second = SecondCopy(self.dense()[""].weight.detach(), self.forward)
 
     def dense(self) -> dict[str, nn.Linear]:
         """Itself."""
@@ -100,6 +112,7 @@ class Sp24MLP(Inference):
         self.register_buffer("values", torch.cat((gate.values, up.values)), persistent=False)
         self.register_buffer("meta", torch.cat((gate.meta, up.meta)), persistent=False)
         self.down_proj = down
+        self.second: SecondCopy | None = None
 
     @classmethod
     def from_mlp(cls, mlp: Any) -> Sp24MLP:
@@ -113,8 +126,21 @@ class Sp24MLP(Inference):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to the same shape."""
-        out: Tensor = self.down_proj(ops.sp24_swiglu(self._rows(x), self.values, self.meta, self.channels))
-        return out.reshape(x.shape)
+        rows = self._rows(x)
+        if self.second is not None and len(rows) > MOST_TOKENS and self.second.wins(len(rows)):
+            gate, up = self.second(rows).chunk(2, -1)
+            hidden = silu(gate) * up
+        else:
+            hidden = ops.sp24_swiglu(rows, self.values, self.meta, self.channels)
+        return self.down_proj(hidden).reshape(x.shape)
+
+    def keep_second_copy(self) -> None:
+        """Hold gate and up in cuSPARSELt's order too, for many tokens; and down, if it is packed."""
+        weight = torch.cat([linear.weight.detach() for linear in self.dense().values()])
+        first = partial(ops.sp24_swiglu, values=self.values, meta=self.meta, channels=self.channels)
+        self.second = SecondCopy(weight, first)
+        if isinstance(self.down_proj, Sp24Linear):
+            self.down_proj.keep_second_copy()
 
     def dense(self) -> dict[str, nn.Linear]:
         """Gate and up."""

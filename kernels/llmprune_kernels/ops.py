@@ -23,6 +23,8 @@ from llmprune_kernels.errors import KernelError
 from llmprune_kernels.formats.fragments import Fragments, as_fragments
 from llmprune_kernels.sp24 import naive as sp24_naive
 
+MOST_TOKENS = 128
+"""With more, reading a packed weight is no longer all the work, and its dense form on cuBLAS is faster."""
 FEW_TOKENS = 16
 """Up to here the fused dense kernels run; with more, cuBLAS with its own epilogues."""
 
@@ -50,7 +52,7 @@ def _sp24_linear_cuda(
     _require_kernels(x)
     from llmprune_kernels.sp24 import launch
 
-    if len(x) <= launch.MOST_TOKENS:
+    if len(x) <= MOST_TOKENS:
         return launch.run(launch.Job(x, values, meta, n, 1, bias, residual))
     return _plus(cublas(x, launch.unpacked(values, meta, n, x.shape[1], weight.dtype), bias), residual)
 
@@ -81,7 +83,7 @@ def _sp24_swiglu_cuda(x: Tensor, values: Tensor, meta: Tensor, channels: int) ->
     _require_kernels(x)
     from llmprune_kernels.sp24 import launch
 
-    if len(x) <= launch.MOST_TOKENS:
+    if len(x) <= MOST_TOKENS:
         return launch.run(launch.Job(x, values, meta, channels, 2))
     gate, up = (cublas(x, launch.unpacked(v, m, channels, x.shape[1], x.dtype)) for v, m in halves)
     return silu(gate, inplace=True).mul_(up)

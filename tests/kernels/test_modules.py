@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from llmprune_kernels import acceleration, modules
 from llmprune_kernels.acceleration import Choice, accelerate
 from llmprune_kernels.errors import KernelError
 from llmprune_kernels.modules import ShrunkMLP, Sp24Linear, Sp24MLP
-from torch import nn
+from llmprune_kernels.sp24 import prefill
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import llmprune
@@ -178,3 +180,37 @@ def test_loading_says_what_the_kernels_do(
 def test_what_is_24_is_told_from_the_weight() -> None:
     assert modules.is_24(sparse(8, 64)) and modules.is_24(sparse(8, 64, kept=1))
     assert not modules.is_24(normal(8, 64)) and not modules.is_24(sparse(8, 60))
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("wins", [True, False])
+def test_a_second_copy_serves_many_tokens_where_it_wins(wins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuSPARSELt runs on GPUs alone: here its functions multiply the dense weight, and are counted."""
+    called = []
+
+    def multiply(blob: Tensor, x: Tensor, bias: Tensor | None = None, **how: object) -> Tensor:
+        assert x.shape[1] % 8 == 0
+        called.append(how)
+        return (blob.float() @ x.float()).T.to(x.dtype) + (0 if bias is None else bias)
+
+    def seconds(run: Callable[[], object]) -> float:
+        called.clear()
+        run()
+        return 1.0 if wins == bool(called) else 2.0
+
+    monkeypatch.setattr(torch, "_cslt_compress", torch.clone)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", lambda *_, **__: 7)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", multiply)
+    monkeypatch.setattr(prefill, "_seconds", seconds)
+    monkeypatch.setattr(prefill, "BUCKETS", (256,))
+    model, dense = llama(True), llama(True)
+    accelerate(model, prefill="dual")
+    called.clear()
+    ids = torch.randint(3, 100, (3, 47))  # 141 tokens, more than the decode kernels take
+    assert error(model(ids).logits, dense(ids).logits) < 2e-2
+    assert [how["alg_id"] for how in called] == ([7] * 18 if wins else [])
+    called.clear()
+    model(ids[:1])
+    assert not called
+    with pytest.raises(KernelError, match="prefill is 'single' or 'dual', not 'both'"):
+        accelerate(model, prefill="both")  # type: ignore[arg-type]

@@ -19,8 +19,6 @@ from llmprune_kernels.sp24.portable import portable_kernel, unpack_kernel
 from llmprune_kernels.sp24.skinny import skinny_kernel
 from llmprune_kernels.tuning import Config
 
-MOST_TOKENS = 128
-"""With more, reading the weight is no longer all the work, and its dense form on cuBLAS is faster."""
 TYPES = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
