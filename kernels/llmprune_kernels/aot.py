@@ -7,6 +7,7 @@ multiprocessor or of its integer units than its budget.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import re
 import subprocess
@@ -251,9 +252,12 @@ def _dense(m: int, halves: int) -> Case:
 
 def main() -> None:
     """Compile everything, and say what does not keep its promise."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--architectures", type=int, nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
+    asked = parser.parse_args()
     failed = False
     for case in cases():
-        for architecture in ARCHITECTURES:
+        for architecture in asked.architectures:
             machine = compile_for(case, architecture)
             wrong = faults(case, machine, architecture)
             failed = failed or bool(wrong)

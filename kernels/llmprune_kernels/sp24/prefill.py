@@ -1,8 +1,8 @@
 """Many tokens times a 2:4 matrix: cuSPARSELt where it wins, else the dense form on cuBLAS.
 
 cuSPARSELt reads an order of its own, so using it means a second copy of the weight: 2.25 bytes a weight in
-all, more than the dense 2. So it is used where it is asked for (`accelerate(prefill="dual")`); without it, a layer
-unpacks its one copy into scratch for as long as one product takes.
+all, more than the dense 2. So it is used where it is asked for (`accelerate(prefill="dual")`); without it, a
+layer unpacks its one copy into scratch for as long as one product takes.
 
 Letters used in shapes: M tokens, N outputs, K inputs.
 """

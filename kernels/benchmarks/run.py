@@ -1,0 +1,137 @@
+"""Time every provider on every shape beside dense cuBLAS in the same run, and write CSV and JSON.
+
+Calls are captured in a CUDA graph, over as many weights as exceed four times the cache, on random data; a
+figure is the median of REPLAYS replays. Only ratios within a run are worth quoting.
+
+    python kernels/benchmarks/run.py --out kernels/results
+    LLMPRUNE_AUTOTUNE=1 python kernels/benchmarks/run.py --out kernels/results     # searches first
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import registry
+import torch
+import triton
+from llmprune_kernels import tuning
+from registry import Product
+from torch import Tensor
+
+REPLAYS = 100
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def microseconds(make: Callable[[], Product], x: Tensor, weight_bytes: int) -> float:
+    """The median time of one call."""
+    cache = torch.cuda.get_device_properties(x.device).L2_cache_size
+    runs = [make() for _ in range(4 * cache // weight_bytes + 1)]
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for run in runs:
+            run(x)  # compiles, and searches where it is asked to
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for run in runs:
+            run(x)
+    times = []
+    for _ in range(REPLAYS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(1000 * start.elapsed_time(end) / len(runs))
+    return statistics.median(times)
+
+
+def sparse_rows(dtype: torch.dtype, tokens: list[int]) -> Iterator[dict[str, Any]]:
+    """2:4 products."""
+    for shape, (n, k) in registry.SPARSE.items():
+        for m in tokens:
+            x = torch.randn(m, k, device="cuda", dtype=dtype)
+            for provider, make in registry.SPARSE_PROVIDERS.items():
+                yield row("2:4", shape, provider, m, partial(make, n, k, dtype), x, 2 * n * k)
+
+
+def shrunk_rows(dtype: torch.dtype, tokens: list[int]) -> Iterator[dict[str, Any]]:
+    """MLPs that have lost channels."""
+    dense = registry.DENSE_CHANNELS
+    for m in tokens:
+        x = torch.randn(m, registry.HIDDEN, device="cuda", dtype=dtype)
+        ways = [("cublas", dense, False, False), ("ours", dense, True, True)]
+        for width in registry.WIDTHS:
+            ways += [(f"cublas, {width}", width, False, False), (f"ours, {width}", width, True, True)]
+        for provider, channels, fused, padded in ways:
+            make = partial(registry.mlp, channels, dtype, fused=fused, padded=padded)
+            yield row("shrunk MLP", f"{dense} channels", provider, m, make, x, 6 * channels * registry.HIDDEN)
+
+
+def row(
+    kind: str, shape: str, provider: str, m: int, make: Callable[[], Product], x: Tensor, size: int
+) -> dict[str, Any]:
+    """One measurement; a provider that cannot do a shape says so."""
+    found: dict[str, Any] = {"kind": kind, "shape": shape, "provider": provider, "tokens": m, "us": None}
+    try:
+        found["us"] = round(microseconds(make, x, size), 2)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        found["error"] = str(error).splitlines()[0][:200]
+    return found
+
+
+def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each row with its speed over that of cuBLAS on the same shape and tokens."""
+    places = ("kind", "shape", "tokens")
+    base = {tuple(r[p] for p in places): r["us"] for r in rows if r["provider"] == "cublas"}
+    for found in rows:
+        dense = base.get(tuple(found[p] for p in places))
+        found["ratio"] = round(dense / found["us"], 3) if dense and found["us"] else None
+    return rows
+
+
+def main() -> None:
+    """Measure, and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(registry.TOKENS))
+    parser.add_argument("--kinds", nargs="+", choices=("2:4", "shrunk"), default=["2:4", "shrunk"])
+    parser.add_argument("--out", type=Path, default=Path("kernels/results"))
+    asked = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("this benchmark measures a GPU, and there is none here")
+    chosen = {"2:4": sparse_rows, "shrunk": shrunk_rows}
+    rows = []
+    for kind in asked.kinds:
+        for found in chosen[kind](DTYPES[asked.dtype], asked.tokens):
+            rows.append(found)
+            print(json.dumps(found), flush=True)
+    card = tuning.card(torch.device("cuda"))
+    facts = {
+        "card": torch.cuda.get_device_name(),
+        "dtype": asked.dtype,
+        "versions": {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda},
+        "protocol": f"CUDA graphs over weights of more than 4 x L2, random data, median of {REPLAYS} replays",
+    }
+    asked.out.mkdir(parents=True, exist_ok=True)
+    rows = with_ratios(rows)
+    name = f"{card}_{asked.dtype}"
+    (asked.out / f"{name}.json").write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
+    with (asked.out / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["kind", "shape", "provider", "tokens", "us", "ratio", "error"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Which configuration a kernel runs with: a known one, a searched one, or the default."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from llmprune_kernels import tuning
+
+CUDA = torch.device("cuda")
+SHAPE = (3, 64, 128)
+KEY = "kernel 8 64 128"
+
+
+@pytest.fixture(autouse=True)
+def _card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMPRUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "card", lambda device: "a-card")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    tuning._known.cache_clear()
+
+
+def pick(device: torch.device = CUDA) -> tuning.Config:
+    return tuning.pick("kernel", SHAPE, device, {"A": 1}, lambda: [{"A": 2}, {"A": 3}], lambda config: None)
+
+
+def test_nothing_is_searched_unasked() -> None:
+    assert pick() == {"A": 1}
+
+
+def test_a_known_configuration_serves(tmp_path: Path) -> None:
+    file = tmp_path / "kernels" / "a-card.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({KEY: {"A": 9}}))
+    assert pick() == {"A": 9} and pick(torch.device("cpu")) == {"A": 1}
+
+
+def test_what_a_search_finds_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="needs triton: pip install triton")
+    monkeypatch.setenv("LLMPRUNE_AUTOTUNE", "1")
+    times = {1: 3.0, 2: 1.0, 3: 2.0}
+    tried = []
+
+    def timed(run, return_mode):  # type: ignore[no-untyped-def]
+        tried.append(run.args[0]["A"])
+        return times[run.args[0]["A"]]
+
+    monkeypatch.setattr("triton.testing.do_bench", timed)
+    assert pick() == {"A": 2} and tried == [1, 2, 3]
+    assert json.loads((tmp_path / "kernels" / "a-card.json").read_text()) == {KEY: {"A": 2}}
+    assert pick() == {"A": 2} and len(tried) == 3
+    tuning._known.cache_clear()
+    assert pick() == {"A": 2} and len(tried) == 3  # read back from the file
+
+
+def test_buckets_and_splits() -> None:
+    assert [tuning.bucket(m) for m in (1, 2, 8, 9, 4096, 5000)] == [1, 8, 8, 16, 4096, 8192]
+    assert [tuning.splits_for(programs, 8) for programs in (1, 64, 132, 264, 1000)] == [8, 4, 2, 1, 1]
+    assert [tuning.power_of_two(n) for n in (0, 1, 3, 8)] == [1, 1, 4, 8]
