@@ -42,6 +42,15 @@ FLOORS = {
     16: ["cli"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+_KERNELS = (
+    "errors device epilogue tuning",
+    "formats dense",
+    "sp24",
+    "ops aot",
+    "modules",
+    "acceleration __init__",
+)
+KERNEL_FLOORS = {room: floor for floor, rooms in enumerate(_KERNELS) for room in rooms.split()}
 MAY_IMPORT_TRANSFORMERS = (
     *("anatomy", "stage", "walk", "checkpoint", "calibration", "sampling"),
     *("plan", "job", "finish", "pruning", "loading", "cli"),
@@ -124,7 +133,18 @@ def test_a_file_imports_only_from_the_floors_below(module: str) -> None:
             continue
         there = room(name)
         same_folder = there == here and f"{module.rsplit('.', 1)[0]}." in f"{name}."
+        same_folder = same_folder or there == here == "llmprune_kernels"  # it has floors of its own
         assert same_folder or FLOOR[there] < FLOOR[here], f"{module} must not import {name}"
+
+
+@pytest.mark.parametrize("module", sorted(m for m in FILES if room(m) == "llmprune_kernels"))
+def test_the_kernels_keep_floors_of_their_own(module: str) -> None:
+    def floor(name: str) -> int:
+        return KERNEL_FLOORS[[*name.split("."), "__init__"][1]]
+
+    for name in imports(module):
+        if name.startswith("llmprune_kernels."):
+            assert floor(name) < floor(module) or module.split(".")[1] == name.split(".")[1]
 
 
 def test_the_floors_carry_weight() -> None:

@@ -94,7 +94,7 @@ def main() -> None:
     facts = {
         "card": torch.cuda.get_device_name(),
         "versions": {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda},
-        "protocol": f"Llama-3-8B shape, batch 1, step after {CONTEXT} tokens, CUDA graph, median of {REPLAYS}",
+        "protocol": f"Llama-3-8B, batch 1, step after {CONTEXT} tokens, CUDA graph, median of {REPLAYS}",
     }
     asked.out.mkdir(parents=True, exist_ok=True)
     file = asked.out / f"{tuning.card(torch.device('cuda'))}_decode.json"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -93,10 +94,8 @@ def candidates(job: Job) -> Iterator[Config]:
     """What is worth trying on a card."""
     base = default(job)
     few = len(job.x) <= 64
-    for block_n in (32, 64, 128) if few else (64, 128, 256):
-        for block_k in (64, 128, 256) if few else (32, 64):
-            for splits in (1, 2, 4, 8) if few else (1,):
-                for stages in (3, 4, 5):
-                    for warps in (4, 8):
-                        found = {"BLOCK_N": block_n, "BLOCK_K": block_k, "SPLITS": splits}
-                        yield base | found | {"num_stages": stages, "num_warps": warps}
+    heights, depths = ((32, 64, 128), (64, 128, 256)) if few else ((64, 128, 256), (32, 64))
+    for block_n, block_k, splits in product(heights, depths, (1, 2, 4, 8) if few else (1,)):
+        for stages, warps in product((3, 4, 5), (4, 8)):
+            cut = {"BLOCK_N": block_n, "BLOCK_K": block_k, "SPLITS": splits}
+            yield base | cut | {"num_stages": stages, "num_warps": warps}

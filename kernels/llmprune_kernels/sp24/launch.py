@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -134,18 +135,11 @@ def skinny_default(job: Job) -> Config:
 def skinny_candidates(job: Job) -> Iterator[Config]:
     """What is worth trying on a card."""
     base = skinny_default(job)
-    for rt in (1, 2) if job.halves == 1 else (1,):
-        for warps_n, warps_k in ((1, 4), (1, 8), (2, 2), (2, 4), (4, 1), (4, 2)):
-            for splits in (1, 2, 4, 8):
-                for unroll in (1, 2, 4):
-                    found = {
-                        "RT": rt,
-                        "WARPS_N": warps_n,
-                        "WARPS_K": warps_k,
-                        "SPLITS": splits,
-                        "UNROLL": unroll,
-                    }
-                    yield base | found
+    tiles = (1, 2) if job.halves == 1 else (1,)
+    warps = ((1, 4), (1, 8), (2, 2), (2, 4), (4, 1), (4, 2))
+    for rt, (warps_n, warps_k), splits, unroll in product(tiles, warps, (1, 2, 4, 8), (1, 2, 4)):
+        found = {"RT": rt, "WARPS_N": warps_n, "WARPS_K": warps_k, "SPLITS": splits, "UNROLL": unroll}
+        yield base | found
 
 
 def portable(job: Job, config: Config) -> Tensor:
@@ -176,11 +170,8 @@ def portable_default(job: Job) -> Config:
 def portable_candidates(job: Job) -> Iterator[Config]:
     """What is worth trying on a card."""
     base = portable_default(job)
-    for r in (4, 8):
-        for c in (1, 2):
-            for splits in (1, 2, 4, 8):
-                for warps in (4, 8):
-                    yield base | {"R": r, "C": c, "SPLITS": splits, "num_warps": warps}
+    for r, c, splits, warps in product((4, 8), (1, 2), (1, 2, 4, 8), (4, 8)):
+        yield base | {"R": r, "C": c, "SPLITS": splits, "num_warps": warps}
 
 
 def unpacked(values: Tensor, meta: Tensor, n: int, k: int, dtype: torch.dtype) -> Tensor:

@@ -40,6 +40,18 @@ def tiles_of(thread, kind, RT: gl.constexpr, WARPS_N: gl.constexpr, HALVES: gl.c
     return (gl.program_id(1) * WARPS_N + thread // 32 % WARPS_N) * RT + kind // HALVES
 
 
+@gluon.jit
+def tokens(at_ptr, step, there, pair, K, STEPS, PACKED: gl.constexpr, EVEN_K: gl.constexpr):
+    """The right operand of a step [32 W, MT, 4]: two inputs of one token a word."""
+    if PACKED:
+        mask = None if EVEN_K else step < STEPS * 2
+        words = gl.load(at_ptr + step * 128, mask, None if EVEN_K else 0)
+    else:
+        mask = there if EVEN_K else there & (step * 16 + pair < K // 2)
+        words = gl.load(at_ptr + step * 16, mask, 0)
+    return words
+
+
 @gluon.jit(do_not_specialize=["M", "TILES", "STEPS"])
 def skinny_kernel(
     x_ptr,  # int32: [M, K/2], or the words of `pack_kernel` if PACKED
@@ -125,12 +137,7 @@ def skinny_kernel(
                     eviction_policy="evict_first",
                 )
                 step = (start + b_step) * 2 + half
-                if PACKED:
-                    b_mask = None if EVEN_K else step < STEPS * 2
-                    b = gl.load(x_ptr + b_at + step * 128, b_mask, None if EVEN_K else 0)
-                else:
-                    b_mask = token < M if EVEN_K else (token < M) & (step * 16 + pair < K // 2)
-                    b = gl.load(x_ptr + b_at + step * 16, b_mask, 0)
+                b = tokens(x_ptr + b_at, step, token < M, pair, K, STEPS, PACKED, EVEN_K)
                 total = multiply(a, b, total, meta, TYPE, "0x0" if half == 0 else "0x1")
 
     # The warps that shared out the inputs add up their sums.
