@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -78,6 +79,7 @@ FILES = files()
 every_file = pytest.mark.parametrize("module", sorted(FILES))
 
 
+@cache
 def tree(module: str) -> ast.Module:
     return ast.parse(FILES[module].read_text())
 
@@ -99,6 +101,7 @@ def imported(node: ast.AST) -> Iterator[str]:
             yield inside if inside in FILES else str(node.module)
 
 
+@cache
 def imports(module: str) -> set[str]:
     """All modules that a module imports, those imported inside functions too."""
     return set(chain.from_iterable(map(imported, ast.walk(tree(module)))))
