@@ -63,9 +63,8 @@ def test_the_default_cut_gives_the_product(m: int, n: int, k: int, dtype: torch.
     ],
     ids=str,
 )
-@pytest.mark.parametrize("halves", [1, 2])
-@pytest.mark.parametrize("m", [5, 12])
-def test_every_cut_gives_the_product(cut: dict[str, int], halves: int, m: int) -> None:
+@pytest.mark.parametrize(("m", "halves"), [(5, 1), (12, 2)])
+def test_every_cut_gives_the_product(cut: dict[str, int], m: int, halves: int) -> None:
     asked, wanted = job(m, 56, 328, BF16, halves)
     assert error(launch.skinny(asked, cut), wanted) < 4e-3
 
@@ -74,5 +73,5 @@ def test_what_a_search_would_try_gives_the_product() -> None:
     asked, wanted = job(9, 32, 128, BF16)
     candidates = [*launch.skinny_candidates(asked)]
     assert len(candidates) > 50
-    for cut in candidates[::16]:
+    for cut in candidates[::24]:
         assert error(launch.skinny(asked, cut), wanted) < 4e-3
