@@ -60,7 +60,7 @@ def sparse_rows(dtype: torch.dtype, tokens: list[int]) -> Iterator[dict[str, Any
         for m in tokens:
             x = torch.randn(m, k, device="cuda", dtype=dtype)
             for provider, make in registry.SPARSE_PROVIDERS.items():
-                yield row("2:4", shape, provider, m, partial(make, n, k, dtype), x, 2 * n * k)
+                yield row("2:4", shape, provider, m, partial(make, n, k, dtype), x, n * k * 9 // 8)
 
 
 def shrunk_rows(dtype: torch.dtype, tokens: list[int]) -> Iterator[dict[str, Any]]:

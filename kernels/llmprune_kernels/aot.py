@@ -34,6 +34,8 @@ from llmprune_kernels.sp24.portable import portable_kernel, unpack_kernel
 from llmprune_kernels.sp24.skinny import skinny_kernel
 
 ARCHITECTURES = (80, 90, 100)
+LLAMA = {1: (4096, 14336), 2: (14336, 4096)}
+"""N and K of Llama-3-8B's down projection, and of its gate and up."""
 SHARED = {80: 163, 90: 227, 100: 227}
 """KiB of shared memory that a program can have."""
 INTEGERS = {80: 5.4, 90: 3.9, 100: 3.9}
@@ -151,13 +153,17 @@ def faults(case: Case, machine: Machine, architecture: int) -> list[str]:
 
 def cases() -> Iterator[Case]:
     """Every kernel with the configurations that are used where no card has been tuned for."""
+    yield _skinny(_job(1, 1, torch.float16, 4096, 14336))
+    for m in (1, 16, 64):
+        yield _skinny(_job(m, 1, torch.bfloat16, 4096, 11008))
+    for m in (1, 16):
+        yield _skinny(_job(m, 1, torch.bfloat16, 1000, 328))  # nothing divides it: all masks are in the loop
     for halves in (1, 2):
-        for m in (1, 16, 32, 64):
-            yield _skinny(m, halves, torch.bfloat16)
-        yield _skinny(1, halves, torch.float16)
+        for m in (1, 16, 32, 64, 128):
+            yield _skinny(_job(m, halves, torch.bfloat16, *LLAMA[halves]))
         for m in (1, 64):
             yield _portable(m, halves)
-        for m in (1, 64, 4096):
+        for m in (1, 16):
             yield _dense(m, halves)
     yield Case("unpack", unpack_kernel, {"R": 4, "C": 2}, 4, pointers={"out_ptr": "*i64"})
     yield Case(
@@ -172,47 +178,44 @@ def cases() -> Iterator[Case]:
     yield Case("combine", combine_kernel, final, 4)
 
 
-@functools.cache
-def _job(m: int, halves: int, dtype: torch.dtype) -> sparse.Job:
-    """A product of Llama-3-8B's shapes, without memory."""
-    n, k = (14336, 4096) if halves == 2 else (4096, 14336)
+def _job(m: int, halves: int, dtype: torch.dtype, n: int, k: int) -> sparse.Job:
+    """A product of those shapes, without memory."""
     empty = functools.partial(torch.empty, device="meta")
-    x = empty(m, k, dtype=dtype)
-    tiles, steps = halves * n // 16, k // 32
-    values, meta = (
-        empty(tiles, steps, 32, 4, dtype=torch.int32),
-        empty(tiles, steps // 2, 32, dtype=torch.int32),
-    )
-    return sparse.Job(x, values, meta, n, halves)
+    tiles, steps = halves * -(-n // 16), 2 * -(-k // 64)
+    values = empty(tiles, steps, 32, 4, dtype=torch.int32)
+    meta = empty(tiles, steps // 2, 32, dtype=torch.int32)
+    return sparse.Job(empty(m, k, dtype=dtype), values, meta, n, halves)
 
 
-def _skinny(m: int, halves: int, dtype: torch.dtype) -> Case:
-    config = sparse.skinny_default(_job(m, halves, dtype))
-    kind = sparse.TYPES[dtype]
-    split = config["SPLITS"] > 1
+def _skinny(job: sparse.Job) -> Case:
+    config = sparse.skinny_default(job)
+    flags = sparse.flags(job, config)
+    kind = flags["TYPE"]
+    even = flags["EVEN_N"] and flags["EVEN_K"]
+    elements = {"f16": "*fp16", "bf16": "*bf16"}[kind]
+    (m, k), halves = job.x.shape, job.halves
     extras = halves == 1
-    constants = {"TYPE": kind, "PACKED": m > 8, "HALVES": halves, "HAS_BIAS": extras, "HAS_RESIDUAL": extras}
-    elements = f"*{kind.replace('f16', 'fp16') if kind == 'f16' else kind}"
+    constants = {"HALVES": halves, "HAS_BIAS": extras, "HAS_RESIDUAL": extras} | flags
     return Case(
-        f"skinny M={m} halves={halves} {kind}",
+        f"skinny M={m} {halves} x {job.n} x {k} {kind}",
         skinny_kernel,
-        constants | {"EVEN_N": True, "EVEN_K": True} | config,
+        constants | config,
         config["WARPS_N"] * config["WARPS_K"],
         pointers={
             "x_ptr": "*i32",
             "bias_ptr": elements,
             "residual_ptr": elements,
-            "out_ptr": "*fp32" if split else elements,
+            "out_ptr": "*fp32" if config["SPLITS"] > 1 else elements,
         },
         sparse_core=True,
         registers=64 if m <= 8 else 255,
         weights_per_warp=config["UNROLL"] * config["RT"] * halves * 16 * 64,
-        integers=0.1,
+        integers=0.2 if even else 0.5,
     )
 
 
 def _portable(m: int, halves: int) -> Case:
-    config = sparse.portable_default(_job(m, halves, torch.bfloat16))
+    config = sparse.portable_default(_job(m, halves, torch.bfloat16, *LLAMA[halves]))
     warps = config.pop("num_warps")
     parts = config["SPLITS"] * halves > 1
     constants = {
@@ -235,7 +238,7 @@ def _portable(m: int, halves: int) -> Case:
 
 
 def _dense(m: int, halves: int) -> Case:
-    job = _job(m, halves, torch.bfloat16)
+    job = _job(m, halves, torch.bfloat16, *LLAMA[halves])
     weight = torch.empty(job.n, job.x.shape[1], dtype=job.x.dtype, device="meta")
     config = dense.default(dense.Job(job.x, weight, weight if halves == 2 else None))
     warps, stages = config.pop("num_warps"), config.pop("num_stages")

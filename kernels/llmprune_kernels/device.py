@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib.metadata
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 OLDEST = (8, 0)
 """The first NVIDIA compute capability with sparse tensor cores, and with bfloat16."""
+
+OLDEST_TRITON = (3, 6)
 
 
 def interpreting() -> bool:
@@ -18,15 +21,26 @@ def interpreting() -> bool:
 
 
 @functools.cache
-def triton_is_there() -> bool:
-    """Whether Triton can be imported."""
-    return importlib.util.find_spec("triton") is not None
+def triton_version() -> str | None:
+    """Of the Triton that is installed, if one is."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def on_device(x: torch.Tensor) -> AbstractContextManager[object]:
+    """Launch where a tensor is: Triton goes by the current device, not by its arguments'."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
 
 
 def why_not(device: torch.device) -> str | None:
     """Why no kernel can run on a device, or None if the kernels can."""
-    if not triton_is_there():
+    version = triton_version()
+    if version is None:
         return "Triton is not installed (pip install triton)"
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+        return f"the kernels need Triton 3.6 or newer, and {version} is installed"
     if device.type != "cuda":
         return f"the kernels need a GPU, and the model is on {device.type}"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST:

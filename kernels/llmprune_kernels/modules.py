@@ -26,9 +26,9 @@ WIDTH = 64
 class Inference(nn.Module):
     """A layer for inference only, of one 16-bit type; it is saved as the dense layers that it stands for."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, in_features: int) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.in_features = dtype, in_features
 
     def _rows(self, x: Tensor) -> Tensor:
         """x [..., K] as a matrix, if it can be computed with."""
@@ -39,7 +39,9 @@ class Inference(nn.Module):
             )
         if x.dtype != self.dtype:
             raise KernelError(f"{type(self).__name__} was packed in {self.dtype}, and its input is {x.dtype}")
-        return x.reshape(-1, x.shape[-1])
+        if x.shape[-1] != self.in_features:
+            raise KernelError(f"{type(self).__name__} takes {self.in_features} inputs, not {x.shape[-1]}")
+        return x.reshape(-1, self.in_features)
 
     def dense(self) -> dict[str, nn.Linear]:
         """The dense layers that this one stands for, by the names they had; "" where it has their place."""
@@ -50,6 +52,12 @@ class Inference(nn.Module):
             for key, tensor in linear.state_dict().items():
                 destination[".".join(filter(None, (prefix.rstrip("."), name, key)))] = tensor
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        raise KernelError(
+            f"{prefix.rstrip('.')} computes with packed weights, which cannot be replaced; load the weights "
+            "into the model before its kernels are chosen"
+        )
+
 
 class Sp24Linear(Inference):
     """A linear layer with two non-zeros in every four inputs, kept once, in 9/16 of the dense bytes."""
@@ -59,12 +67,17 @@ class Sp24Linear(Inference):
     bias: Tensor | None
 
     def __init__(self, weight: Fragments, bias: Tensor | None) -> None:
-        super().__init__(weight.dtype)
-        self.out_features, self.in_features = weight.shape
+        super().__init__(weight.dtype, weight.shape[1])
+        self.out_features = weight.shape[0]
         self.register_buffer("values", weight.values, persistent=False)
         self.register_buffer("meta", weight.meta, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
         self.second: SecondCopy | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, unpacked: models look at it now and then."""
+        return self.dense()[""].weight
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Sp24Linear:
@@ -85,8 +98,8 @@ class Sp24Linear(Inference):
         return out.reshape(*x.shape[:-1], self.out_features)
 
     def keep_second_copy(self) -> None:
-        """Hold the weight in cuSPARSELt's order too, for many tokens."""
-        self.second = SecondCopy(self.dense()[""].weight.detach(), self.forward)
+        """Hold the weight in cuSPARSELt's order too, if that is faster for many tokens."""
+        self.second = SecondCopy.if_it_wins(self.weight.detach(), self.forward)
 
     def dense(self) -> dict[str, nn.Linear]:
         """Itself."""
@@ -107,8 +120,8 @@ class Sp24MLP(Inference):
     meta: Tensor
 
     def __init__(self, gate: Fragments, up: Fragments, down: nn.Module) -> None:
-        super().__init__(gate.dtype)
-        self.channels, self.in_features = gate.shape
+        super().__init__(gate.dtype, gate.shape[1])
+        self.channels = gate.shape[0]
         self.register_buffer("values", torch.cat((gate.values, up.values)), persistent=False)
         self.register_buffer("meta", torch.cat((gate.meta, up.meta)), persistent=False)
         self.down_proj = down
@@ -125,20 +138,20 @@ class Sp24MLP(Inference):
         return cls(packed(mlp.gate_proj.weight), packed(mlp.up_proj.weight), down)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., K] to the same shape."""
+        """[..., K] to [..., N]."""
         rows = self._rows(x)
         if self.second is not None and len(rows) > MOST_TOKENS and self.second.wins(len(rows)):
             gate, up = self.second(rows).chunk(2, -1)
             hidden = silu(gate) * up
         else:
             hidden = ops.sp24_swiglu(rows, self.values, self.meta, self.channels)
-        return self.down_proj(hidden).reshape(x.shape)
+        return self.down_proj(hidden).reshape(*x.shape[:-1], -1)
 
     def keep_second_copy(self) -> None:
-        """Hold gate and up in cuSPARSELt's order too, for many tokens; and down, if it is packed."""
+        """Hold gate and up in cuSPARSELt's order too, if that is faster for many tokens; and down."""
         weight = torch.cat([linear.weight.detach() for linear in self.dense().values()])
         first = partial(ops.sp24_swiglu, values=self.values, meta=self.meta, channels=self.channels)
-        self.second = SecondCopy(weight, first)
+        self.second = SecondCopy.if_it_wins(weight, first)
         if isinstance(self.down_proj, Sp24Linear):
             self.down_proj.keep_second_copy()
 
@@ -163,12 +176,17 @@ class ShrunkMLP(Inference):
     bias: Tensor | None
 
     def __init__(self, gate: Tensor, up: Tensor, down: Tensor, bias: Tensor | None) -> None:
-        super().__init__(gate.dtype)
+        super().__init__(gate.dtype, gate.shape[1])
         self.channels = len(gate)
-        missing = -self.channels % WIDTH
-        self.register_buffer("gate", pad(gate, (0, 0, 0, missing)), persistent=False)
-        self.register_buffer("up", pad(up, (0, 0, 0, missing)), persistent=False)
-        self.register_buffer("down", pad(down, (0, missing)), persistent=False)
+        if missing := -self.channels % WIDTH:  # otherwise the weights are used where they are
+            gate, up, down = (
+                pad(gate, (0, 0, 0, missing)),
+                pad(up, (0, 0, 0, missing)),
+                pad(down, (0, missing)),
+            )
+        self.register_buffer("gate", gate, persistent=False)
+        self.register_buffer("up", up, persistent=False)
+        self.register_buffer("down", down, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
 
     @classmethod
@@ -179,9 +197,9 @@ class ShrunkMLP(Inference):
         return cls(mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach(), down.weight.detach(), bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., K] to the same shape."""
+        """[..., K] to [..., N]."""
         hidden = ops.swiglu(self._rows(x), self.gate, self.up)
-        return ops.linear_bias_residual(hidden, self.down, self.bias, None).reshape(x.shape)
+        return ops.linear_bias_residual(hidden, self.down, self.bias, None).reshape(*x.shape[:-1], -1)
 
     def dense(self) -> dict[str, nn.Linear]:
         """Gate, up and down, without the channels that were added."""
@@ -195,9 +213,12 @@ class ShrunkMLP(Inference):
 
 def is_24(weight: Tensor) -> bool:
     """Whether no group of four columns has more than two non-zeros."""
-    if weight.ndim != 2 or weight.shape[1] % 8:
+    if weight.ndim != 2 or weight.shape[1] % 8 or not weight.numel():
         return False
-    return int((weight.reshape(len(weight), -1, 4) != 0).sum(-1).max()) <= 2
+    for rows in weight.split(1024):  # a head of 128,000 rows is not to be copied
+        if int((rows.reshape(len(rows), -1, 4) != 0).sum(-1, dtype=torch.uint8).max()) > 2:
+            return False
+    return True
 
 
 def packed(weight: Tensor) -> Fragments:

@@ -54,7 +54,7 @@ def _sp24_linear_cuda(
 
     if len(x) <= MOST_TOKENS:
         return launch.run(launch.Job(x, values, meta, n, 1, bias, residual))
-    return _plus(cublas(x, launch.unpacked(values, meta, n, x.shape[1], weight.dtype), bias), residual)
+    return _plus(cublas(x, launch.unpacked(weight), bias), residual)
 
 
 @sp24_linear.register_fake
@@ -77,15 +77,13 @@ def sp24_swiglu(x: Tensor, values: Tensor, meta: Tensor, channels: int) -> Tenso
 
 @sp24_swiglu.register_kernel("cuda")
 def _sp24_swiglu_cuda(x: Tensor, values: Tensor, meta: Tensor, channels: int) -> Tensor:
-    halves = _halves(values, meta)
-    for v, m in halves:
-        _packed(x, v, m, channels)
+    halves = [_packed(x, v, m, channels) for v, m in _halves(values, meta)]
     _require_kernels(x)
     from llmprune_kernels.sp24 import launch
 
     if len(x) <= MOST_TOKENS:
         return launch.run(launch.Job(x, values, meta, channels, 2))
-    gate, up = (cublas(x, launch.unpacked(v, m, channels, x.shape[1], x.dtype)) for v, m in halves)
+    gate, up = (cublas(x, launch.unpacked(half)) for half in halves)
     return silu(gate, inplace=True).mul_(up)
 
 
@@ -181,6 +179,10 @@ def _packed(x: Tensor, values: Tensor, meta: Tensor, n: int) -> Fragments:
         raise KernelError(
             f"the 2:4 kernels take a matrix of float16 or bfloat16, not {x.dtype} of shape {list(x.shape)}"
         )
+    if not values.is_contiguous() or not meta.is_contiguous():
+        raise KernelError("a packed weight must lie in one piece of memory; call contiguous() on it once")
+    if x.shape[1] % 8:
+        raise KernelError(f"a packed 2:4 weight has a multiple of 8 inputs, not {x.shape[1]}")
     _same_device(x, values, meta)
     return as_fragments(values, meta, n, x.shape[1], x.dtype)
 

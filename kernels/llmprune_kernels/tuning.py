@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from llmprune_kernels.errors import KernelError
+
 Config = dict[str, int]
 BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """The largest M of each bucket; more than the last is one more."""
@@ -45,7 +47,10 @@ def _known(name: str) -> dict[str, Config]:
     for folder in (Path(__file__).parent / "configs", cache_folder()):
         file = folder / f"{name}.json"
         if file.is_file():
-            found |= json.loads(file.read_text())
+            try:
+                found |= json.loads(file.read_text())
+            except ValueError as error:
+                raise KernelError(f"{file} is no JSON of tuned kernels ({error}); delete it") from error
     return found
 
 
@@ -93,7 +98,7 @@ def _fastest(configs: list[Config], run: Callable[[Config], object]) -> Config:
             times[number] = do_bench(functools.partial(run, config), return_mode="median")
         except OutOfResources:
             continue
-    return configs[min(times, key=times.__getitem__)]
+    return configs[min(times, key=times.__getitem__, default=0)]
 
 
 def _keep(name: str, key: str, config: Config) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from llmprune_kernels import acceleration, modules
-from llmprune_kernels.acceleration import Choice, accelerate
+from llmprune_kernels.acceleration import accelerate
 from llmprune_kernels.errors import KernelError
-from llmprune_kernels.modules import ShrunkMLP, Sp24Linear, Sp24MLP
+from llmprune_kernels.modules import Inference, ShrunkMLP, Sp24Linear, Sp24MLP
 from llmprune_kernels.sp24 import prefill
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -30,13 +33,9 @@ def make_24(model: nn.Module, names: tuple[str, ...] = ("proj",)) -> None:
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a GPU were there and every kernel won: the conversion is real, only the clock is not."""
+    """As if a GPU were there and every kernel won: comparison and conversion are real, the clock is not."""
     monkeypatch.setattr(acceleration, "why_not", lambda device: None)
-    monkeypatch.setattr(
-        acceleration,
-        "_timed",
-        lambda old, new, gain: Choice(old.kind.__name__, str(old.shape), 0, 2.0, 1.0, 0.0, True),
-    )
+    monkeypatch.setattr(acceleration, "_microseconds", lambda layer, x: 1.0 if kernels_in(layer) else 2.0)
 
 
 def llama(sparse_layers: bool) -> PreTrainedModel:
@@ -44,6 +43,10 @@ def llama(sparse_layers: bool) -> PreTrainedModel:
     if sparse_layers:
         make_24(model)
     return model
+
+
+def kernels_in(module: nn.Module) -> bool:
+    return any(isinstance(part, Inference) for part in module.modules())
 
 
 def kinds(model: nn.Module) -> set[type]:
@@ -102,28 +105,106 @@ def test_a_model_keeps_its_logits_its_text_and_its_checkpoint(sparse_layers: boo
 def test_a_model_compiles_as_one_graph() -> None:
     model = llama(True)
     accelerate(model)
-    layer = model.model.layers[0].mlp
-    x = normal(1, 32, dtype=BF16)
-    assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+    ids = torch.randint(3, 100, (1, 7))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
 
 
 @pytest.mark.usefixtures("on_gpu")
-def test_what_loses_stays_and_the_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        acceleration,
-        "_timed",
-        lambda old, new, gain: Choice(old.kind.__name__, "x", 0, 1.0, 2.0, 0.5 * (old.name == "mlp"), False),
-    )
+@pytest.mark.parametrize("loses_at", [1, 64])
+def test_what_loses_stays_and_the_table_says_so(loses_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clock(layer: nn.Module, x: Tensor) -> float:
+        return 3.0 if kernels_in(layer) and len(x) == loses_at else 1.0 if kernels_in(layer) else 2.0
+
+    monkeypatch.setattr(acceleration, "_microseconds", clock)
     model = llama(True)
     table = str(accelerate(model))
     assert kinds(model) == {nn.Linear}
-    assert "0.50x  dense" in table and "dense (it computes something else)" in table
+    assert all(line.endswith("  dense") for line in table.splitlines()[1:])
+    monkeypatch.setattr(acceleration, "_microseconds", lambda layer, x: 2.0 if kernels_in(layer) else 2.08)
+    accelerate(model, min_gain=1.05)
+    assert kinds(model) == {nn.Linear}
+    accelerate(model, min_gain=1.03)
+    assert Sp24Linear in kinds(model)
+
+
+class Clamped(nn.Module):
+    """An MLP with the right parts and another idea of what to do with them."""
+
+    def __init__(self, mlp: Any, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.act_fn, self.change = mlp.act_fn, change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.change(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("change", [lambda h: 2 * h, lambda h: h.clamp(-10, 10)], ids=["scaled", "clamped"])
+def test_an_mlp_that_computes_something_else_stays(change: Callable[[Tensor], Tensor]) -> None:
+    """Though it has the same parts, the same shape, and others of that shape are replaced."""
+    model = llama(True)
+    odd = model.model.layers[1]
+    odd.mlp = Clamped(odd.mlp, change).eval()
+    table = str(accelerate(model))
+    assert type(odd.mlp) is Clamped and type(odd.mlp.gate_proj) is Sp24Linear
+    assert type(model.model.layers[2].mlp) is Sp24MLP
+    assert "dense: it computes something else" in table
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_what_fails_stays_and_the_rest_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sp24MLP, "from_mlp", classmethod(lambda cls, mlp: 1 / 0))
+    model = llama(True)
+    assert "dense: ZeroDivisionError: division by zero" in str(accelerate(model))
+    assert kinds(model) == {nn.Linear, Sp24Linear}
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_hooks_and_other_types_keep_a_layer_dense() -> None:
+    model = llama(True)
+    layer = model.model.layers[0]
+    layer.mlp.down_proj.register_forward_hook(lambda module, inputs, out: out * 1.01)
+    layer.self_attn.q_proj.float()
+    accelerate(model)
+    assert type(layer.mlp) not in (Sp24MLP, ShrunkMLP) and type(layer.mlp.down_proj) is nn.Linear
+    assert type(layer.self_attn.q_proj) is nn.Linear and type(layer.self_attn.k_proj) is Sp24Linear
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_dense_weights_are_freed_as_they_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama(True)
+    old = [weakref.ref(layer.mlp) for layer in model.model.layers]
+    alive: list[int] = []
+    build = Sp24MLP.from_mlp.__func__
+
+    def counted(cls: type, mlp: Any) -> Any:
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in old))
+        return build(cls, mlp)
+
+    monkeypatch.setattr(Sp24MLP, "from_mlp", classmethod(counted))
+    accelerate(model)
+    assert alive == [3, 2, 1]
+
+
+def test_packed_layers_say_what_they_cannot_do() -> None:
+    linear = nn.Linear(72, 16, dtype=BF16)
+    linear.weight.data *= sparse(16, 72) != 0
+    layer = Sp24Linear.from_linear(linear).eval()
+    assert torch.equal(layer.weight, linear.weight)
+    with pytest.raises(KernelError, match="Sp24Linear takes 72 inputs, not 80"):
+        layer(normal(1, 80, dtype=BF16))
+    with pytest.raises(KernelError, match="computes with packed weights, which cannot be replaced"):
+        nn.Sequential(layer).load_state_dict(nn.Sequential(linear).state_dict())
 
 
 def test_no_gated_mlp_is_mistaken_for_one() -> None:
-    assert acceleration.is_gated_mlp(tiny.model("llama").model.layers[0].mlp)
+    assert acceleration.is_gated_mlp(tiny.model("llama", BF16).model.layers[0].mlp)
     for family in ("gemma", "opt", "phi3"):  # gelu, no gate, gate and up in one
-        assert not any(map(acceleration.is_gated_mlp, tiny.model(family).modules()))
+        assert not any(map(acceleration.is_gated_mlp, tiny.model(family, BF16).modules()))
 
 
 @pytest.mark.parametrize(
@@ -148,8 +229,10 @@ def test_a_model_in_float32_stays_dense() -> None:
 
 
 def test_triton_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmprune_kernels.device.triton_is_there", lambda: False)
+    monkeypatch.setattr("llmprune_kernels.device.triton_version", lambda: None)
     assert "Triton is not installed" in str(accelerate(llama(True)))
+    monkeypatch.setattr("llmprune_kernels.device.triton_version", lambda: "3.4.0")
+    assert "need Triton 3.6 or newer, and 3.4.0 is installed" in str(accelerate(llama(True)))
 
 
 def test_training_and_other_types_are_refused() -> None:
@@ -203,6 +286,7 @@ def test_a_second_copy_serves_many_tokens_where_it_wins(wins: bool, monkeypatch:
     monkeypatch.setattr(torch, "_cslt_sparse_mm", multiply)
     monkeypatch.setattr(prefill, "_seconds", seconds)
     monkeypatch.setattr(prefill, "BUCKETS", (256,))
+    monkeypatch.setattr(prefill, "SIDES", 8)
     model, dense = llama(True), llama(True)
     accelerate(model, prefill="dual")
     called.clear()

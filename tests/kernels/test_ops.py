@@ -76,6 +76,13 @@ def changed(name: str, place: int, new: Any) -> tuple[Any, ...]:
         ("sp24_linear", 0, Tensor.float, "take a matrix of float16 or bfloat16, not torch.float32"),
         ("sp24_linear", 0, lambda x: x[None], "of shape [1, 5, 72]"),
         ("sp24_linear", 0, lambda x: normal(M, 2 * K, dtype=BF16), "of 40 x 144 has values [3, 6, 32, 4]"),
+        ("sp24_linear", 0, lambda x: x[:, :70], "has a multiple of 8 inputs, not 70"),
+        (
+            "sp24_linear",
+            1,
+            lambda v: v.transpose(2, 3).contiguous().transpose(2, 3),
+            "in one piece of memory",
+        ),
         ("sp24_linear", 1, Tensor.long, "found [3, 4, 32, 4] torch.int64"),
         ("sp24_linear", 3, Tensor.float, "bias must be a contiguous torch.bfloat16 tensor of shape [40]"),
         (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmprune_kernels import tuning
 from llmprune_kernels.dense.product import product_kernel
-from llmprune_kernels.device import interpreting
+from llmprune_kernels.device import interpreting, on_device
 from llmprune_kernels.epilogue import combine_kernel
 from llmprune_kernels.tuning import Config
 
@@ -39,10 +39,16 @@ def run(job: Job) -> Tensor:
     """The product [M, N]."""
     shape = (len(job.x), job.halves * len(job.weight), job.x.shape[1])
     name = f"dense_{job.halves}"
-    config = tuning.pick(
-        name, shape, job.x.device, default(job), lambda: candidates(job), lambda config: start(job, config)
-    )
-    return start(job, config)
+    with on_device(job.x):
+        config = tuning.pick(
+            name,
+            shape,
+            job.x.device,
+            default(job),
+            lambda: candidates(job),
+            lambda config: start(job, config),
+        )
+        return start(job, config)
 
 
 def start(job: Job, config: Config) -> Tensor:
@@ -72,12 +78,8 @@ def start(job: Job, config: Config) -> Tensor:
 
 
 def default(job: Job) -> Config:
-    """Narrow tiles for few tokens, square ones for many."""
-    m = len(job.x)
-    if m > 64:
-        sides = {"BLOCK_M": 128 if m > 128 else 64, "BLOCK_N": 128 // job.halves}
-        return sides | {"BLOCK_K": 64, "SPLITS": 1, "num_warps": 8, "num_stages": 3}
-    block_m = max(16, tuning.power_of_two(m))
+    """Narrow tiles: this kernel is for few tokens, where reading the weight is all the work."""
+    block_m = max(16, tuning.power_of_two(len(job.x)))
     programs = -(-len(job.weight) // 64)
     splits = tuning.splits_for(programs, min(8, max(1, job.x.shape[1] // 1024)))
     return {
@@ -93,9 +95,7 @@ def default(job: Job) -> Config:
 def candidates(job: Job) -> Iterator[Config]:
     """What is worth trying on a card."""
     base = default(job)
-    few = len(job.x) <= 64
-    heights, depths = ((32, 64, 128), (64, 128, 256)) if few else ((64, 128, 256), (32, 64))
-    for block_n, block_k, splits in product(heights, depths, (1, 2, 4, 8) if few else (1,)):
+    for block_n, block_k, splits in product((32, 64, 128), (64, 128, 256), (1, 2, 4, 8)):
         for stages, warps in product((3, 4, 5), (4, 8)):
             cut = {"BLOCK_N": block_n, "BLOCK_K": block_k, "SPLITS": splits}
             yield base | cut | {"num_stages": stages, "num_warps": warps}

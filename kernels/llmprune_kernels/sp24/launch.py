@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmprune_kernels import tuning
-from llmprune_kernels.device import has_sparse_cores, interpreting, is_nvidia
+from llmprune_kernels.device import has_sparse_cores, interpreting, is_nvidia, on_device
 from llmprune_kernels.epilogue import combine_kernel
+from llmprune_kernels.formats.fragments import Fragments
 from llmprune_kernels.sp24.pack_tokens import pack_kernel
 from llmprune_kernels.sp24.portable import portable_kernel, unpack_kernel
 from llmprune_kernels.sp24.skinny import skinny_kernel
@@ -66,40 +68,59 @@ class Job:
 
 
 def run(job: Job) -> Tensor:
-    """The product [M, N], by the sparse tensor core where there is one."""
+    """The product [M, N], by the sparse tensor cores where there are some and no search has found better."""
     sparse = has_sparse_cores(job.x.device)
-    start, default, candidates = (
-        (skinny, skinny_default(job), skinny_candidates)
-        if sparse
-        else (portable, portable_default(job), portable_candidates)
-    )
-    name = f"sp24_{start.__name__}_{job.halves}"
-    config = tuning.pick(
-        name, job.shape, job.x.device, default, lambda: candidates(job), lambda c: start(job, c)
-    )
-    return start(job, config)
+    default = skinny_default(job) if sparse else portable_default(job)
+
+    def candidates() -> Iterator[Config]:
+        return chain(skinny_candidates(job) if sparse else (), portable_candidates(job))
+
+    with on_device(job.x):
+        name = f"sp24_{job.halves}"
+        config = tuning.pick(name, job.shape, job.x.device, default, candidates, lambda c: start(job, c))
+        return start(job, config)
+
+
+def start(job: Job, config: Config) -> Tensor:
+    """Run the kernel that a configuration is for."""
+    return (skinny if "RT" in config else portable)(job, config)
 
 
 def skinny(job: Job, config: Config) -> Tensor:
     """By `mma.sp`."""
     m, k = job.x.shape
-    per_program = config["RT"] * config["WARPS_N"]
     blocks = -(-m // (8 * config["MT"]))
-    packed = m > 8
-    words = job.x.contiguous().view(torch.int32)
-    if packed:
+    constants = flags(job, config)
+    words = as_words(job.x)
+    if constants["PACKED"]:
         words = packed_tokens(words, m, k, job.steps, blocks * config["MT"])
     out, part = job.buffers(config["SPLITS"], config["SPLITS"] > 1)
     bias, residual, has_bias, has_residual = job.extras()
-    even_k = job.steps % (config["WARPS_K"] * config["SPLITS"] * config["UNROLL"]) == 0
-    skinny_kernel[(blocks, -(-job.tiles // per_program), config["SPLITS"])](
+    skinny_kernel[(blocks, -(-job.tiles // (config["RT"] * config["WARPS_N"])), config["SPLITS"])](
         words, job.values, job.meta, bias, residual, part, m, job.n, k, job.tiles, job.steps,
-        TYPE=TYPES[job.x.dtype], PACKED=packed, HALVES=job.halves,
-        HAS_BIAS=has_bias, HAS_RESIDUAL=has_residual,
-        EVEN_N=job.tiles % per_program == 0, EVEN_K=even_k and (packed or k % 64 == 0),
+        **constants, HALVES=job.halves, HAS_BIAS=has_bias, HAS_RESIDUAL=has_residual,
         **config, num_warps=config["WARPS_N"] * config["WARPS_K"],
     )  # fmt: skip
     return combined(job, out, part)
+
+
+def flags(job: Job, config: Config) -> dict[str, Any]:
+    """What the kernel is told of a product besides its cut: its type, and which masks it can do without."""
+    packed = len(job.x) > 8
+    even = job.steps % (config["WARPS_K"] * config["SPLITS"] * config["UNROLL"]) == 0
+    return {
+        "TYPE": TYPES[job.x.dtype],
+        "PACKED": packed,
+        "EVEN_N": job.tiles % (config["RT"] * config["WARPS_N"]) == 0,
+        "EVEN_K": even and (packed or job.x.shape[1] % 64 == 0),
+    }
+
+
+def as_words(x: Tensor) -> Tensor:
+    """x [M, K] as int32 [M, K/2], copied only if its rows or its beginning are not where words can begin."""
+    x = x.contiguous()
+    aligned = x.storage_offset() % 2 == 0 and x.stride(0) % 2 == 0
+    return (x if aligned else x.clone(memory_format=torch.contiguous_format)).view(torch.int32)
 
 
 def packed_tokens(words: Tensor, m: int, k: int, steps: int, tiles: int) -> Tensor:
@@ -127,9 +148,18 @@ def skinny_default(job: Job) -> Config:
     rt, warps_n, warps_k = {1: (1, 1, 8), 2: (1, 1, 8), 4: (2, 2, 2), 8: (2, 4, 1)}[mt]
     rt = max(1, rt // job.halves)
     programs = -(-job.tiles // (rt * warps_n)) * -(-len(job.x) // (8 * mt))
-    most = max(1, job.steps // (4 * warps_k))
-    splits = tuning.splits_for(programs, min(8, most))
-    return {"RT": rt, "MT": mt, "WARPS_N": warps_n, "WARPS_K": warps_k, "SPLITS": splits, "UNROLL": 2}
+    splits = tuning.splits_for(programs, min(8, max(1, job.steps // (4 * warps_k))))
+    unroll = 2
+    # A loop that ends evenly has no masks in it: smaller shares are worth that.
+    while job.steps % (warps_k * splits * unroll) and max(splits, unroll, warps_k // 4) > 1:
+        splits, unroll, warps_k = (
+            (splits, 1, warps_k)
+            if unroll > 1
+            else (splits // 2, 2, warps_k)
+            if splits > 1
+            else (1, 2, warps_k // 2)
+        )
+    return {"RT": rt, "MT": mt, "WARPS_N": warps_n, "WARPS_K": warps_k, "SPLITS": splits, "UNROLL": unroll}
 
 
 def skinny_candidates(job: Job) -> Iterator[Config]:
@@ -174,11 +204,13 @@ def portable_candidates(job: Job) -> Iterator[Config]:
         yield base | {"R": r, "C": c, "SPLITS": splits, "num_warps": warps}
 
 
-def unpacked(values: Tensor, meta: Tensor, n: int, k: int, dtype: torch.dtype) -> Tensor:
+def unpacked(weight: Fragments) -> Tensor:
     """The dense matrix [N, K], K a multiple of 8, for products with many tokens."""
-    out = torch.empty(n, k, dtype=dtype, device=values.device)
+    (n, k), (tiles, steps) = weight.shape, weight.meta.shape[:2]
+    out = torch.empty(n, k, dtype=weight.dtype, device=weight.values.device)
     r, c = 4, 2
-    unpack_kernel[(-(-values.shape[0] // r), -(-meta.shape[1] // c))](
-        values, meta, out.view(torch.int64), n, k, values.shape[0], meta.shape[1], R=r, C=c
-    )
+    with on_device(out):
+        unpack_kernel[(-(-tiles // r), -(-steps // c))](
+            weight.values, weight.meta, out.view(torch.int64), n, k, tiles, steps, R=r, C=c
+        )
     return out

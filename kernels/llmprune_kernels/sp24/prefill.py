@@ -14,38 +14,48 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 BUCKETS = (256, 1024, 4096)
 """Numbers of tokens for which the paths are compared; in between, the next larger one's choice serves."""
-ROWS = 8  # cuSPARSELt takes tokens in multiples of this in 16 bits
+ROWS, SIDES = 8, 16  # cuSPARSELt takes tokens, and sides of a weight, in multiples of these in 16 bits
 REPEATS = 20
 
 
-class SecondCopy:
-    """A weight in cuSPARSELt's order, and its fastest algorithm for each number of tokens, if it wins."""
+class SecondCopy(nn.Module):
+    """A weight in cuSPARSELt's order, and its fastest algorithm for the numbers of tokens where it wins."""
 
-    def __init__(self, weight: Tensor, dense: Callable[[Tensor], Tensor]) -> None:
-        """Compress a dense 2:4 weight [N, K], and compare with what would be done without this copy.
+    blob: Tensor
+
+    def __init__(self, blob: Tensor, algorithms: dict[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("blob", blob, persistent=False)
+        self.algorithms = algorithms
+
+    @classmethod
+    def if_it_wins(cls, weight: Tensor, dense: Callable[[Tensor], Tensor]) -> SecondCopy | None:
+        """Compress a dense 2:4 weight [N, K] of 16 bits, or None if that would never be faster.
 
         Args:
-            weight: 16 bits, both sides multiples of 16.
+            weight: of any shape; cuSPARSELt takes multiples of 16.
             dense: the product as the layer computes it from its own copy.
         """
-        self.blob: Tensor = torch._cslt_compress(weight)
-        self.algorithms: dict[int, int] = {}
+        if weight.shape[0] % SIDES or weight.shape[1] % SIDES:
+            return None
+        copy = cls(torch._cslt_compress(weight), {})
         for m in BUCKETS:
             x = torch.randn(m, weight.shape[1], dtype=weight.dtype, device=weight.device)
-            algorithm = int(torch._cslt_sparse_mm_search(self.blob, x.t(), transpose_result=True))
-            if _seconds(partial(self._product, x, None, algorithm)) < _seconds(partial(dense, x)):
-                self.algorithms[m] = algorithm
+            algorithm = int(torch._cslt_sparse_mm_search(copy.blob, x.t(), transpose_result=True))
+            if _seconds(partial(copy._product, x, None, algorithm)) < _seconds(partial(dense, x)):
+                copy.algorithms[m] = algorithm
+        return copy if copy.algorithms else None
 
     def wins(self, m: int) -> bool:
         """Whether this copy is faster for M tokens."""
         return _bucket(m) in self.algorithms
 
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [M, K] times the transpose of the weight, plus bias; M one of those for which it wins."""
         return self._product(x, bias, self.algorithms[_bucket(len(x))])
 

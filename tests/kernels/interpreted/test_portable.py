@@ -60,7 +60,7 @@ def test_a_dense_product_equals_the_naive_one(
 @pytest.mark.parametrize(("n", "k"), [(64, 128), (40, 200), (16, 72)])
 def test_unpacking_gives_the_very_matrix(n: int, k: int) -> None:
     weight = packed(n, k, BF16)
-    dense_form = launch.unpacked(weight.values, weight.meta, n, k, BF16)
+    dense_form = launch.unpacked(weight)
     assert torch.equal(dense_form, weight.unpack().to_dense())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -67,6 +68,19 @@ def test_the_default_cut_gives_the_product(m: int, n: int, k: int, dtype: torch.
 def test_every_cut_gives_the_product(cut: dict[str, int], m: int, halves: int) -> None:
     asked, wanted = job(m, 56, 328, BF16, halves)
     assert error(launch.skinny(asked, cut), wanted) < 4e-3
+
+
+@pytest.mark.parametrize("place", [(slice(0, 3), slice(1, 129)), (slice(1, 4), slice(0, 128))], ids=str)
+def test_inputs_may_begin_anywhere(place: tuple[slice, slice]) -> None:
+    asked, wanted = job(3, 32, 128, BF16)
+    wide = torch.zeros(5, 131, dtype=BF16)
+    wide[place] = asked.x
+    moved = replace(asked, x=wide[place])
+    assert torch.equal(
+        launch.skinny(moved, launch.skinny_default(moved)), launch.skinny(asked, launch.skinny_default(asked))
+    )
+    one = replace(asked, x=wide[place][:1], residual=asked.residual[:1])  # contiguous, and oddly aligned
+    assert error(launch.skinny(one, launch.skinny_default(one)), wanted[:1]) < 4e-3
 
 
 def test_what_a_search_would_try_gives_the_product() -> None:
