@@ -18,6 +18,7 @@ from llmprune.cli.options import (
     Json,
     Length,
     Model,
+    Save,
     Trust,
 )
 from llmprune.errors import RequestError
@@ -63,6 +64,9 @@ def evaluate(
     ] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions a task.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Draw the questions of --limit, instead of the first ones.")
+    ] = None,
     batch_size: Annotated[str, typer.Option(help="Of the tasks: a number, or auto.")] = "1",
     data: Annotated[
         Path | None, typer.Option(help="A folder of data sets by their Hub names, for the tasks.")
@@ -72,7 +76,7 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     out: Annotated[Path | None, typer.Option(help="Write the JSON object here as well.")] = None,
-    save: Annotated[bool, typer.Option("--save", help="Keep it in the model's report and card.")] = False,
+    save: Save = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -89,7 +93,8 @@ def evaluate(
         keeping.require_ours(models)
     asked = None
     if tasks is not None:
-        asked = scored.ask(tasks, num_fewshot=num_fewshot, limit=limit, batch_size=batch_size, data=data)
+        which = {"num_fewshot": num_fewshot, "limit": limit, "seed": seed}
+        asked = scored.ask(tasks, **which, batch_size=batch_size, data=data)
     display.quiet()
     names = {} if baseline is None else {"baseline": baseline}
     names |= {"model" if not i else f"model-{i + 1}": name for i, name in enumerate(models)}
