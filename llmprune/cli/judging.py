@@ -34,16 +34,22 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 5,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    save: Save = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure how fast MODEL reads and writes, and the memory it takes, beside the dense model."""
+    from llmprune_eval import keeping
     from llmprune_eval.bench import Load, compare, rows
 
+    if save:
+        keeping.require_ours([model])
     display.quiet()
     names = [model] if baseline is None else [baseline, model]
     load = Load(batch, prompt, new_tokens, repeats)
     found = compare(names, load, device=device, dtype=dtype, trust=trust_remote_code)
+    if save:
+        keeping.keep_speed(Path(model), found)
     if as_json:
         return display.print_json(found)
     display.table(rows(found), sys.stdout)
