@@ -170,7 +170,8 @@ def _windows_of(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Windo
             shared = max(0, protocol.length - stride - 1)
         left = left[len(starts) * stride :]
     if shared is None:
-        raise RequestError("perplexity", f"{text} has {len(left)} tokens, fewer than one window of {own}")
+        found = f"has {len(left)} tokens, fewer than one window of {own}" if len(left) else "holds no text"
+        raise RequestError("perplexity", f"{text} {found}")
 
 
 def _length(model: Any, protocol: Protocol) -> int:

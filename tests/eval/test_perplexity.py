@@ -60,6 +60,9 @@ def test_windows_longer_than_the_context_or_the_text_are_refused(text, tmp_path)
     short.write_text("one two")
     with pytest.raises(RequestError, match="fewer than one window"):
         perplexity.measure(model, tokenizer, str(short), Protocol(16))
+    short.write_text(" ")
+    with pytest.raises(RequestError, match="holds no text"):
+        perplexity.measure(model, tokenizer, str(short), Protocol(16))
 
 
 def test_the_builtin_text_is_not_the_one_that_calibrates():
