@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llmprune.errors import JobError, RequestError
 from llmprune.paths import existing
+from llmprune.tokenizing import tokenize
 
 Half = Literal["calibration", "evaluation"]
 TIMEOUT = 60.0  # seconds without a document after which a data set counts as out of reach
@@ -112,16 +113,24 @@ def characters_for(samples: int, length: int) -> int:
     return max(CHARACTERS * samples, 128) * length
 
 
-def tokenize(text: str, tokenizer: Any) -> Tensor:
-    """The ids of a whole text, without special tokens."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.int64)
-
-
 def read_text(
     dataset: str, half: Half, asked: Calibration, limit: int | None = None, field: str = "calibration"
 ) -> str:
-    """The documents of a data set, joined by blank lines.
+    """A text as a whole; the arguments are those of `read`.
+
+    Raises:
+        RequestError: there is no such text, or nothing in it.
+    """
+    text = "".join(read(dataset, half, asked, limit, field))
+    if not text.strip():
+        raise RequestError(field, f"{dataset} holds no text")
+    return text
+
+
+def read(
+    dataset: str, half: Half, asked: Calibration, limit: int | None = None, field: str = "calibration"
+) -> Iterator[str]:
+    """The documents of a data set, joined by blank lines, part by part.
 
     Args:
         dataset: as in `Calibration`.
@@ -131,12 +140,13 @@ def read_text(
         field: what a wrong name is reported as.
     """
     path = existing(dataset) or Path(dataset)
+    between = "\n\n"
     if dataset == "builtin":
         documents: Iterable[str] = _reference_manual(half)
     elif dataset in KNOWN:
         documents = _from_hub(_known(dataset, half), "text", dataset)
     elif path.suffix in PLAIN and path.is_file():
-        documents = _lines(path, field)
+        documents, between = _parts(path, field), ""  # of one document
     elif path.suffix in FORMATS and path.is_file():
         table = {"path": FORMATS[path.suffix], "data_files": glob.escape(str(path)), "split": "train"}
         documents = _from_file(table, asked.text_column, dataset)
@@ -148,10 +158,8 @@ def read_text(
     else:
         where = {"path": dataset, "name": asked.subset, "split": asked.split}
         documents = _from_hub(where, asked.text_column, dataset)
-    text = "\n\n".join(_up_to(documents, limit))
-    if not text.strip():
-        raise RequestError(field, f"{dataset} holds no text")
-    return text
+    for number, document in enumerate(_up_to(documents, limit)):
+        yield between + document if number else document
 
 
 def _known(dataset: str, half: Half) -> dict[str, Any]:
@@ -176,9 +184,12 @@ def _reference_manual(half: Half) -> list[str]:
     return sections[0 if half == "calibration" else 1 :: 2]
 
 
-def _lines(path: Path, field: str) -> Iterator[str]:
+def _parts(path: Path, field: str) -> Iterator[str]:
+    """A plain file, a MB at a time."""
     try:
-        yield path.read_text(encoding="utf-8", errors="replace")
+        with path.open(encoding="utf-8", errors="replace") as file:
+            while part := file.read(1 << 20):
+                yield part
     except OSError as error:
         raise RequestError(field, f"{path} cannot be read: {error.strerror}") from error
 

@@ -45,7 +45,8 @@ Checked after writing, in a fresh process with transformers {transformers}: {che
 """
 
 
-QUALITY = "## Quality"
+QUALITY, SPEED = "## Quality", "## Speed"
+HEAD = ["| measured | dense | pruned | protocol |", "|---|---|---|---|"]
 MASKED = (
     "The zeros are stored: this checkpoint is as large as the dense one and runs as fast in a runtime that "
     "does not use them."
@@ -93,26 +94,44 @@ def make(report: Report, source: Source | None, out: Path) -> str:
 
 
 def evaluated(folder: Path, report: Report) -> None:
-    """Put the report's evaluation into the card of a folder: its own section, and what the Hub shows.
+    """Put what was measured into the card of a folder: sections of its own, and what the Hub shows.
 
     Whatever else somebody wrote into the card stays.
     """
     file = folder / "README.md"
     card = ModelCard.load(file)
     evaluation = report.evaluation or {}
-    section = f"{QUALITY}\n\n" + "\n".join(_table(evaluation)) + "\n"
-    found = re.compile(rf"{QUALITY}\n.*?(?=\n## |\Z)", re.DOTALL)
-    text = card.text.rstrip() + "\n"
-    card.text = found.sub(lambda _: section, text) if found.search(text) else f"{text}\n{section}"
-    card.data.model_name = folder.resolve().name
-    card.data.eval_results = _results(evaluation["model"])
+    if "model" in evaluation:
+        card.text = _with(card.text, QUALITY, _table(evaluation))
+        card.data.model_name = folder.resolve().name
+        card.data.eval_results = _results(evaluation["model"])
+    if "bench" in evaluation:
+        card.text = _with(card.text, SPEED, _speeds(evaluation["bench"]))
     file.write_text(f"---\n{card.data.to_yaml()}\n---\n{card.text}")
+
+
+def _with(text: str, title: str, lines: list[str]) -> str:
+    """A card's text with this section, in place of the one of that title."""
+    section = f"{title}\n\n" + "\n".join(HEAD + lines) + "\n"
+    found = re.compile(rf"{title}\n.*?(?=\n## |\Z)", re.DOTALL)
+    text = text.rstrip() + "\n"
+    return found.sub(lambda _: section, text) if found.search(text) else f"{text}\n{section}"
+
+
+def _speeds(bench: dict[str, Any]) -> list[str]:
+    """Tokens per second, the dense model's where it was measured in turns with the pruned one."""
+    pruned, lines = bench["models"][-1], []
+    for part in ("prefill", "decode"):
+        key = f"{part}_tokens_per_s"
+        own = f"{bench['models'][0][key]:.1f}" if len(bench["models"]) > 1 else ""
+        lines.append(f"| {part}, tokens per second | {own} | {pruned[key]:.1f} | {bench['protocol']} |")
+    return lines
 
 
 def _table(evaluation: dict[str, Any]) -> list[str]:
     """What was measured of the model, beside the dense one."""
     dense, pruned = evaluation.get("baseline", {}), evaluation["model"]
-    lines = ["| measured | dense | pruned | protocol |", "|---|---|---|---|"]
+    lines = []
     before = {text["dataset"]: text["perplexity"] for text in dense.get("perplexity", [])}
     for text in pruned["perplexity"]:
         own = f"{before[text['dataset']]:.3f}" if text["dataset"] in before else ""
@@ -123,6 +142,8 @@ def _table(evaluation: dict[str, Any]) -> list[str]:
             other = dense.get("tasks", {}).get(name)
             own = f"{other[metric]:.4f}" if other else ""
             how = f"{metric}, {values.get('num_fewshot') or 0}-shot, lm-eval"
+            if asked := values.get("questions"):
+                how += f", {asked['asked']} of {asked['of']} questions"
             lines.append(f"| {name} | {own} | {values[metric]:.4f} | {how} |")
     return lines
 

@@ -4,39 +4,48 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
 PLAIN_EVERY = 15.0  # seconds between two plain lines
 
 
-def track(items: Sequence[T], label: str) -> Iterator[T]:
-    """Yield the items, showing how many are done; silently without a label."""
+def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items, showing how many of them (or of `total`) are done; silently without a label."""
     if not label:
         yield from items
         return
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield from _plain(items, label)
+        yield from _plain(items, label, total)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        yield from progress.track(items, description=label)
+        yield from progress.track(items, total, description=label)
 
 
-def _plain(items: Sequence[T], label: str) -> Iterator[T]:
+def _plain(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
     start = last = time.monotonic()
-    for done, item in enumerate(items):
+    done = 0
+
+    def news(now: float) -> None:
+        of = "" if total is None else f"/{total}"
+        say(f"{label}: {done}{of}, {now - start:.0f} s")
+
+    for item in items:
         now = time.monotonic()
         if done and now - last > PLAIN_EVERY:
             last = now
-            say(f"{label}: {done}/{len(items)}, {now - start:.0f} s")
+            news(now)
         yield item
-    say(f"{label}: {len(items)}/{len(items)}, {time.monotonic() - start:.0f} s")
+        done += 1
+    news(time.monotonic())
 
 
 def say(line: str) -> None:

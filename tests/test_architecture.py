@@ -26,7 +26,7 @@ HOMES = {
 FLOORS = {
     0: ["errors", "paths", "progress", "llmprune_kernels"],
     1: ["ops", "spectrum"],
-    2: ["statistics", "patterns", "plugins", "sites"],
+    2: ["statistics", "patterns", "plugins", "sites", "tokenizing"],
     3: ["anatomy", "methods", "calibration", "repair"],
     4: ["stage", "checkpoint", "widths", "synthetic", "policy"],
     5: ["walk", "layout", "arrival", "sampling"],

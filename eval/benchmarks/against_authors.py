@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from llmprune_eval.perplexity import window_loss
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import llmprune
-from llmprune.calibration import Calibration, read_text, tokenize
+from llmprune.calibration import Calibration, read_text
+from llmprune.tokenizing import tokenize
 
 ROWS: dict[str, dict[str, Any]] = {
     "wanda_50": {"method": "wanda"},
@@ -41,6 +42,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "cfsp_50": {"method": "cfsp", "sparsity": 0.5},
     "owl_70": {"method": "wanda", "sparsity": 0.7, "allocation": "owl"},
 }
+BASELINES = "baselines/smollm2-135m.json"
 WIKITEXT = "data/Salesforce/wikitext/wikitext-2-raw-v1"
 
 
@@ -49,6 +51,13 @@ def tokens_of(shared: Path, split: str, tokenizer: Any) -> torch.Tensor:
     return tokenize(
         read_text(str(shared / WIKITEXT / f"{split}.parquet"), "evaluation", Calibration()), tokenizer
     )
+
+
+def calibration_tokens(model: str, shared: Path) -> torch.Tensor:
+    """The windows [N, L] of WikiText-2 validation that the authors' code was calibrated on."""
+    asked = json.loads((shared / BASELINES).read_text())["calibration"]
+    ids = tokens_of(shared, "validation", AutoTokenizer.from_pretrained(model))
+    return torch.stack([ids[start : start + asked["length"]] for start in asked["starts"]])
 
 
 def perplexity(folder: str | Path, ids: torch.Tensor, windows: int = 32, length: int = 1024) -> float:
@@ -68,6 +77,19 @@ def forward_seconds(folder: str | Path, batches: list[torch.Tensor]) -> float:
     return time.perf_counter() - start
 
 
+def block_weights(folder: str | Path) -> int:
+    """How many weights the linear layers of all blocks have."""
+    with torch.device("meta"):
+        blocks = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).model.layers
+    return sum(m.weight.numel() for m in blocks.modules() if isinstance(m, torch.nn.Linear))
+
+
+def write(file: Path, about: str, model: str, rows: list[dict[str, Any]]) -> None:
+    """A file of results: how it was measured, on what, and the rows."""
+    told = {"protocol": " ".join(about.split()), "model": Path(model).name, "rows": rows}
+    file.write_text(json.dumps(told, indent=1) + "\n")
+
+
 def run(
     model: str, name: str, asked: dict[str, Any], tokens: torch.Tensor, test: torch.Tensor
 ) -> dict[str, Any]:
@@ -80,6 +102,7 @@ def run(
             "asked": asked,
             "perplexity": perplexity(out, test),
             "sparsity": report.totals["sparsity"],
+            "removed_of_block_weights": sum(s.dropped for s in report.sites) / block_weights(model),
             "parameters": report.totals["parameters_after"],
         }
         plain = forward_seconds(model, list(tokens.split(2))) if report.calibration else None
@@ -106,13 +129,10 @@ def main() -> None:
     parser.add_argument("--propagation", choices=["dense", "block", "layer"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    baselines = json.loads((arguments.shared / "baselines" / "smollm2-135m.json").read_text())
-    authors = {row["name"]: row for row in baselines["rows"]}
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    ids = tokens_of(arguments.shared, "validation", tokenizer)
-    length = baselines["calibration"]["length"]
-    tokens = torch.stack([ids[s : s + length] for s in baselines["calibration"]["starts"]])
-    test = tokens_of(arguments.shared, "test", tokenizer)
+    baselines = json.loads((arguments.shared / BASELINES).read_text())["rows"]
+    authors = {row["name"]: row for row in baselines}
+    tokens = calibration_tokens(arguments.model, arguments.shared)
+    test = tokens_of(arguments.shared, "test", AutoTokenizer.from_pretrained(arguments.model))
     rows = []
     for name in arguments.rows:
         asked = ROWS[name] | ({"propagation": arguments.propagation} if arguments.propagation else {})
@@ -121,7 +141,7 @@ def main() -> None:
         rows[-1]["authors_ratio"] = authors.get(name, {}).get("time_over_one_forward")
         print(json.dumps(rows[-1]), flush=True)
         if arguments.out:
-            arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+            write(arguments.out, str(__doc__), arguments.model, rows)
 
 
 if __name__ == "__main__":

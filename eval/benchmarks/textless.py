@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from against_authors import perplexity, tokens_of
+from against_authors import block_weights, perplexity, tokens_of, write
 from transformers import AutoTokenizer
 
 import llmprune
@@ -60,7 +60,7 @@ def main() -> None:
         row = {
             "name": name,
             "perplexity": perplexity(out, test),
-            "sparsity": report.totals["sparsity"],
+            "removed_of_block_weights": sum(s.dropped for s in report.sites) / block_weights(arguments.model),
             "parameters": report.totals["parameters_after"],
             "seconds": report.time["total_s"],
             "training": report.learned,
@@ -69,7 +69,7 @@ def main() -> None:
         measured.append(row)
         print(json.dumps(row), flush=True)
         if arguments.out:
-            arguments.out.write_text(json.dumps(measured, indent=1) + "\n")
+            write(arguments.out, str(__doc__), arguments.model, measured)
 
 
 if __name__ == "__main__":

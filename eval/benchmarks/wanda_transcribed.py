@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from against_authors import tokens_of
+from against_authors import calibration_tokens, tokens_of
 from llmprune_eval.perplexity import window_loss
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -80,11 +80,8 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("shared", type=Path)
     arguments = parser.parse_args()
-    asked = json.loads((arguments.shared / "baselines" / "smollm2-135m.json").read_text())["calibration"]
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    ids = tokens_of(arguments.shared, "validation", tokenizer)
-    samples = torch.stack([ids[start : start + asked["length"]] for start in asked["starts"]])
-    test = tokens_of(arguments.shared, "test", tokenizer)
+    samples = calibration_tokens(arguments.model, arguments.shared)
+    test = tokens_of(arguments.shared, "test", AutoTokenizer.from_pretrained(arguments.model))
     for pattern in ("unstructured", "2:4"):
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
         prune(model, samples, pattern)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmprune.progress import track
 from llmprune_eval import logits
-from llmprune_eval.perplexity import Protocol, windows_of
+from llmprune_eval.perplexity import Protocol, settled, windows_of
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,12 @@ class Agreement:
 def measure(dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protocol) -> Agreement:
     """Compare two models that share a tokenizer, on the windows that their perplexity is measured on."""
     kl, same, predictions = 0.0, 0, 0
-    for window in track(windows_of(dense, tokenizer, text, protocol).windows, f"agreement on {text}"):
-        both = zip(logits.pieces(dense, window), logits.pieces(pruned, window), strict=True)
+    protocol = settled(dense, protocol)
+    for window in track(windows_of(tokenizer, text, protocol), f"agreement on {text}", protocol.windows):
+        ids = window.ids
+        both = zip(logits.pieces(dense, ids), logits.pieces(pruned, ids), strict=True)
         for (rows, before), (_, after) in both:
-            last = len(window) - 1 - rows.start  # nothing follows the last token
+            last = len(ids) - 1 - rows.start  # nothing follows the last token
             far, alike = _apart(before[:last], after[:last])
             kl, same, predictions = kl + far, same + alike, predictions + len(before[:last])
     return Agreement(text, kl / predictions, same / predictions, predictions)

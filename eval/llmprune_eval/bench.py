@@ -38,8 +38,8 @@ def compare(names: list[str], load: Load, *, device: str, dtype: str, trust: boo
         trust: whether code that comes with a checkpoint may run.
 
     Returns:
-        The load, and for each model prefill and decode in tokens per second, bytes of its weights and its
-        peak memory.
+        The load, the protocol in words, and for each model prefill and decode in tokens per second, bytes of
+        its weights and its peak memory.
 
     Raises:
         RequestError: there is no such checkpoint.
@@ -74,12 +74,20 @@ def compare(names: list[str], load: Load, *, device: str, dtype: str, trust: boo
         {"name": name, **fact, **_medians(taken, load), **peak}
         for name, fact, taken, peak in zip(names, facts, times, peaks, strict=True)
     ]
-    return {"load": asdict(load), "models": models}
+    return {"load": asdict(load), "protocol": _protocol(load, models[-1]), "models": models}
+
+
+def _protocol(load: Load, model: dict[str, Any]) -> str:
+    """The stamp that is printed beside the figures."""
+    return (
+        f"batch {load.batch}, prompt {load.prompt}, {load.new_tokens} new tokens, {model['dtype']}, "
+        f"{model['device']}; medians of {load.repeats} in turns, after a warm-up"
+    )
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The comparison as a table; with two models, the second over the first."""
-    models, load = found["models"], found["load"]
+    models = found["models"]
     shown = [("model", [m["name"] for m in models])]
     shown += [
         ("prefill, tokens/s", [f"{m['prefill_tokens_per_s']:.1f}" for m in models]),
@@ -93,9 +101,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         dense, pruned = models
         for key in ("prefill_tokens_per_s", "decode_tokens_per_s", "weight_bytes"):
             table.append((f"ratio of {key}", f"{pruned[key] / dense[key]:.3f}"))
-    how = f"batch {load['batch']}, prompt {load['prompt']}, {load['new_tokens']} new tokens"
-    turns = f"{models[0]['dtype']}; medians of {load['repeats']} in turns, after a warm-up"
-    return [*table, ("protocol", f"{how}, {turns}")]
+    return [*table, ("protocol", found["protocol"])]
 
 
 def _medians(taken: list[tuple[float, float]], load: Load) -> dict[str, float]:
@@ -149,7 +155,13 @@ class _Runner:
             "parameters": sum(p.numel() for p in parameters),
             "weight_bytes": sum(p.numel() * p.element_size() for p in parameters),
             "dtype": str(parameters[0].dtype).removeprefix("torch."),
+            "device": self._device_name(),
         }
+
+    def _device_name(self) -> str:
+        if self._device.type == "cuda":
+            return str(self._torch.cuda.get_device_name(self._device))
+        return f"{self._device.type} with {self._torch.get_num_threads()} threads"
 
     def measure(self) -> tuple[float, float]:
         """Seconds to read the prompt, and to write the tokens after it."""

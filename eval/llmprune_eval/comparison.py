@@ -21,18 +21,36 @@ def paired(dense: dict[str, float], pruned: dict[str, float]) -> dict[str, Any]:
         dense: the score of every question, by its number.
         pruned: the same.
     """
-    questions = sorted(dense.keys() & pruned.keys())
-    lost = np.array([pruned[q] - dense[q] for q in questions])
+    return averaged([(dense, pruned)])
+
+
+def averaged(tasks: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str, Any]:
+    """The same for the mean score over several tasks, each with its own questions, all tasks alike.
+
+    Args:
+        tasks: for each of them what `paired` is given.
+    """
+    lost = [
+        np.array([pruned[q] - dense[q] for q in sorted(dense.keys() & pruned.keys())])
+        for dense, pruned in tasks
+    ]
     generator = np.random.default_rng(SEED)
-    counts = generator.multinomial(len(lost), np.full(len(lost), 1 / len(lost)), size=DRAWS)
-    means = counts @ lost / len(lost)
+    means = np.mean([_means(one, generator) for one in lost], axis=0)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {
-        "questions": len(lost),
-        "difference": float(lost.mean()),
+        "questions": sum(map(len, lost)),
+        "difference": float(np.mean([one.mean() for one in lost])),
         "interval": [float(low), float(high)],
         "level": LEVEL,
     }
+
+
+def _means(lost: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The means [DRAWS] of as many values as there are, drawn with replacement."""
+    shares = np.full(len(lost), 1 / len(lost))
+    some = 100  # at a time: ten thousand questions would take a GB of counts
+    parts = [generator.multinomial(len(lost), shares, size=some) @ lost for _ in range(DRAWS // some)]
+    return np.concatenate(parts) / len(lost)
 
 
 def of(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +81,17 @@ def of(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
         if before["examples"]:
             row |= paired(before["examples"], after["examples"])
         found["tasks"][name] = row
+    if len(scored := [name for name, row in found["tasks"].items() if "interval" in row]) > 1:
+        found["mean"] = _mean(scored, dense["tasks"], pruned["tasks"])
     return found
+
+
+def _mean(names: list[str], dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
+    """What became of the mean score over tasks."""
+    before, after = (float(np.mean([t[name][t[name]["metric"]] for name in names])) for t in (dense, pruned))
+    row = {"metric": f"mean of {len(names)} tasks", "dense": before, "pruned": after}
+    row["retained"] = after / before if before else None
+    return row | averaged([(dense[name]["examples"], pruned[name]["examples"]) for name in names])
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -72,7 +100,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     for text in found["perplexity"]:
         note = "" if text["comparable"] else " (other tokenizer: perplexities cannot be compared)"
         table.append((text["dataset"], f"{text['measure']} times {text['ratio']:.3f}{note}"))
-    for name, row in found["tasks"].items():
+    means = {"mean": found["mean"]} if "mean" in found else {}
+    for name, row in [*found["tasks"].items(), *means.items()]:
         line = f"{row['metric']} {row['dense']:.4f} -> {row['pruned']:.4f}"
         if row["retained"] is not None:
             line += f", {row['retained']:.1%} retained"

@@ -50,13 +50,23 @@ def keep(results: dict[str, Any], asked: dict[str, Any] | None = None) -> None:
     for role, found in results.items():
         if role == "baseline":
             continue
-        folder = Path(found["name"])
-        kept = report.read(folder)
-        assert kept is not None
         beside = {"baseline": _short(dense)} if dense else {}
-        kept.evaluation = {"asked": asked, "model": _short(found), **beside}
-        (folder / "llmprune_report.json").write_text(kept.to_json())
-        card.evaluated(folder, kept)
+        _add(Path(found["name"]), {"asked": asked, "model": _short(found), **beside}, stays=("bench",))
+
+
+def keep_speed(folder: Path, found: dict[str, Any]) -> None:
+    """Add what a bench measured to a model's report and card."""
+    _add(folder, {"bench": found}, stays=("asked", "model", "baseline"))
+
+
+def _add(folder: Path, figures: dict[str, Any], stays: tuple[str, ...]) -> None:
+    """Add figures to those of an evaluation that stay as they are."""
+    kept = report.read(folder)
+    assert kept is not None
+    known = kept.evaluation or {}
+    kept.evaluation = {key: known[key] for key in stays if key in known} | figures
+    (folder / "llmprune_report.json").write_text(kept.to_json())
+    card.evaluated(folder, kept)
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:

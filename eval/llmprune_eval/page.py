@@ -89,8 +89,8 @@ def _results(run: Run) -> list[Markup]:
         found.append(_table(["task", "metric", "dense", "pruned"], scores))
     if speeds:
         found.append(_table(["speed, tokens/s", "dense", "pruned", "ratio"], speeds))
-        load = ", ".join(f"{key} {value}" for key, value in judged.bench.load.items())
-        found += [element("p", f"Measured in turns: {load}.", class_="note")] if load else []
+        how = judged.bench.protocol
+        found += [element("p", f"Measured with {how}.", class_="note")] if how else []
     return found
 
 

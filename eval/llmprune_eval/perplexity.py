@@ -10,14 +10,16 @@ Letters used in shapes: N windows, L tokens of one window.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from llmprune import calibration
+from llmprune import calibration, tokenizing
 from llmprune.calibration import Calibration
 from llmprune.errors import JobError, RequestError
 from llmprune.paths import existing
@@ -48,15 +50,16 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A text as windows of ids, and from which prediction on each of them counts."""
+class Window:
+    """A part of a text [L], and from which prediction on it counts: the tokens before are context only."""
 
-    windows: list[Tensor]
-    first: list[int]
-    length: int
-    stride: int
-    bytes: int
-    """Of the text whose tokens are predicted."""
+    ids: Tensor
+    first: int
+
+    @property
+    def predicted(self) -> Tensor:
+        """The tokens whose predictions count."""
+        return self.ids[1 + self.first :]
 
 
 @dataclass(frozen=True)
@@ -102,50 +105,73 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         RequestError: the text is shorter than one window, or the window longer than the model's context.
         JobError: the loss is no number.
     """
-    protocol = protocol or Protocol()
-    cut = windows_of(model, tokenizer, text, protocol)
-    steps = list(zip(cut.windows, cut.first, strict=True))
-    losses = [loss_from(model, window, first) for window, first in track(steps, f"perplexity on {text}")]
-    predictions = sum(len(window) - 1 - first for window, first in steps)
-    mean = sum(losses) / predictions
+    asked = settled(model, protocol or Protocol())
+    total, predictions, size, count = 0.0, 0, 0, 0
+    for window in track(windows_of(tokenizer, text, asked), f"perplexity on {text}", asked.windows):
+        total += loss_from(model, window.ids, window.first)
+        predictions += len(window.predicted)
+        size += len(tokenizer.decode(window.predicted).encode())
+        count += 1
+    mean = total / predictions
     if not mean < LARGEST:
         raise JobError(f"the model's mean loss on {text} is {mean}, so its perplexity is not a number")
+    assert asked.length is not None and asked.stride is not None
     return Perplexity(
         perplexity=math.exp(mean),
-        bits_per_byte=sum(losses) / math.log(2) / max(cut.bytes, 1),
+        bits_per_byte=total / math.log(2) / max(size, 1),
         dataset=text,
         split=_split(text),
-        length=cut.length,
-        stride=cut.stride,
-        bos=protocol.bos,
+        length=asked.length,
+        stride=asked.stride,
+        bos=asked.bos,
         tokenizer=type(tokenizer).__name__ + f", {len(tokenizer)} tokens",
-        windows=len(losses),
+        windows=count,
         predictions=predictions,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
     )
 
 
-def windows_of(model: Any, tokenizer: Any, text: str, protocol: Protocol) -> Cut:
-    """A text as a model is shown it; the arguments and errors are those of `measure`."""
+def settled(model: Any, protocol: Protocol) -> Protocol:
+    """A protocol with the length and stride that a model gets.
+
+    Raises:
+        RequestError: the windows are longer than the model's context, or leave gaps.
+    """
     length = _length(model, protocol)
     own = length - protocol.bos
     stride = own if protocol.stride is None else protocol.stride
     if not 1 <= stride <= own:
         raise RequestError("stride", f"{stride} was asked, and windows hold {own} tokens of text")
-    first = _first_token(tokenizer) if protocol.bos else []
+    return replace(protocol, length=length, stride=stride)
+
+
+def windows_of(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Window]:
+    """The windows of a text under a settled protocol; no more of it is read than they need.
+
+    Raises:
+        RequestError: the text is shorter than one window.
+    """
+    return islice(_windows_of(tokenizer, text, protocol), protocol.windows)
+
+
+def _windows_of(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Window]:
+    assert protocol.length is not None and protocol.stride is not None
+    begin = torch.tensor(_first_token(tokenizer) if protocol.bos else [], dtype=torch.int64)
+    own, stride = protocol.length - len(begin), protocol.stride
     asked = Calibration(dataset=text, text_column=protocol.column, split=calibration.SPLITS["evaluation"])
-    limit = protocol.windows and calibration.characters_for(protocol.windows, length)
-    ids = calibration.tokenize(
-        calibration.read_text(text, "evaluation", asked, limit, "perplexity"), tokenizer
-    )
-    if len(ids) < own:
-        raise RequestError("perplexity", f"{text} has {len(ids)} tokens, fewer than one window of {own}")
-    starts = range(0, len(ids) - own + 1, stride)[: protocol.windows]
-    begin = torch.tensor(first, dtype=ids.dtype)
-    windows = [torch.cat([begin, ids[s : s + own]]) for s in starts]
-    shared = [0] + [max(0, length - stride - 1)] * (len(windows) - 1)
-    predicted = [window[1 + skip :] for window, skip in zip(windows, shared, strict=True)]
-    return Cut(windows, shared, length, stride, sum(len(tokenizer.decode(p).encode()) for p in predicted))
+    parts = calibration.read(text, "evaluation", asked, field="perplexity")
+    left = torch.empty(0, dtype=torch.int64)
+    shared = None  # predictions of a window that the one before has made; before the first, none was made
+    for ids in tokenizing.tokens(parts, tokenizer):
+        left = torch.cat([left, ids])
+        starts = range(0, len(left) - own + 1, stride)
+        for start in starts:
+            yield Window(torch.cat([begin, left[start : start + own]]), shared or 0)
+            shared = max(0, protocol.length - stride - 1)
+        left = left[len(starts) * stride :]
+    if shared is None:
+        found = f"has {len(left)} tokens, fewer than one window of {own}" if len(left) else "holds no text"
+        raise RequestError("perplexity", f"{text} {found}")
 
 
 def _length(model: Any, protocol: Protocol) -> int:

@@ -142,9 +142,9 @@ class Speed(Part):
 
 
 class Bench(Part):
-    """The models of a bench, the pruned one last; the load is its protocol."""
+    """The models of a bench, the pruned one last."""
 
-    load: dict[str, Any] = {}
+    protocol: str | None = None
     models: list[Speed] = []
 
 

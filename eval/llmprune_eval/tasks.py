@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +38,11 @@ class Ask:
     tasks: tuple[str, ...]
     num_fewshot: int | None = None
     limit: int | None = None
+    """Questions of each task."""
+
+    seed: int | None = None
+    """Draws these questions; the first ones are asked where there is none."""
+
     batch_size: str = "1"
     data: Path | None = None
     """A folder that holds data sets under their names on the Hub, where that is out of reach."""
@@ -52,6 +58,7 @@ def ask(
     *,
     num_fewshot: int | None = None,
     limit: int | None = None,
+    seed: int | None = None,
     batch_size: str = "1",
     data: Path | None = None,
 ) -> Ask:
@@ -76,8 +83,10 @@ def ask(
         raise RequestError("data", f"{data} is no folder; give one that holds data sets by their Hub names")
     if not tasks:
         raise RequestError("tasks", f"none were named; give lm-eval's, or a suite ({', '.join(suites())})")
+    if seed is not None and limit is None:
+        raise RequestError("seed", f"{seed} was given, and all questions are asked; give --limit as well")
     _require_here()
-    return Ask(tuple(dict.fromkeys(tasks)), num_fewshot, limit, batch_size, data)
+    return Ask(tuple(dict.fromkeys(tasks)), num_fewshot, limit, seed, batch_size, data)
 
 
 def _require_known(task: str) -> None:
@@ -109,7 +118,8 @@ def score(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
 
     Returns:
         `tasks`: for each task or group its metrics and standard errors as lm-eval names them, with `metric`,
-        the one that counts, and `examples`, its value for every question; `versions` of the tasks.
+        the one that counts, `examples`, its value for every question, and how many `questions` were asked of
+        how many there are; `versions` of the tasks.
 
     Raises:
         JobError: a task's data is out of reach.
@@ -125,8 +135,8 @@ def score(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
                 scorer,
                 tasks=list(asked.tasks),
                 num_fewshot=asked.num_fewshot,
-                limit=asked.limit,
                 task_manager=_manager(),
+                **_questions(asked),
             )
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -139,6 +149,26 @@ def score(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
     return {"tasks": tasks, "versions": {"lm_eval": lm_eval.__version__, **found["versions"]}}
 
 
+def _questions(asked: Ask) -> dict[str, Any]:
+    """Which questions lm-eval is to ask, in its own words."""
+    if asked.seed is None or asked.limit is None:
+        return {"limit": asked.limit}
+    from lm_eval.tasks import get_task_dict
+
+    drawn = {}
+    for name, task in _leaves(get_task_dict(list(asked.tasks), _manager())):
+        count = len(task.eval_docs)
+        shuffled = random.Random(asked.seed).sample(range(count), count)  # a smaller limit asks some of these
+        drawn[name] = sorted(shuffled[: asked.limit])  # lm-eval numbers the answers by this list
+    return {"samples": drawn}
+
+
+def _leaves(found: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """The tasks, out of groups of groups of them."""
+    for name, value in found.items():
+        yield from _leaves(value) if isinstance(value, dict) else [(name, value)]
+
+
 def _scores(name: str, values: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """One task's figures, without the filters in lm-eval's names."""
     plain = {
@@ -149,8 +179,10 @@ def _scores(name: str, values: dict[str, Any], found: dict[str, Any]) -> dict[st
     metric = next((m for m in METRICS if m in plain), None)
     samples = found.get("samples", {}).get(name, [])
     examples = {str(s["doc_id"]): float(s[metric]) for s in samples if metric and metric in s}
-    shots = found.get("n-shot", {}).get(name)
-    return {**plain, "metric": metric, "num_fewshot": shots, "examples": examples}
+    shown = {"metric": metric, "num_fewshot": found.get("n-shot", {}).get(name)}
+    asked = found.get("n-samples", {}).get(name)  # a group has none of its own
+    of = {"questions": {"asked": asked["effective"], "of": asked["original"]}} if asked else {}
+    return {**plain, **shown, **of, "examples": examples}
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from llmprune.cli.options import (
     Json,
     Length,
     Model,
+    Save,
     Trust,
 )
 from llmprune.errors import RequestError
@@ -33,16 +34,22 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 5,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    save: Save = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure how fast MODEL reads and writes, and the memory it takes, beside the dense model."""
+    from llmprune_eval import keeping
     from llmprune_eval.bench import Load, compare, rows
 
+    if save:
+        keeping.require_ours([model])
     display.quiet()
     names = [model] if baseline is None else [baseline, model]
     load = Load(batch, prompt, new_tokens, repeats)
     found = compare(names, load, device=device, dtype=dtype, trust=trust_remote_code)
+    if save:
+        keeping.keep_speed(Path(model), found)
     if as_json:
         return display.print_json(found)
     display.table(rows(found), sys.stdout)
@@ -63,6 +70,9 @@ def evaluate(
     ] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions a task.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Draw the questions of --limit, instead of the first ones.")
+    ] = None,
     batch_size: Annotated[str, typer.Option(help="Of the tasks: a number, or auto.")] = "1",
     data: Annotated[
         Path | None, typer.Option(help="A folder of data sets by their Hub names, for the tasks.")
@@ -72,7 +82,7 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     out: Annotated[Path | None, typer.Option(help="Write the JSON object here as well.")] = None,
-    save: Annotated[bool, typer.Option("--save", help="Keep it in the model's report and card.")] = False,
+    save: Save = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -89,7 +99,8 @@ def evaluate(
         keeping.require_ours(models)
     asked = None
     if tasks is not None:
-        asked = scored.ask(tasks, num_fewshot=num_fewshot, limit=limit, batch_size=batch_size, data=data)
+        which = {"num_fewshot": num_fewshot, "limit": limit, "seed": seed}
+        asked = scored.ask(tasks, **which, batch_size=batch_size, data=data)
     display.quiet()
     names = {} if baseline is None else {"baseline": baseline}
     names |= {"model" if not i else f"model-{i + 1}": name for i, name in enumerate(models)}

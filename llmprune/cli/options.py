@@ -41,5 +41,6 @@ Dtype = Annotated[str, typer.Option(help="Of the computation: auto, float32, bfl
 MaxMemory = Annotated[str | None, typer.Option(help="Plan with at most this much, such as 8GiB.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run was cut off.")]
+Save = Annotated[bool, typer.Option("--save", help="Keep it in the model's report and card.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any recipe option, as key=value; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from llmprune_eval import figures, keeping
 from llmprune_eval.bench import rows
+from llmprune_eval.runs import read_all
 
 from llmprune import prune
 from tests import tiny
@@ -21,7 +24,8 @@ def test_a_cut_model_is_measured_beside_the_dense_one(checkpoints, tmp_path):
     report = prune(checkpoints("llama"), asked, out=tmp_path / "out")
     command = [PROGRAM, "bench", tmp_path / "out", "--baseline", checkpoints("llama")]
     options = ["--prompt", "8", "--new-tokens", "4", "--repeats", "2"]
-    done = subprocess.run([*command, *options, "--json"], capture_output=True, text=True)
+    options += ["--save", "--json"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     dense, pruned = found["models"]
@@ -32,5 +36,29 @@ def test_a_cut_model_is_measured_beside_the_dense_one(checkpoints, tmp_path):
     shown = dict(rows(found))
     ratio = pruned["decode_tokens_per_s"] / dense["decode_tokens_per_s"]
     assert shown["ratio of decode_tokens_per_s"] == f"{ratio:.3f}"
-    how = "batch 1, prompt 8, 4 new tokens, float32; medians of 2 in turns, after a warm-up"
-    assert shown["protocol"] == how
+    assert shown["protocol"] == found["protocol"]
+    assert found["protocol"].startswith("batch 1, prompt 8, 4 new tokens, float32, cpu with")
+    assert found["protocol"].endswith("medians of 2 in turns, after a warm-up")
+
+    (run,) = read_all([tmp_path / "out"])
+    assert figures.speed(run, "decode") == pytest.approx(ratio)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.count("## Speed") == 1
+    assert f"| decode, tokens per second | {dense['decode_tokens_per_s']:.1f} |" in card
+
+
+def test_speed_and_quality_are_kept_beside_each_other(checkpoints, tmp_path):
+    """Each is measured anew without the other being lost."""
+    prune(checkpoints("llama"), {"method": "magnitude", "pattern": "2:4"}, out=tmp_path / "out")
+    models = [{"prefill_tokens_per_s": 10.0, "decode_tokens_per_s": rate} for rate in (1.0, 2.0)]
+    text = {"dataset": "t", "perplexity": 5.0, "protocol": "p"}
+    for rate in (2.0, 3.0):
+        models[-1]["decode_tokens_per_s"] = rate
+        keeping.keep_speed(tmp_path / "out", {"protocol": "quick", "models": models})
+        keeping.keep({"model": {"name": str(tmp_path / "out"), "perplexity": [text]}})
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.count("## Speed") == card.count("## Quality") == card.count("## Load it") == 1
+    assert "| decode, tokens per second | 1.0 | 3.0 | quick |" in card
+    (run,) = read_all([tmp_path / "out"])
+    assert figures.speed(run, "decode") == 3
+    assert run.judged.model.perplexity[0].perplexity == 5

@@ -6,7 +6,8 @@ import torch
 from llmprune_eval import agreement, comparison, logits
 from llmprune_eval.perplexity import Protocol
 
-from llmprune.calibration import Calibration, read_text, tokenize
+from llmprune.calibration import Calibration, read_text
+from llmprune.tokenizing import tokenize
 from tests import tiny
 
 
@@ -28,6 +29,35 @@ def test_the_interval_is_that_of_paired_questions():
 def test_models_that_answer_alike_differ_by_nothing_for_sure():
     scores = {str(i): float(i % 2) for i in range(10)}
     assert comparison.paired(scores, scores)["interval"] == [0, 0]
+
+
+def test_the_mean_over_tasks_weighs_them_alike():
+    generator = np.random.default_rng(2)
+    pairs = []
+    for count in (300, 30):
+        dense = {str(i): float(generator.random() < 0.6) for i in range(count)}
+        pairs.append((dense, {q: score * float(generator.random() < 0.8) for q, score in dense.items()}))
+    found = comparison.averaged(pairs)
+    lost = [np.array([pruned[q] - dense[q] for q in dense]) for dense, pruned in pairs]
+    assert found["questions"] == 330
+    assert found["difference"] == pytest.approx((lost[0].mean() + lost[1].mean()) / 2)
+    error = sum(one.var() / len(one) for one in lost) ** 0.5 / 2
+    assert np.subtract(found["interval"], found["difference"]) == pytest.approx(
+        [-1.96 * error, 1.96 * error], rel=0.15
+    )
+
+
+def test_a_comparison_of_several_tasks_has_their_mean():
+    def task(scores: str) -> dict:
+        examples = {str(i): float(one) for i, one in enumerate(scores)}
+        return {"metric": "acc", "acc": sum(examples.values()) / len(examples), "examples": examples}
+
+    dense, pruned = {"a": task("1111"), "b": task("10")}, {"a": task("1100"), "b": task("10")}
+    found = comparison.of({"tasks": dense}, {"tasks": pruned})
+    assert found["mean"]["difference"] == -0.25
+    assert (found["mean"]["dense"], found["mean"]["pruned"]) == (0.75, 0.5)
+    assert dict(comparison.rows(found))["mean"].startswith("mean of 2 tasks 0.7500 -> 0.5000, 66.7% retained")
+    assert "mean" not in comparison.of({"tasks": {"a": dense["a"]}}, {"tasks": {"a": pruned["a"]}})
 
 
 def test_other_tokenizers_are_compared_by_bits_per_byte():

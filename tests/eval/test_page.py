@@ -92,7 +92,7 @@ def judged(perplexity: float, speed: float | None = None, **others: Any) -> dict
     rates = [
         {"prefill_tokens_per_s": 100.0 * r, "decode_tokens_per_s": 10.0 * r} for r in (1.0, speed or 1.0)
     ]
-    bench = {"bench": {"load": {"batch": 1}, "models": rates}} if speed else {}
+    bench = {"bench": {"protocol": "batch 1, prompt 8", "models": rates}} if speed else {}
     return {"baseline": dense, "model": pruned | others} | bench
 
 
@@ -153,7 +153,15 @@ def test_results_are_shown_beside_the_dense_model(folders, tmp_path):
     tasks = {"piqa": {"acc": 0.55, "acc_stderr": 0.01, "metric": "acc"}, "rte": {"acc": 0.5, "stderr": 0.02}}
     folder = copied(folders["cut"], tmp_path / "a", evaluation=judged(12.5, 1.5, tasks=tasks))
     words = Reader(page.page(read_all([folder]))).words
-    for shown in ("12.500", "1.250", "8 windows of 64", "0.5500 ± 0.0100", "0.5000 ± 0.0200", "1.50"):
+    for shown in (
+        "12.500",
+        "1.250",
+        "8 windows of 64",
+        "0.5500 ± 0.0100",
+        "0.5000 ± 0.0200",
+        "1.50",
+        "batch 1, prompt 8",
+    ):
         assert shown in words
 
 

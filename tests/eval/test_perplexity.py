@@ -7,8 +7,9 @@ import torch
 from llmprune_eval import logits, perplexity
 from llmprune_eval.perplexity import Protocol
 
-from llmprune.calibration import Calibration, read_text, tokenize
+from llmprune.calibration import Calibration, read_text
 from llmprune.errors import RequestError
+from llmprune.tokenizing import tokenize
 from tests import tiny
 
 
@@ -59,6 +60,9 @@ def test_windows_longer_than_the_context_or_the_text_are_refused(text, tmp_path)
     short.write_text("one two")
     with pytest.raises(RequestError, match="fewer than one window"):
         perplexity.measure(model, tokenizer, str(short), Protocol(16))
+    short.write_text(" ")
+    with pytest.raises(RequestError, match="holds no text"):
+        perplexity.measure(model, tokenizer, str(short), Protocol(16))
 
 
 def test_the_builtin_text_is_not_the_one_that_calibrates():
@@ -106,3 +110,19 @@ def test_bits_per_byte_counts_the_bytes_of_what_is_predicted(text):
 def test_a_stride_that_leaves_gaps_is_refused(text, stride):
     with pytest.raises(RequestError, match="stride"):
         perplexity.measure(tiny.model("llama"), tiny.tokenizer(), text, Protocol(16, 2, stride))
+
+
+def test_no_more_is_read_than_the_windows_need(text, monkeypatch):
+    words, read = read_text(text, "evaluation", Calibration()), []
+
+    def parts(*_, **__):
+        for number in range(100):
+            read.append(number)
+            yield words
+
+    monkeypatch.setattr(perplexity.calibration, "read", parts)
+    monkeypatch.setattr(perplexity.tokenizing, "PIECE", 1000)
+    monkeypatch.setattr(perplexity.tokenizing, "NEAR", 100)
+    found = perplexity.measure(tiny.model("llama"), tiny.tokenizer(), text, Protocol(16, 3))
+    assert found.windows == 3
+    assert len(read) < 5

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.conftest import SHARED
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'llmprune[eval]'")
 from llmprune_eval import tasks
+from llmprune_eval.tasks import Ask
 
 BIN = Path(sys.executable).parent
 MODEL, DATA = SHARED / "models" / "stories260K", SHARED / "data"
@@ -76,7 +78,8 @@ def test_our_scores_are_those_of_lm_evals_own_command(layout: str, tmp_path: Pat
 def test_figures_beside_the_baseline_are_compared_and_kept(tmp_path: Path) -> None:
     out = tmp_path / "pruned"
     prune(MODEL, LAYOUTS["masked"], out=out)
-    words = ["eval", out, "--tasks", "arc_easy", "--limit", LIMIT, "--data", DATA, "--baseline", MODEL]
+    words = ["eval", out, "--tasks", "arc_easy", "--limit", LIMIT, "--seed", 1]
+    words += ["--data", DATA, "--baseline", MODEL]
     words += ["--perplexity", "builtin", "--length", 64, "--windows", 2, "--save", "--json"]
     found = json.loads(command("llmprune", *words).stdout)
     row = found["model"]["comparison"]["tasks"]["arc_easy"]
@@ -89,6 +92,7 @@ def test_figures_beside_the_baseline_are_compared_and_kept(tmp_path: Path) -> No
     assert "examples" not in kept["model"]["tasks"]["arc_easy"]
     card = (out / "README.md").read_text()
     assert card.count("## Quality") == 1
+    assert f"acc_norm, 0-shot, lm-eval, {LIMIT} of 2376 questions" in card
     from huggingface_hub import ModelCard
 
     results = ModelCard.load(out / "README.md").data.eval_results
@@ -112,6 +116,27 @@ def test_suites_are_lists_of_known_tasks_whose_settings_give_way() -> None:
     assert (asked.limit, asked.num_fewshot) == (7, 2)
 
 
+def test_a_seed_draws_the_same_questions_for_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = SimpleNamespace(eval_docs=range(5)), SimpleNamespace(eval_docs=range(1000))
+    loaded = {"few": few, "group": {"inner": {"many": many}}}
+    monkeypatch.setattr("lm_eval.tasks.get_task_dict", lambda *_: loaded)
+    monkeypatch.setattr(tasks, "_manager", lambda: None)
+
+    def drawn(limit: int, seed: int) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = tasks._questions(Ask(("few", "group"), limit=limit, seed=seed))[
+            "samples"
+        ]
+        return found
+
+    first = drawn(100, 0)
+    assert first["few"] == [0, 1, 2, 3, 4]
+    assert first["many"] == sorted(set(first["many"])) != list(range(100))
+    assert len(first["many"]) == 100
+    assert drawn(100, 0) == first != drawn(100, 1)
+    assert set(first["many"]) < set(drawn(200, 0)["many"])
+    assert tasks._questions(Ask(("few",), limit=100)) == {"limit": 100}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -119,6 +144,7 @@ def test_suites_are_lists_of_known_tasks_whose_settings_give_way() -> None:
         ({"names": ""}, "tasks: none were named"),
         ({"batch_size": "0"}, "batch_size: '0' is neither auto nor a number"),
         ({"data": Path("nowhere")}, "data: nowhere is no folder"),
+        ({"seed": 3}, "seed: 3 was given, and all questions are asked"),
     ],
 )
 def test_what_lm_eval_cannot_score_is_refused(change: dict[str, Any], words: str) -> None:

@@ -1,0 +1,202 @@
+"""The tables of README.md, written from the figures in eval/results: run this after measuring.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is around it is prose and stays.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RESULTS, README = ROOT / "eval" / "results", ROOT / "README.md"
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NOT_MEASURED = "not measured"
+TASKS = yaml.safe_load((ROOT / "eval" / "suites" / "paper.yaml").read_text())["tasks"]
+
+Row = dict[str, Any]
+
+
+def perplexity(row: Row) -> str:
+    """To a hundredth, where that says anything."""
+    return _figure(row["perplexity"])
+
+
+def authors(row: Row) -> str:
+    """The same of the authors' code."""
+    return _figure(row.get("authors_perplexity"))
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
+
+
+def time(row: Row) -> str:
+    """The pruning over a plain forward, from the same run."""
+    return _times(row, "ratio")
+
+
+def both_times(row: Row) -> str:
+    """The same, and over a forward that was measured on its own."""
+    if row["name"] != "dense" and row["ratio"] is None:
+        return "no forward"
+    return " / ".join(filter(None, (time(row), _times(row, "ratio_to_plain_forward"))))
+
+
+def authors_time(row: Row) -> str:
+    """What the authors' code took."""
+    return _times(row, "authors_ratio")
+
+
+def _times(row: Row, key: str) -> str:
+    value = row.get(key)
+    return "" if value is None else f"{value:.2f}x"
+
+
+def removed(row: Row) -> str:
+    """Share of the decoder's linear layers."""
+    share = row.get("removed_of_block_weights", row.get("sparsity"))
+    return "" if not share else f"{share:.1%}".replace("%", " %")
+
+
+def parameters(row: Row) -> str:
+    """In millions."""
+    return f"{row['parameters'] / 1e6:.1f} M"
+
+
+def score(task: str) -> Callable[[Row], str]:
+    """Percent of the questions, with a star where the difference to the dense model is no chance."""
+
+    def cell(row: Row) -> str:
+        found = row["tasks"][task]
+        low, high = found.get("interval", (0, 0))
+        return f"{100 * found['score']:.1f}" + ("*" if low > 0 or high < 0 else "")
+
+    return cell
+
+
+def lost(row: Row) -> str:
+    """The difference of the mean to the dense model's, with its interval."""
+    mean = row["tasks"]["mean"]
+    if "interval" not in mean:
+        return ""
+    low, high = mean["interval"]
+    return f"{100 * mean['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines of fixed cells, each followed by what the columns say of the rows that it names."""
+
+    files: tuple[str, ...]
+    """Of the results, without `smollm2-135m_` and `.json`."""
+
+    head: str
+    columns: tuple[Callable[[Row], str], ...]
+    lines: dict[str, str]
+    """The fixed cells, and the rows by name."""
+
+    def text(self) -> str:
+        """In Markdown."""
+        rows = {row["name"]: row for name in self.files for row in rows_of(name)}
+        rule = "|" + "---|" * len(self.head.split("|"))
+        return "\n".join([f"| {self.head} |", rule, *(self._line(line, rows) for line in self.lines)])
+
+    def _line(self, fixed: str, rows: dict[str, Row]) -> str:
+        cells = [fixed]
+        for name in self.lines[fixed].split():
+            if name in rows:
+                cells += [column(rows[name]) for column in self.columns]
+            else:
+                cells += [NOT_MEASURED, *[""] * (len(self.columns) - 1)]
+        return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"
+
+
+def rows_of(name: str) -> list[Row]:
+    """The rows of a file of results."""
+    found: list[Row] = json.loads((RESULTS / f"smollm2-135m_{name}.json").read_text())["rows"]
+    return found
+
+
+TABLES = {
+    "cost": Table(
+        ("speed_and_fidelity",),
+        "recipe | perplexity | authors' code | time | authors' time",
+        (perplexity, authors, both_times, authors_time),
+        {
+            "dense": "dense",
+            "`wanda-50`": "wanda_50",
+            "`wanda-2of4`": "wanda_2_4",
+            "`sparsegpt-50`": "sparsegpt_50",
+            "`sparsegpt-2of4`": "sparsegpt_2_4",
+            "`magnitude-50`": "magnitude_50",
+            "`owl-70`": "owl_70",
+        },
+    ),
+    "smaller": Table(
+        ("units",),
+        "recipe | removed | parameters | perplexity | authors' code | time",
+        (removed, parameters, perplexity, authors, time),
+        {
+            "dense": "dense",
+            "`flap-20`": "flap_20",
+            "`flap` at 30 %": "flap_30",
+            "`flap-30-affine`, two forwards": "flap_30_affine",
+            "`flap` at 30 %, then `recover --reconstruct`": "flap_30_reconstructed",
+            "`flap-50`": "flap_50",
+            "`cfsp-20`": "cfsp_20",
+            "`cfsp` at 30 %": "cfsp_30",
+            "`cfsp-50`": "cfsp_50",
+        },
+    ),
+    "textless": Table(
+        ("textless",),
+        "what decides | text | repair | 20 % of the channels | 30 %",
+        (perplexity,),
+        {
+            "`prunenet-20`, `prunenet-30` | none | none": "prunenet-20 prunenet-30",
+            "the same policy | none | `affine`, synthetic": "prunenet-20-affine prunenet-30-affine",
+            "`random` | none | none": "random-20 random-30",
+            "`row_norm`, the gate's, as in PruneNet's paper | none | none": "row_norm-20 row_norm-30",
+        },
+    ),
+    "textless-flap": Table(
+        ("units", "textless"),
+        "FLAP, 20 % of the blocks, heads too | perplexity",
+        (perplexity,),
+        {
+            "real text: `flap-20`, 32 x 1024 tokens of WikiText-2 validation": "flap_20",
+            "`flap-20-synthetic`": "flap-20-synthetic",
+            "`flap-20-self`": "flap-20-self",
+        },
+    ),
+    "zero-shot": Table(
+        ("zero_shot",),
+        " | ".join(["recipe", *TASKS, "mean", "mean, to dense"]),
+        (*map(score, [*TASKS, "mean"]), lost),
+        {"dense": "dense"}
+        | {
+            f"`{name}`": name
+            for name in (
+                *("wanda-50", "wanda-2of4", "sparsegpt-50", "sparsegpt-2of4", "magnitude-50", "owl-70"),
+                *("flap-20", "flap-30-affine", "flap-50", "cfsp-20", "cfsp-50"),
+                *("prunenet-20", "prunenet-30", "flap-20-synthetic"),
+            )
+        },
+    ),
+}
+
+
+def written(text: str) -> str:
+    """A text with its tables as the results have them."""
+    return MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]].text()}\n{found[3]}", text)
+
+
+if __name__ == "__main__":
+    README.write_text(written(README.read_text()))

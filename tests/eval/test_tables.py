@@ -1,0 +1,57 @@
+"""What README.md and the recipes say is what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from benchmarks import tables
+
+RECIPES = sorted((tables.ROOT / "recipes").glob("*.yaml"))
+
+
+def perplexities() -> dict[str, float]:
+    """What was measured, by the recipe's name with underscores."""
+    files = ("speed_and_fidelity", "units", "textless")
+    rows = [row for file in files for row in tables.rows_of(file)]
+    return {row["name"].replace("-", "_"): row["perplexity"] for row in rows}
+
+
+def test_the_tables_of_the_readme_are_current() -> None:
+    text = tables.README.read_text()
+    assert sorted(name for _, name, _ in tables.MARKED.findall(text)) == sorted(tables.TABLES)
+    assert tables.written(text) == text, "run python eval/benchmarks/tables.py"
+
+
+def test_another_figure_makes_another_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tables.TABLES["smaller"].text()
+    results = Path(shutil.copytree(tables.RESULTS, tmp_path / "results"))
+    monkeypatch.setattr(tables, "RESULTS", results)
+    file = results / "smollm2-135m_units.json"
+    told = json.loads(file.read_text())
+    rows = {row["name"]: row for row in told["rows"]}
+    rows["flap_30"]["perplexity"] = 1234.5
+    told["rows"] = [row for name, row in rows.items() if name != "cfsp_50"]
+    file.write_text(json.dumps(told))
+    changed = set(tables.TABLES["smaller"].text().splitlines()) - set(before.splitlines())
+    assert len(changed) == 2
+    assert any("| 1,234 |" in line for line in changed)
+    assert "| `cfsp-50` | not measured | | | | |" in changed
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_states_what_was_measured(recipe: Path) -> None:
+    known = perplexities()
+    said = re.search(r"WikiText-2 perplexity ([\d.]+) \(dense ([\d.]+)\)", recipe.read_text())
+    name = recipe.stem.replace("2of4", "2_4").replace("-", "_")
+    if said is None:
+        assert "Not measured yet" in recipe.read_text()
+        assert name not in known
+        return
+    for shown, measured in zip(said.groups(), (known[name], known["dense"]), strict=True):
+        half_a_digit = 0.5 * 10.0 ** -len(shown.partition(".")[2])
+        assert float(shown) == pytest.approx(measured, abs=1.01 * half_a_digit)
+    assert f"`{recipe.stem}`" in (tables.ROOT / "recipes" / "README.md").read_text()
