@@ -39,7 +39,7 @@ def compare(names: list[str], load: Load, *, device: str, dtype: str, trust: boo
 
     Returns:
         The load, the protocol in words, and for each model prefill and decode in tokens per second, bytes of
-        its weights and its peak memory.
+        its weights, its peak memory, and for the last one which kernels were chosen: the others run without.
 
     Raises:
         RequestError: there is no such checkpoint.
@@ -49,10 +49,12 @@ def compare(names: list[str], load: Load, *, device: str, dtype: str, trust: boo
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the processes inherit it
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     context = multiprocessing.get_context("spawn")
+    where = {"device": device, "dtype": dtype, "trust_remote_code": trust}
     workers = []
     for name in names:
         ours, theirs = context.Pipe()
-        worker = context.Process(target=_serve, args=(theirs, name, load, device, dtype, trust), daemon=True)
+        kernels = name == names[-1]  # the dense model is measured as transformers runs it
+        worker = context.Process(target=_serve, args=(theirs, name, load, where, kernels), daemon=True)
         worker.start()
         theirs.close()
         workers.append((worker, ours))
@@ -101,7 +103,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         dense, pruned = models
         for key in ("prefill_tokens_per_s", "decode_tokens_per_s", "weight_bytes"):
             table.append((f"ratio of {key}", f"{pruned[key] / dense[key]:.3f}"))
-    return [*table, ("protocol", found["protocol"])]
+    kernels = models[-1]["kernels"].removeprefix("kernels: ").splitlines()
+    return [*table, ("protocol", found["protocol"]), *(("kernels", line) for line in kernels)]
 
 
 def _medians(taken: list[tuple[float, float]], load: Load) -> dict[str, float]:
@@ -125,10 +128,10 @@ def _answer(pipe: Connection) -> Any:
     return answer
 
 
-def _serve(pipe: Connection, name: str, load: Load, device: str, dtype: str, trust: bool) -> None:
+def _serve(pipe: Connection, name: str, load: Load, where: dict[str, Any], kernels: bool) -> None:
     """The process of one model."""
     try:
-        runner = _Runner(name, load, device, dtype, trust)
+        runner = _Runner(name, load, where, kernels)
         pipe.send(runner.facts)
         while pipe.recv() == "measure":
             pipe.send(runner.measure())
@@ -138,13 +141,15 @@ def _serve(pipe: Connection, name: str, load: Load, device: str, dtype: str, tru
 
 
 class _Runner:
-    def __init__(self, name: str, load: Load, device: str, dtype: str, trust: bool) -> None:
+    def __init__(self, name: str, load: Load, where: dict[str, Any], kernels: bool) -> None:
         import torch
+        from llmprune_kernels.acceleration import accelerate
+        from llmprune_kernels.modules import stored_bytes
 
         from llmprune.loading import load as opened
 
         self._torch, self._load = torch, load
-        self._model, _ = opened(name, device=device, dtype=dtype, trust_remote_code=trust)
+        self._model, _ = opened(name, kernels="none", **where)
         parameters = list(self._model.parameters())
         self._device = parameters[0].device
         vocabulary = self._model.config.get_text_config(decoder=True).vocab_size
@@ -153,10 +158,13 @@ class _Runner:
         self._ids = ids.to(self._device)
         self.facts = {
             "parameters": sum(p.numel() for p in parameters),
-            "weight_bytes": sum(p.numel() * p.element_size() for p in parameters),
+            "kernels": str(accelerate(self._model)) if kernels else "",
+            "weight_bytes": stored_bytes(self._model),
             "dtype": str(parameters[0].dtype).removeprefix("torch."),
             "device": self._device_name(),
         }
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
 
     def _device_name(self) -> str:
         if self._device.type == "cuda":

@@ -221,6 +221,14 @@ def is_24(weight: Tensor) -> bool:
     return True
 
 
+def stored_bytes(model: nn.Module) -> int:
+    """What a model's weights take, packed ones as they are packed."""
+    held = [
+        t for m in model.modules() if isinstance(m, Inference | SecondCopy) for t in m.buffers(recurse=False)
+    ]
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *held))
+
+
 def packed(weight: Tensor) -> Fragments:
     """A weight in the order in which it is computed with."""
     return Fragments.pack(Sp24.from_dense(weight.detach()))

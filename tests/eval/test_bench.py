@@ -39,6 +39,8 @@ def test_a_cut_model_is_measured_beside_the_dense_one(checkpoints, tmp_path):
     assert shown["protocol"] == found["protocol"]
     assert found["protocol"].startswith("batch 1, prompt 8, 4 new tokens, float32, cpu with")
     assert found["protocol"].endswith("medians of 2 in turns, after a warm-up")
+    assert not dense["kernels"] and "every layer stays dense: the kernels need a GPU" in pruned["kernels"]
+    assert shown["kernels"].startswith("every layer stays dense")
 
     (run,) = read_all([tmp_path / "out"])
     assert figures.speed(run, "decode") == pytest.approx(ratio)
