@@ -243,7 +243,8 @@ def _upload(
             delete_patterns=[glob.escape(name) for name in todo.stale] or None,
         )
     for remark in remarks:
-        say(_one_line(remark.message))
+        if not issubclass(remark.category, DeprecationWarning):  # those are for the client's authors
+            say(_one_line(remark.message))
     return done
 
 

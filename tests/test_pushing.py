@@ -83,6 +83,7 @@ class Worker:
         self.hub.log.clear()
         said = self("push", *words, "--json", **how)
         assert said["code"] == 0, said
+        assert "upload raw bytes" not in said["err"], "what the client calls deprecated is no news"
         return {**json.loads(said["out"]), "wrote": self.hub.wrote(), "err": said["err"]}
 
     def fails(self, *words: object, exit_code: int = 1, **how: Any) -> str:
