@@ -31,7 +31,6 @@ from llmprune.walk import Walk
 
 SHIFT = 2.7  # Mandelbrot's constant for words: the first few are less frequent than Zipf's law says
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-RAREST = 2.0**-24  # the least waiting time: float32 has too few smaller ones for them to be random
 
 
 def windows(
@@ -86,17 +85,17 @@ def redrawn(store: Store, tokens: Tensor, batch: int, seed: int) -> Tensor:
     with store.head():
         device = walk.logits(parts[0][:1, None]).device
         generator = torch.Generator(device).manual_seed(seed)
-        drawn = [_first_to_ring(walk.logits(part[:, None])[:, 0].float(), generator).cpu() for part in parts]
+        drawn = [_drawn(walk.logits(part[:, None])[:, 0].float(), generator).cpu() for part in parts]
     return torch.cat([tokens[:, :1], torch.cat(drawn).reshape(len(tokens), -1)], 1)
 
 
-def _first_to_ring(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One token per row [R, V] with its probability: of clocks that ring at rate p, the first rings.
+def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One token per row [R, V] with its probability: the largest logit once Gumbel noise is added.
 
     With the same noise, rows that differ little give mostly the same token.
     """
-    waiting = torch.empty_like(logits).exponential_(generator=generator).clamp_min_(RAREST)
-    return (logits - waiting.log_()).argmax(-1)
+    noise = torch.rand(logits.shape, generator=generator, device=logits.device).log_().neg_().log_()
+    return (logits - noise).argmax(-1)
 
 
 def frequencies(tokenizer: Any, vocabulary: int) -> Tensor:

@@ -17,9 +17,8 @@ from tests.test_families import check_here
 
 
 @pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reload, "check", check_here)
-    monkeypatch.setenv("LLMPRUNE_CACHE", str(tmp_path / "cache"))
 
     def no_text(*_: object, **__: object) -> str:
         raise AssertionError("a text was read")
@@ -60,7 +59,7 @@ def test_a_token_is_drawn_anew_from_what_the_whole_model_expects_there(
         seen.append(logits)
         return logits.argmax(-1)
 
-    monkeypatch.setattr(synthetic, "_first_to_ring", certain)
+    monkeypatch.setattr(synthetic, "_drawn", certain)
     monkeypatch.setattr(synthetic.ops, "CHUNK", 7 * tiny.VOCABULARY)
     drawn = synthetic.redrawn(streamed(checkpoints(family)), tokens, 2, 0)
     torch.testing.assert_close(torch.cat(seen), expected.flatten(0, 1), atol=1e-5, rtol=1e-5)
@@ -82,9 +81,9 @@ def test_redraws_settle_on_a_text_from_its_beginning(checkpoints: tiny.Checkpoin
     assert not torch.equal(synthetic.redrawn(store, tokens, 2, 8), met[1])
 
 
-def test_the_clock_that_rings_first_is_a_draw() -> None:
+def test_a_draw_follows_the_probabilities() -> None:
     logits = torch.randn(50, generator=torch.Generator().manual_seed(0)).mul(3)
-    drawn = synthetic._first_to_ring(logits.repeat(20000, 1), torch.Generator().manual_seed(1))
+    drawn = synthetic._drawn(logits.repeat(20000, 1), torch.Generator().manual_seed(1))
     share = drawn.bincount(minlength=50) / len(drawn)
     torch.testing.assert_close(share, logits.softmax(-1), atol=0.01, rtol=0)
 
