@@ -63,7 +63,7 @@ class Calibration(BaseModel):
     """Which split of a data set on the Hub."""
     temperature: float = Field(1.0, gt=0)
     """Of the text that the model writes itself."""
-    redraws: int = Field(4, ge=0)
+    redraws: int = Field(2, ge=0)
     """How often the model draws `synthetic` tokens anew, one forward each."""
 
 

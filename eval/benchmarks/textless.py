@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 import llmprune
 
 CHANNELS = {"pattern": {"name": "units", "parts": "ffn"}, "layout": "uniform", "allocation": "uniform"}
-TEXT = {"samples": 32, "length": 512}
+TEXT = {"samples": 128, "length": 128}
+OWN = {"samples": 32, "length": 512}  # as in recipes/flap-20-self.yaml
 
 
 def rows(policy: str | None) -> dict[str, dict[str, Any]]:
@@ -35,7 +36,8 @@ def rows(policy: str | None) -> dict[str, dict[str, Any]]:
     there = {"name": "prunenet", "share": 0.2}
     found["prunenet-20-trained-at-20"] = {"method": there, "sparsity": 0.2, **CHANNELS}
     for text in ("synthetic", "self", "builtin"):
-        flap = {"method": "flap", "sparsity": 0.2, "calibration": {"dataset": text}}
+        size = TEXT if text == "synthetic" else OWN
+        flap = {"method": "flap", "sparsity": 0.2, "calibration": {"dataset": text, **size}}
         found[f"flap-20-{text}"] = flap
     return found
 
