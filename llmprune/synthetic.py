@@ -10,13 +10,14 @@ before it, at all positions in one forward. After k such redraws the first k tok
 model would have written one by one, and the noise of every position stays the same from one redraw to the
 next, so that tokens settle well before that (Jacobi iteration; Song et al., 2021, arXiv:2002.03629).
 
-Letters used in shapes: N windows, L tokens, R rows looked at together, D hidden size, V vocabulary.
+Letters used in shapes: N windows, L tokens, B windows of one batch, R rows looked at together, T = L - 1,
+D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -80,13 +81,20 @@ def redrawn(store: Store, tokens: Tensor, batch: int, seed: int) -> Tensor:
     for stage in walk.stages("drawing tokens"):
         if stage.index == len(anatomy.blocks) - 1:
             left = stage.run()
+    after = torch.empty_like(tokens[:, 1:])  # filled in: small tensors between logits would break up the heap
     rows = max(1, ops.CHUNK // anatomy.vocabulary)  # logits of the whole vocabulary, for a few rows at a time
-    parts = [part for x in left for part in x[:, :-1].flatten(0, 1).split(rows)]
     with store.head():
-        device = walk.logits(parts[0][:1, None]).device
+        device = walk.logits(left[0][:1, :1]).device
         generator = torch.Generator(device).manual_seed(seed)
-        drawn = [_drawn(walk.logits(part[:, None])[:, 0].float(), generator).cpu() for part in parts]
-    return torch.cat([tokens[:, :1], torch.cat(drawn).reshape(len(tokens), -1)], 1)
+        for drawn, ends in zip(after.split(batch), left, strict=True):
+            for ids, part in _in_rows(rows, drawn, ends[:, :-1]):
+                ids.copy_(_drawn(walk.logits(part[:, None])[:, 0].float(), generator))
+    return torch.cat([tokens[:, :1], after], 1)
+
+
+def _in_rows(rows: int, ids: Tensor, ends: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids [B, T] and hidden states [B, T, D], a few rows of all at a time; the ids are views."""
+    return zip(ids.view(-1).split(rows), ends.flatten(0, 1).split(rows), strict=True)
 
 
 def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
