@@ -48,7 +48,7 @@ class Calibration(BaseModel):
 
     dataset: str = "builtin"
     """`builtin` (Python's own reference manual), `wikitext2`, `c4`, a file, a data set on the Hub; or no text
-    at all: `self` (the model writes it) or `synthetic` (tokens drawn by their rank, then by the model)."""
+    at all: `self` (the model writes it) or `synthetic` (tokens drawn by their rank)."""
     samples: int = Field(128, ge=1)
     """Windows."""
     length: int | None = Field(None, ge=2)
@@ -63,8 +63,8 @@ class Calibration(BaseModel):
     """Which split of a data set on the Hub."""
     temperature: float = Field(1.0, gt=0)
     """Of the text that the model writes itself."""
-    redraws: int = Field(2, ge=0)
-    """How often the model draws `synthetic` tokens anew, one forward each."""
+    redraws: int = Field(0, ge=0)
+    """How often the model draws `synthetic` tokens anew, one forward each; `prunenet` asks for 2."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Token windows without any text: ids drawn by how often tokens of their rank occur, then anew by the model.
+"""Token windows without any text: ids drawn by how often their ranks occur, and if asked anew by the model.
 
 A tokenizer numbers its tokens in the order in which it merged them, the most frequent first, so their ranks
 follow Zipf's law in Mandelbrot's form. What the model's own embeddings, norms and blocks make of such tokens
 is what every layer is then shown: each input lies on the ellipsoid that the norm before it allows. Random
 directions on that ellipsoid lose far more (llmprune/README.md, Decisions).
 
-Independent tokens lack what makes a text: so the model draws each anew from what it expects after those
+Independent tokens lack what makes a text. So the model can draw each anew from what it expects after those
 before it, at all positions in one forward. After k such redraws the first k tokens of a window are what the
 model would have written one by one, and the noise of every position stays the same from one redraw to the
 next, so that tokens settle well before that (Jacobi iteration; Song et al., 2021, arXiv:2002.03629).

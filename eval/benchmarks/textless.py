@@ -19,7 +19,7 @@ import llmprune
 
 CHANNELS = {"pattern": {"name": "units", "parts": "ffn"}, "layout": "uniform", "allocation": "uniform"}
 TEXT = {"samples": 128, "length": 128}
-OWN = {"samples": 32, "length": 512}  # as in recipes/flap-20-self.yaml
+LONGER = {"samples": 32, "length": 512}  # as in the recipes
 
 
 def rows(policy: str | None) -> dict[str, dict[str, Any]]:
@@ -36,8 +36,7 @@ def rows(policy: str | None) -> dict[str, dict[str, Any]]:
     there = {"name": "prunenet", "share": 0.2}
     found["prunenet-20-trained-at-20"] = {"method": there, "sparsity": 0.2, **CHANNELS}
     for text in ("synthetic", "self", "builtin"):
-        size = TEXT if text == "synthetic" else OWN
-        flap = {"method": "flap", "sparsity": 0.2, "calibration": {"dataset": text, **size}}
+        flap = {"method": "flap", "sparsity": 0.2, "calibration": {"dataset": text, **LONGER}}
         found[f"flap-20-{text}"] = flap
     return found
 
