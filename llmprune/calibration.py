@@ -64,6 +64,8 @@ class Calibration(BaseModel):
     """Which split of a data set on the Hub."""
     temperature: float = Field(1.0, gt=0)
     """Of the text that the model writes itself."""
+    redraws: int = Field(0, ge=0)
+    """How often the model draws `synthetic` tokens anew, one forward each; `prunenet` asks for 2."""
 
 
 @dataclass(frozen=True)

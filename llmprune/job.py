@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,9 @@ class Job:
         counts = {site.name: site.units - round(budget[site.name] * site.units) for site in sites}
         return Shapes(self.anatomy, self.recipe.layout, counts, self.recipe.repair.gives_bias)
 
-    def open(self) -> Store:
-        """The model, ready to be walked."""
+    @cached_property
+    def store(self) -> Store:
+        """The model, ready to be walked; opened when it is first asked for."""
         if self.source is None:
             return Store(self.anatomy)
         return reader.open_streamed(
@@ -116,7 +118,10 @@ class Job:
         if asked.dataset == "self":
             return sampling.windows(asked, length, self._whole_model, self._identity)
         if asked.dataset == "synthetic":
-            return synthetic.windows(asked, length, self.tokenizer(tokenizer), self.anatomy.vocabulary)
+            often = synthetic.frequencies(self.tokenizer(tokenizer), self.anatomy.vocabulary)
+            return synthetic.windows(
+                asked, length, often, lambda: self.store, self.plan.batch, self._identity
+            )
         return calibration.windows(asked, length, self.tokenizer(tokenizer))
 
     def _whole_model(self) -> PreTrainedModel:

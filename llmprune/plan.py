@@ -22,10 +22,7 @@ from llmprune.statistics import Nothing
 
 GIB = 1 << 30
 LENGTH = 2048  # tokens of a calibration window unless asked otherwise
-TOKENS_AT_ONCE = {
-    "cpu": 2048,
-    "cuda": 16384,
-}  # of one batch: small enough for the caches, large enough to be fast
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}  # small enough for the caches, large enough to be fast
 SCRATCH = 6  # copies of the largest matrix, in float32, that scoring and selecting hold at a time
 SPARE = 0.8  # share of the available memory that a plan may fill
 
@@ -62,7 +59,8 @@ class Plan:
     propagation: str
     lessons: int
     """Forwards that the method takes to learn."""
-
+    redraws: int
+    """Forwards that it takes to draw the calibration tokens."""
     surveys: bool
     """Whether the allocation takes a forward of its own."""
 
@@ -108,7 +106,8 @@ class Plan:
     @property
     def _forwards(self) -> str:
         learning = f", and {self.lessons} to learn" if self.lessons else ""
-        return self._walks + learning + (", and one for the budgets" if self.surveys else "")
+        drawing = f", {self.redraws} to draw the tokens" if self.redraws else ""
+        return self._walks + drawing + learning + (", and one for the budgets" if self.surveys else "")
 
     @property
     def _walks(self) -> str:
@@ -225,6 +224,7 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
         batch=batch,
         propagation=recipe.propagation,
         lessons=recipe.method.lessons,
+        redraws=recipe.calibration.redraws if recipe.calibration.dataset == "synthetic" else 0,
         surveys=_surveys_apart(recipe),
         together=together,
         checkpoint_bytes=checkpoint_bytes,

@@ -107,7 +107,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     fingerprint = finish.fingerprint(todo, windows)
     draft = Draft(todo.out, todo.plan.blocks) if todo.out is not None else None
     begun = draft.begun(fingerprint) if draft else None
-    store = todo.open()
+    store = todo.store
     batches = calibration.batched(windows.tokens, (begun or todo.plan.execution)["batch"]) if windows else []
     problem = todo.problem(store, batches)
     method = learning.ready(problem, draft.folder if draft and begun else None)

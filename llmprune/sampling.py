@@ -43,7 +43,7 @@ def windows(
         identity: what the text depends on besides the above; None to keep nothing.
     """
     how = {"length": length, "seed": asked.seed, "temperature": asked.temperature, "batch": BATCH}
-    folder = _kept_in(how | identity) if identity is not None else None
+    folder = kept_in("self", how | identity) if identity is not None else None
     batches: list[Tensor] = []
     model: PreTrainedModel | None = None
     for number in track(range(-(-asked.samples // BATCH)), "writing calibration text"):
@@ -58,10 +58,10 @@ def windows(
     return Windows(torch.cat(batches)[: asked.samples], "self", asked.seed)
 
 
-def _kept_in(identity: dict[str, Any]) -> Path:
+def kept_in(kind: str, identity: dict[str, Any]) -> Path:
     """The folder of one text: whatever it depends on is in its name."""
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    folder = cache_folder() / "self" / name
+    folder = cache_folder() / kind / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -2,7 +2,7 @@
 
 Only one block is resident at once; between blocks, the hidden states wait in host memory.
 
-Letters used in shapes: B sequences of one batch, T tokens, V vocabulary.
+Letters used in shapes: B sequences of one batch, T tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class Walk:
                 calls[index] = []
         self._end = at_probe[0]
 
-    def logits(self) -> Tensor:
-        """The walked model's logits of the probe, [1, T, V], once all stages have been visited."""
+    def logits(self, left: Tensor | None = None) -> Tensor:
+        """The model's logits [B, T, V] of what has left its last block [B, T, D], or of the walked probe."""
         blocks = self._anatomy.blocks
-        end = self._end
+        end = self._end if left is None else left
 
         def hand_on(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             return (x,) if self._journey.returns_tuple else x
@@ -85,7 +85,8 @@ class Walk:
             return hand_on(end.to(x.device))
 
         with replaced(list(blocks), [hand_on] * (len(blocks) - 1) + [arrive]):
-            ids = self._probe.to(device_of(self._anatomy.trunk))
+            ids = self._probe if left is None else torch.zeros(left.shape[:2], dtype=torch.int64)
+            ids = ids.to(device_of(self._anatomy.trunk))
             logits: Tensor = self._anatomy.model(ids, use_cache=False).logits
         return logits
 

@@ -35,6 +35,12 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _texts_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    kept = tmp_path_factory.mktemp("texts")
+    monkeypatch.setattr("llmprune.sampling.cache_folder", lambda: kept)
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tiny.Checkpoints:
     """Call it with a family's name for a folder that holds a tiny random model of it, with a tokenizer."""

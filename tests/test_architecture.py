@@ -28,9 +28,9 @@ FLOORS = {
     1: ["ops", "spectrum"],
     2: ["statistics", "patterns", "plugins", "sites", "tokenizing"],
     3: ["anatomy", "methods", "calibration", "repair"],
-    4: ["stage", "checkpoint", "widths", "synthetic", "policy"],
+    4: ["stage", "checkpoint", "widths", "policy"],
     5: ["walk", "layout", "arrival", "sampling"],
-    6: ["allocation"],
+    6: ["allocation", "synthetic"],
     7: ["recipe", "report", "learning"],
     8: ["recipe_text", "plan", "card"],
     9: ["job"],
@@ -44,8 +44,9 @@ FLOORS = {
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 _KERNELS = (
-    "errors device epilogue tuning",
-    "formats dense",
+    "errors device epilogue",
+    "tuning formats",
+    "dense",
     "sp24",
     "ops aot",
     "modules",

@@ -381,6 +381,7 @@ CALIBRATIONS = {
     "subset": st.none() | WORDS | SHORT,
     "split": WORDS | SHORT,
     "temperature": POSITIVE,
+    "redraws": st.integers(0, 10**6),
 }
 
 

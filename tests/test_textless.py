@@ -10,15 +10,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmprune import calibration, prune, sampling, synthetic
 from llmprune.calibration import Calibration
-from llmprune.checkpoint import reload
+from llmprune.checkpoint import reader, reload, source
+from llmprune.checkpoint.store import Store
 from tests import tiny
 from tests.test_families import check_here
 
 
 @pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reload, "check", check_here)
-    monkeypatch.setenv("LLMPRUNE_CACHE", str(tmp_path / "cache"))
 
     def no_text(*_: object, **__: object) -> str:
         raise AssertionError("a text was read")
@@ -33,12 +33,81 @@ def test_tokens_are_drawn_by_their_rank_and_special_ones_never(checkpoints: tiny
     assert merged and not set(merged) & set(tokenizer.all_special_ids)
     assert all(len(tokenizer.convert_ids_to_tokens(i)) > 1 for i in merged)
     assert often[merged[0]] / often[merged[1]] == pytest.approx((2 + 2.7) / (1 + 2.7))
-    asked = Calibration(dataset="synthetic", samples=400, length=32, seed=5)
-    drawn = synthetic.windows(asked, 32, tokenizer, tiny.VOCABULARY).tokens
+    asked = Calibration(dataset="synthetic", samples=400, length=32, seed=5, redraws=0)
+    never = pytest.fail
+    drawn = synthetic.windows(asked, 32, often, never, 4, {}).tokens
     assert drawn.shape == (400, 32)
     share = drawn.flatten().bincount(minlength=tiny.VOCABULARY) / drawn.numel()
     torch.testing.assert_close(share.double(), often / often.sum(), atol=0.02, rtol=0)
-    assert torch.equal(drawn, synthetic.windows(asked, 32, tokenizer, tiny.VOCABULARY).tokens)
+    assert torch.equal(drawn, synthetic.windows(asked, 32, often, never, 4, {}).tokens)
+
+
+def streamed(folder: Path) -> Store:
+    return reader.open_streamed(source.find(str(folder)), torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@torch.no_grad()
+def test_a_token_is_drawn_anew_from_what_the_whole_model_expects_there(
+    family: str, checkpoints: tiny.Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = torch.randint(0, tiny.VOCABULARY, (5, 12), generator=torch.Generator().manual_seed(2))
+    expected = AutoModelForCausalLM.from_pretrained(checkpoints(family)).eval()(tokens).logits[:, :-1]
+    seen = []
+
+    def certain(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        seen.append(logits)
+        return logits.argmax(-1)
+
+    monkeypatch.setattr(synthetic, "_drawn", certain)
+    monkeypatch.setattr(synthetic.ops, "CHUNK", 7 * tiny.VOCABULARY)
+    drawn = synthetic.redrawn(streamed(checkpoints(family)), tokens, 2, 0)
+    torch.testing.assert_close(torch.cat(seen), expected.flatten(0, 1), atol=1e-5, rtol=1e-5)
+    assert max(map(len, seen)) <= 7
+    assert torch.equal(drawn[:, :1], tokens[:, :1])
+    assert torch.equal(drawn[:, 1:], torch.cat(seen).argmax(-1).reshape(5, 11))
+
+
+@torch.no_grad()
+def test_redraws_settle_on_a_text_from_its_beginning(checkpoints: tiny.Checkpoints) -> None:
+    store = streamed(checkpoints("llama"))
+    tokens = torch.randint(0, tiny.VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(2))
+    met = [tokens]
+    for _ in range(9):
+        met.append(synthetic.redrawn(store, met[-1], 2, 7))
+    for number, now in enumerate(met):
+        assert torch.equal(now[:, : number + 1], met[-1][:, : number + 1])
+    assert not torch.equal(met[1], met[-1])
+    assert not torch.equal(synthetic.redrawn(store, tokens, 2, 8), met[1])
+
+
+def test_a_draw_follows_the_probabilities() -> None:
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0)).mul(3)
+    drawn = synthetic._drawn(logits.repeat(20000, 1), torch.Generator().manual_seed(1))
+    share = drawn.bincount(minlength=50) / len(drawn)
+    torch.testing.assert_close(share, logits.softmax(-1), atol=0.01, rtol=0)
+
+
+@torch.no_grad()
+def test_what_was_drawn_is_kept_for_the_same_model_and_seed(checkpoints: tiny.Checkpoints) -> None:
+    often = torch.ones(tiny.VOCABULARY)
+    opened = []
+
+    def open_store() -> Store:
+        opened.append(1)
+        return streamed(checkpoints("llama"))
+
+    def drawn(identity: dict[str, str] | None, seed: int = 3, redraws: int = 1) -> torch.Tensor:
+        asked = Calibration(dataset="synthetic", samples=2, seed=seed, redraws=redraws)
+        return synthetic.windows(asked, 8, often, open_store, 2, identity).tokens
+
+    first = drawn({})
+    assert torch.equal(drawn({}), first) and len(opened) == 1
+    assert torch.equal(drawn(None), first) and len(opened) == 2
+    assert torch.equal(drawn({"weights": "others"}), first) and len(opened) == 3
+    assert not torch.equal(drawn({}, seed=4), first) and len(opened) == 4
+    drawn({}, redraws=2)
+    assert len(opened) == 6
 
 
 def test_a_model_goes_on_with_its_text_where_it_was_cut_off(checkpoints: tiny.Checkpoints) -> None:

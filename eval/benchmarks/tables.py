@@ -172,7 +172,8 @@ TABLES = {
         (perplexity,),
         {
             "real text: `flap-20`, 32 x 1024 tokens of WikiText-2 validation": "flap_20",
-            "`flap-20-synthetic`": "flap-20-synthetic",
+            "`flap-20-synthetic`, 32 x 512 tokens drawn by rank": "flap-20-synthetic",
+            "the same, 128 x 128 tokens, then drawn twice by the model": "flap-20-synthetic-redrawn",
             "`flap-20-self`": "flap-20-self",
         },
     ),

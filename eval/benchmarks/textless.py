@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 import llmprune
 
 CHANNELS = {"pattern": {"name": "units", "parts": "ffn"}, "layout": "uniform", "allocation": "uniform"}
-TEXT = {"samples": 32, "length": 512}
+TEXT = {"samples": 128, "length": 128}
+LONGER = {"samples": 32, "length": 512}  # as in the recipes
 
 
 def rows(policy: str | None) -> dict[str, dict[str, Any]]:
@@ -35,7 +36,7 @@ def rows(policy: str | None) -> dict[str, dict[str, Any]]:
     there = {"name": "prunenet", "share": 0.2}
     found["prunenet-20-trained-at-20"] = {"method": there, "sparsity": 0.2, **CHANNELS}
     for text in ("synthetic", "self", "builtin"):
-        flap = {"method": "flap", "sparsity": 0.2, "calibration": {"dataset": text}}
+        flap = {"method": "flap", "sparsity": 0.2, "calibration": {"dataset": text, **LONGER}}
         found[f"flap-20-{text}"] = flap
     return found
 

@@ -34,7 +34,7 @@ from llmprune_kernels.sp24.portable import portable_kernel, unpack_kernel
 from llmprune_kernels.sp24.skinny import skinny_kernel
 
 ARCHITECTURES = (80, 90, 100)
-LLAMA = {1: (4096, 14336), 2: (14336, 4096)}
+SHAPES = {1: (4096, 14336), 2: (14336, 4096)}
 """N and K of Llama-3-8B's down projection, and of its gate and up."""
 SHARED = {80: 163, 90: 227, 100: 227}
 """KiB of shared memory that a program can have."""
@@ -160,7 +160,7 @@ def cases() -> Iterator[Case]:
         yield _skinny(_job(m, 1, torch.bfloat16, 1000, 328))  # nothing divides it: all masks are in the loop
     for halves in (1, 2):
         for m in (1, 16, 32, 64, 128):
-            yield _skinny(_job(m, halves, torch.bfloat16, *LLAMA[halves]))
+            yield _skinny(_job(m, halves, torch.bfloat16, *SHAPES[halves]))
         for m in (1, 64):
             yield _portable(m, halves)
         for m in (1, 16):
@@ -215,7 +215,7 @@ def _skinny(job: sparse.Job) -> Case:
 
 
 def _portable(m: int, halves: int) -> Case:
-    config = sparse.portable_default(_job(m, halves, torch.bfloat16, *LLAMA[halves]))
+    config = sparse.portable_default(_job(m, halves, torch.bfloat16, *SHAPES[halves]))
     warps = config.pop("num_warps")
     parts = config["SPLITS"] * halves > 1
     constants = {
@@ -238,7 +238,7 @@ def _portable(m: int, halves: int) -> Case:
 
 
 def _dense(m: int, halves: int) -> Case:
-    job = _job(m, halves, torch.bfloat16, *LLAMA[halves])
+    job = _job(m, halves, torch.bfloat16, *SHAPES[halves])
     weight = torch.empty(job.n, job.x.shape[1], dtype=job.x.dtype, device="meta")
     config = dense.default(dense.Job(job.x, weight, weight if halves == 2 else None))
     warps, stages = config.pop("num_warps"), config.pop("num_stages")

@@ -42,6 +42,12 @@ class Store:
             yield
 
     @contextmanager
+    def head(self) -> Iterator[None]:
+        """Hold the weights of the layer that ends in logits where they compute."""
+        with self._onloaded([self.anatomy.model.get_output_embeddings()]):
+            yield
+
+    @contextmanager
     def _onloaded(self, modules: list[nn.Module]) -> Iterator[None]:
         offloaded = [(m, hook) for m in modules for hook in _align_hooks(m) if hook.offload]
         if any(hook.place_submodules for _, hook in offloaded):

@@ -23,7 +23,12 @@ class PruneNet(Method[Gram]):
     needs: ClassVar = Gram
     propagation: ClassVar = "dense"
     pattern: ClassVar = {"name": "units", "parts": "ffn"}
-    calibration: ClassVar[dict[str, Any]] = {"dataset": "synthetic", "samples": 32, "length": 512}
+    calibration: ClassVar[dict[str, Any]] = {
+        "dataset": "synthetic",
+        "samples": 128,
+        "length": 128,
+        "redraws": 2,
+    }
     only_units: ClassVar = True
 
     policy: str | None = None

@@ -39,7 +39,7 @@ class Reconstruct(Recovery):
 
     def recover(self, task: Task) -> Recovered:
         """Walk both models side by side, one block of each resident."""
-        dense, pruned = task.dense.open(), task.pruned.open()
+        dense, pruned = task.dense.store, task.pruned.store
         batches = calibration.batched(task.tokens, task.pruned.plan.batch)
         dense_walk = Walk(dense.anatomy, dense, batches, task.pruned.probe())
         walk = Walk(pruned.anatomy, pruned, batches, task.pruned.probe())

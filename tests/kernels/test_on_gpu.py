@@ -73,7 +73,10 @@ def test_operations_work_in_cuda_graphs_and_compiled() -> None:
 
 def test_a_real_24_model_writes_the_same_text_with_kernels(tmp_path: Path) -> None:
     source = demo.model()
-    how = {"calibration": {"dataset": "builtin", "samples": 8, "length": 256}, "dtype": "float16"}  # in bfloat16, near ties fall either way
+    how = {
+        "calibration": {"dataset": "builtin", "samples": 8, "length": 256},
+        "dtype": "float16",
+    }  # in bfloat16, near ties fall either way
     llmprune.prune(source, "wanda-2of4", out=tmp_path / "out", **how)
     plain, tokenizer = llmprune.load(str(tmp_path / "out"), dtype="float16", kernels="none")
     fast, _ = llmprune.load(str(tmp_path / "out"), dtype="float16", kernels="auto")
