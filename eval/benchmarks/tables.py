@@ -181,14 +181,9 @@ TABLES = {
         ("zero_shot",),
         " | ".join(["recipe", *TASKS, "mean", "mean, to dense"]),
         (*map(score, [*TASKS, "mean"]), lost),
-        {"dense": "dense"}
-        | {
-            f"`{name}`": name
-            for name in (
-                *("wanda-50", "wanda-2of4", "sparsegpt-50", "sparsegpt-2of4", "magnitude-50", "owl-70"),
-                *("flap-20", "flap-30-affine", "flap-50", "cfsp-20", "cfsp-50"),
-                *("prunenet-20", "prunenet-30", "flap-20-synthetic"),
-            )
+        {
+            name if name == "dense" else f"`{name}`": name
+            for name in (row["name"] for row in rows_of("zero_shot"))
         },
     ),
 }
