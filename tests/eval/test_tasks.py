@@ -53,10 +53,8 @@ def command(*words: object) -> dict[str, Any]:
 
 
 @needs_shared
-@pytest.mark.parametrize(
-    "layout",
-    [pytest.param(name, marks=pytest.mark.slow) for name in sorted(LAYOUTS)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_our_scores_are_those_of_lm_evals_own_command(layout: str, tmp_path: Path) -> None:
     out = tmp_path / "pruned"
     prune(MODEL, LAYOUTS[layout], out=out)
