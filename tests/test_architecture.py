@@ -45,7 +45,7 @@ FLOORS = {
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 _KERNELS = (
     "errors device epilogue",
-    "tuning formats",
+    "tuning formats job",
     "dense",
     "sp24",
     "ops aot",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ import triton
 from llmprune_kernels import tuning
 from llmprune_kernels.acceleration import accelerate
 from registry import weight_24
+from timing import REPLAYS, graph_ms
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
-REPLAYS, CONTEXT = 100, 512
+CONTEXT = 512
 SHAPE = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
 CHANNELS = {"dense": 14336, "2:4": 14336, "30 % of the channels": 10048}
 
@@ -52,23 +52,7 @@ def step_ms(model: LlamaForCausalLM) -> float:
     def step() -> Any:
         return model(token, position_ids=place, past_key_values=cache, use_cache=True).logits
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    times = []
-    for _ in range(REPLAYS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    return graph_ms(step)
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def ours_portable(n: int, k: int, dtype: torch.dtype) -> Product:
     packed = Fragments.pack(Sp24.from_dense(weight_24(n, k, dtype)))
 
     def run(x: Tensor) -> Tensor:
-        job = launch.Job(x, packed.values, packed.meta, n)
+        job = launch.Sp24Job(x=x, n=n, values=packed.values, meta=packed.meta)
         return launch.portable(job, launch.portable_default(job))
 
     return run

@@ -35,7 +35,7 @@ class Choice:
     layer: str
     shape: str
     times: list[tuple[float, float]]
-    """Microseconds of the dense layer and of the kernel, for each of TOKENS."""
+    """Microseconds of the dense layer and of the kernel, for each of TOKENS; none if the kernel failed."""
     min_gain: float
     count: int = 0
     kept: list[str] = field(default_factory=list)
@@ -49,12 +49,15 @@ class Choice:
     @property
     def wins(self) -> bool:
         """Whether layers of this shape are to be replaced."""
-        return self.gain >= self.min_gain and all(dense >= NO_LOSS * ours for dense, ours in self.times)
+        no_loss = all(dense >= NO_LOSS * ours for dense, ours in self.times)
+        return bool(self.times) and self.gain >= self.min_gain and no_loss
 
     def __str__(self) -> str:
-        dense, ours = self.times[0]
         chosen = self.layer if self.wins else "dense"
-        times = f"{dense:>7.1f} us{ours:>7.1f} us{self.gain:>6.2f}x"
+        times = f"{'not timed':>27}"
+        if self.times:
+            dense, ours = self.times[0]
+            times = f"{dense:>7.1f} us{ours:>7.1f} us{self.gain:>6.2f}x"
         line = f"{self.layer:<12}{self.shape:<16}{self.count:>7}{times}  {chosen}"
         return "\n".join([line, *(f"    dense: {why}" for why in self.kept)])
 
@@ -93,7 +96,7 @@ class Candidate:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight, or of the gate's; and what else the time depends on."""
+        """Of the weight, or of the gate's."""
         weight = self.old.weight if self.kind is Sp24Linear else self.old.gate_proj.weight
         return tuple(weight.shape)
 
@@ -186,26 +189,26 @@ def _hooked(module: nn.Module) -> bool:
 def _consider(candidate: Candidate, chosen: Chosen, prefill: str, min_gain: float) -> None:
     """Replace a layer if its shape wins and it computes the same; its shape is timed when it is first met."""
     key = candidate.kind, candidate.shape
-    if key in chosen and not chosen[key].wins:
-        chosen[key].count += 1
+    first = key not in chosen
+    if first:
+        chosen[key] = Choice(candidate.kind.__name__, " x ".join(map(str, candidate.shape)), [], min_gain)
+    choice = chosen[key]
+    choice.count += 1
+    if not first and not choice.wins:
         return
     try:
         new = candidate.build()
         why = _difference(candidate.old, new, candidate.shape[-1])
-        if key not in chosen:
-            times = [_times(candidate.old, new, m, candidate.shape[-1]) for m in TOKENS]
-            shape = " x ".join(map(str, candidate.shape))
-            chosen[key] = Choice(candidate.kind.__name__, shape, times, min_gain)
-        if chosen[key].wins and not why:
+        if first:
+            choice.times = [_times(candidate.old, new, m, candidate.shape[-1]) for m in TOKENS]
+        if choice.wins and not why:
             if prefill == "dual" and not isinstance(new, ShrunkMLP):
                 new.keep_second_copy()
             setattr(candidate.parent, candidate.name, new)
     except Exception as error:  # a kernel that cannot do this layer must not cost the user the model
-        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        chosen.setdefault(key, Choice(candidate.kind.__name__, str(candidate.shape), [(0.0, 1.0)], min_gain))
-    chosen[key].count += 1
-    if why and why not in chosen[key].kept:
-        chosen[key].kept.append(why)
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    if why and why not in choice.kept:
+        choice.kept.append(why)
 
 
 @torch.no_grad()

@@ -178,16 +178,16 @@ def cases() -> Iterator[Case]:
     yield Case("combine", combine_kernel, final, 4)
 
 
-def _job(m: int, halves: int, dtype: torch.dtype, n: int, k: int) -> sparse.Job:
+def _job(m: int, halves: int, dtype: torch.dtype, n: int, k: int) -> sparse.Sp24Job:
     """A product of those shapes, without memory."""
     empty = functools.partial(torch.empty, device="meta")
     tiles, steps = halves * -(-n // 16), 2 * -(-k // 64)
     values = empty(tiles, steps, 32, 4, dtype=torch.int32)
     meta = empty(tiles, steps // 2, 32, dtype=torch.int32)
-    return sparse.Job(empty(m, k, dtype=dtype), values, meta, n, halves)
+    return sparse.Sp24Job(x=empty(m, k, dtype=dtype), n=n, halves=halves, values=values, meta=meta)
 
 
-def _skinny(job: sparse.Job) -> Case:
+def _skinny(job: sparse.Sp24Job) -> Case:
     config = sparse.skinny_default(job)
     flags = sparse.flags(job, config)
     kind = flags["TYPE"]
@@ -240,7 +240,7 @@ def _portable(m: int, halves: int) -> Case:
 def _dense(m: int, halves: int) -> Case:
     job = _job(m, halves, torch.bfloat16, *SHAPES[halves])
     weight = torch.empty(job.n, job.x.shape[1], dtype=job.x.dtype, device="meta")
-    config = dense.default(dense.Job(job.x, weight, weight if halves == 2 else None))
+    config = dense.default(dense.DenseJob(x=job.x, n=job.n, halves=halves, weight=weight))
     warps, stages = config.pop("num_warps"), config.pop("num_stages")
     constants = {"HALVES": halves, "HAS_BIAS": halves == 1, "HAS_RESIDUAL": halves == 1, "UPCAST": False}
     return Case(

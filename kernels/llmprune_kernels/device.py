@@ -49,11 +49,6 @@ def why_not(device: torch.device) -> str | None:
     return None
 
 
-def has_sparse_cores(device: torch.device) -> bool:
-    """Whether `mma.sp` can be used: NVIDIA, Ampere or newer."""
-    return device.type == "cuda" and torch.version.hip is None and why_not(device) is None
-
-
 def is_nvidia(device: torch.device) -> bool:
-    """Whether byte permutation is at hand."""
+    """Whether there is byte permutation, and where kernels can run at all, sparse tensor cores."""
     return device.type == "cuda" and torch.version.hip is None

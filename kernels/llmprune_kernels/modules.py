@@ -5,8 +5,10 @@ Letters used in shapes: N outputs, K inputs, I channels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +20,11 @@ from llmprune_kernels.formats.fragments import Fragments
 from llmprune_kernels.formats.sp24 import Sp24
 from llmprune_kernels.sp24.prefill import SecondCopy
 
-MOST_TOKENS = ops.MOST_TOKENS
 WIDTH = 64
 """Channels of a shrunk MLP are stored in multiples of this: rows of 128 bytes, whole tiles."""
 
 
-class Inference(nn.Module):
+class Inference(nn.Module, ABC):
     """A layer for inference only, of one 16-bit type; it is saved as the dense layers that it stands for."""
 
     def __init__(self, dtype: torch.dtype, in_features: int) -> None:
@@ -43,9 +44,17 @@ class Inference(nn.Module):
             raise KernelError(f"{type(self).__name__} takes {self.in_features} inputs, not {x.shape[-1]}")
         return x.reshape(-1, self.in_features)
 
+    @abstractmethod
     def dense(self) -> dict[str, nn.Linear]:
         """The dense layers that this one stands for, by the names they had; "" where it has their place."""
-        raise NotImplementedError
+
+    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if change(torch.empty(0, dtype=self.dtype)).dtype != self.dtype:
+            raise KernelError(
+                f"{type(self).__name__} was packed in {self.dtype} and keeps that type; "
+                "load the model in the type you want"
+            )
+        return super()._apply(change, recurse)
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         for name, linear in self.dense().items():
@@ -91,7 +100,7 @@ class Sp24Linear(Inference):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., N]."""
         rows = self._rows(x)
-        if self.second is not None and len(rows) > MOST_TOKENS and self.second.wins(len(rows)):
+        if self.second is not None and len(rows) > ops.MOST_TOKENS and self.second.wins(len(rows)):
             out = self.second(rows, self.bias)
         else:
             out = ops.sp24_linear(rows, self.values, self.meta, self.bias, None, self.out_features)
@@ -140,7 +149,7 @@ class Sp24MLP(Inference):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., N]."""
         rows = self._rows(x)
-        if self.second is not None and len(rows) > MOST_TOKENS and self.second.wins(len(rows)):
+        if self.second is not None and len(rows) > ops.MOST_TOKENS and self.second.wins(len(rows)):
             gate, up = self.second(rows).chunk(2, -1)
             hidden = silu(gate) * up
         else:

@@ -53,7 +53,7 @@ def _sp24_linear_cuda(
     from llmprune_kernels.sp24 import launch
 
     if len(x) <= MOST_TOKENS:
-        return launch.run(launch.Job(x, values, meta, n, 1, bias, residual))
+        return launch.run(launch.Sp24Job(x=x, n=n, values=values, meta=meta, bias=bias, residual=residual))
     return _plus(cublas(x, launch.unpacked(weight), bias), residual)
 
 
@@ -82,7 +82,7 @@ def _sp24_swiglu_cuda(x: Tensor, values: Tensor, meta: Tensor, channels: int) ->
     from llmprune_kernels.sp24 import launch
 
     if len(x) <= MOST_TOKENS:
-        return launch.run(launch.Job(x, values, meta, channels, 2))
+        return launch.run(launch.Sp24Job(x=x, n=channels, halves=2, values=values, meta=meta))
     gate, up = (cublas(x, launch.unpacked(half)) for half in halves)
     return silu(gate, inplace=True).mul_(up)
 
@@ -111,7 +111,7 @@ def _swiglu_cuda(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     _require_kernels(x)
     from llmprune_kernels.dense import launch
 
-    return launch.run(launch.Job(x, gate, up))
+    return launch.run(launch.DenseJob(x=x, n=len(gate), halves=2, weight=gate, up=up))
 
 
 @swiglu.register_fake
@@ -142,7 +142,7 @@ def _linear_bias_residual_cuda(
     _require_kernels(x)
     from llmprune_kernels.dense import launch
 
-    return launch.run(launch.Job(x, weight, None, bias, residual))
+    return launch.run(launch.DenseJob(x=x, n=len(weight), weight=weight, bias=bias, residual=residual))
 
 
 @linear_bias_residual.register_fake

@@ -154,10 +154,26 @@ def test_an_mlp_that_computes_something_else_stays(change: Callable[[Tensor], Te
 
 
 @pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+def test_every_family_keeps_its_logits(family: str) -> None:
+    """Also those that fuse, gate otherwise, or share weights: what is no linear layer stays."""
+    model, dense = tiny.model(family, BF16), tiny.model(family, BF16)
+    for one in (model, dense):
+        for module in one.modules():
+            if type(module) is nn.Linear and module is not one.get_output_embeddings():
+                module.weight.data *= sparse(*module.weight.shape) != 0
+    ids = torch.randint(3, 100, (2, 12))
+    choices = accelerate(model)
+    assert error(model(ids).logits, dense(ids).logits) < 3e-2
+    assert not [why for row in choices.rows for why in row.kept]
+
+
+@pytest.mark.usefixtures("on_gpu")
 def test_what_fails_stays_and_the_rest_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sp24MLP, "from_mlp", classmethod(lambda cls, mlp: 1 / 0))
     model = llama(True)
-    assert "dense: ZeroDivisionError: division by zero" in str(accelerate(model))
+    table = str(accelerate(model))
+    assert "not timed  dense\n    dense: ZeroDivisionError: division by zero" in table
     assert kinds(model) == {nn.Linear, Sp24Linear}
 
 
@@ -196,6 +212,8 @@ def test_packed_layers_say_what_they_cannot_do() -> None:
     assert torch.equal(layer.weight, linear.weight)
     with pytest.raises(KernelError, match="Sp24Linear takes 72 inputs, not 80"):
         layer(normal(1, 80, dtype=BF16))
+    with pytest.raises(KernelError, match=r"packed in torch\.bfloat16 and keeps that type"):
+        nn.Sequential(layer).half()
     with pytest.raises(KernelError, match="computes with packed weights, which cannot be replaced"):
         nn.Sequential(layer).load_state_dict(nn.Sequential(linear).state_dict())
 

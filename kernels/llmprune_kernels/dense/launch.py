@@ -9,75 +9,52 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-import torch
 from torch import Tensor
 
 from llmprune_kernels import tuning
 from llmprune_kernels.dense.product import product_kernel
 from llmprune_kernels.device import interpreting, on_device
-from llmprune_kernels.epilogue import combine_kernel
+from llmprune_kernels.job import Job
 from llmprune_kernels.tuning import Config
 
 
-@dataclass(frozen=True)
-class Job:
-    """One product: x [M, K] times weight [N, K], or silu(x weight^T) * (x up^T) with `up` [N, K]."""
+@dataclass(frozen=True, kw_only=True)
+class DenseJob(Job):
+    """A product with a dense weight, or with a gate and `up` at once."""
 
-    x: Tensor
     weight: Tensor
+    """[N, K]."""
     up: Tensor | None = None
-    bias: Tensor | None = None
-    residual: Tensor | None = None
-
-    @property
-    def halves(self) -> int:
-        """How many matrices are read."""
-        return 1 if self.up is None else 2
+    """[N, K], where there are two halves."""
 
 
-def run(job: Job) -> Tensor:
+def run(job: DenseJob) -> Tensor:
     """The product [M, N]."""
-    shape = (len(job.x), job.halves * len(job.weight), job.x.shape[1])
-    name = f"dense_{job.halves}"
     with on_device(job.x):
         config = tuning.pick(
-            name,
-            shape,
-            job.x.device,
-            default(job),
-            lambda: candidates(job),
+            f"dense_{job.halves}", job.shape, job.x.device, default(job), lambda: candidates(job),
             lambda config: start(job, config),
-        )
+        )  # fmt: skip
         return start(job, config)
 
 
-def start(job: Job, config: Config) -> Tensor:
+def start(job: DenseJob, config: Config) -> Tensor:
     """Run the kernel with a configuration."""
-    (m, k), n = job.x.shape, len(job.weight)
+    m, k = job.x.shape
     config = dict(config)
     warps, stages = config.pop("num_warps"), config.pop("num_stages")
-    # The interpreter cuts bits off where a GPU rounds to 16 bits, so there the kernel writes float32.
-    out = torch.empty(m, n, dtype=torch.float32 if interpreting() else job.x.dtype, device=job.x.device)
-    part = (
-        out
-        if config["SPLITS"] == 1
-        else out.new_empty(config["SPLITS"], job.halves, m, n, dtype=torch.float32)
-    )
-    up, bias, residual = (job.x if term is None else term for term in (job.up, job.bias, job.residual))
-    extras = job.bias is not None, job.residual is not None
-    product_kernel[(-(-m // config["BLOCK_M"]), -(-n // config["BLOCK_N"]), config["SPLITS"])](
-        job.x.contiguous(), job.weight, up, bias, residual, part, m, n, k,
-        HALVES=job.halves, HAS_BIAS=extras[0], HAS_RESIDUAL=extras[1],
+    out, part = job.buffers(config["SPLITS"], config["SPLITS"] > 1)
+    bias, residual, has_bias, has_residual = job.extras()
+    product_kernel[(-(-m // config["BLOCK_M"]), -(-job.n // config["BLOCK_N"]), config["SPLITS"])](
+        job.x.contiguous(), job.weight, job.weight if job.up is None else job.up, bias, residual, part,
+        m, job.n, k,
+        HALVES=job.halves, HAS_BIAS=has_bias, HAS_RESIDUAL=has_residual,
         **config, UPCAST=interpreting(), num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    if part is not out:
-        combine_kernel[(-(-n // 512), m)](
-            part, bias, residual, out, m, n, job.halves, *extras, len(part), BLOCK=512
-        )
-    return out.to(job.x.dtype)
+    return job.combined(out, part)
 
 
-def default(job: Job) -> Config:
+def default(job: DenseJob) -> Config:
     """Narrow tiles: this kernel is for few tokens, where reading the weight is all the work."""
     block_m = max(16, tuning.power_of_two(len(job.x)))
     programs = -(-len(job.weight) // 64)
@@ -92,7 +69,7 @@ def default(job: Job) -> Config:
     }
 
 
-def candidates(job: Job) -> Iterator[Config]:
+def candidates(job: DenseJob) -> Iterator[Config]:
     """What is worth trying on a card."""
     base = default(job)
     for block_n, block_k, splits in product((32, 64, 128), (64, 128, 256), (1, 2, 4, 8)):

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, product
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmprune_kernels import tuning
-from llmprune_kernels.device import has_sparse_cores, interpreting, is_nvidia, on_device
-from llmprune_kernels.epilogue import combine_kernel
+from llmprune_kernels.device import interpreting, is_nvidia, on_device
 from llmprune_kernels.formats.fragments import Fragments
+from llmprune_kernels.job import Job
 from llmprune_kernels.sp24.pack_tokens import pack_kernel
 from llmprune_kernels.sp24.portable import portable_kernel, unpack_kernel
 from llmprune_kernels.sp24.skinny import skinny_kernel
@@ -25,22 +26,14 @@ from llmprune_kernels.tuning import Config
 TYPES = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
-@dataclass(frozen=True)
-class Job:
-    """One product: x [M, K] times a packed weight of N outputs, or of two halves with N each."""
+@dataclass(frozen=True, kw_only=True)
+class Sp24Job(Job):
+    """A product with a packed 2:4 weight; with two halves, the gate's tiles and then the other's."""
 
-    x: Tensor
     values: Tensor
+    """int32 [T, S, 32, 4]."""
     meta: Tensor
-    n: int
-    halves: int = 1
-    bias: Tensor | None = None
-    residual: Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """M, N of all halves, K."""
-        return self.x.shape[0], self.n * self.halves, self.x.shape[1]
+    """int32 [T, S/2, 32]."""
 
     @property
     def tiles(self) -> int:
@@ -52,24 +45,10 @@ class Job:
         """S/2, steps of 64 inputs."""
         return self.meta.shape[1]
 
-    def buffers(self, splits: int, in_parts: bool) -> tuple[Tensor, Tensor]:
-        """Where the result goes, and where the kernel writes: the same, or float32 parts to be added up."""
-        # The interpreter cuts bits off where a GPU rounds to 16 bits, so there the kernel writes float32.
-        kind = torch.float32 if interpreting() else self.x.dtype
-        out = torch.empty(len(self.x), self.n, dtype=kind, device=self.x.device)
-        if not in_parts:
-            return out, out
-        return out, out.new_empty(splits, self.halves, len(self.x), self.n, dtype=torch.float32)
 
-    def extras(self) -> tuple[Tensor, Tensor, bool, bool]:
-        """Bias and residual, each with something in its place, and whether they are there."""
-        bias, residual = (self.x if term is None else term for term in (self.bias, self.residual))
-        return bias, residual, self.bias is not None, self.residual is not None
-
-
-def run(job: Job) -> Tensor:
+def run(job: Sp24Job) -> Tensor:
     """The product [M, N], by the sparse tensor cores where there are some and no search has found better."""
-    sparse = has_sparse_cores(job.x.device)
+    sparse = is_nvidia(job.x.device)
     default = skinny_default(job) if sparse else portable_default(job)
 
     def candidates() -> Iterator[Config]:
@@ -81,12 +60,12 @@ def run(job: Job) -> Tensor:
         return start(job, config)
 
 
-def start(job: Job, config: Config) -> Tensor:
+def start(job: Sp24Job, config: Config) -> Tensor:
     """Run the kernel that a configuration is for."""
     return (skinny if "RT" in config else portable)(job, config)
 
 
-def skinny(job: Job, config: Config) -> Tensor:
+def skinny(job: Sp24Job, config: Config) -> Tensor:
     """By `mma.sp`."""
     m, k = job.x.shape
     blocks = -(-m // (8 * config["MT"]))
@@ -101,10 +80,10 @@ def skinny(job: Job, config: Config) -> Tensor:
         **constants, HALVES=job.halves, HAS_BIAS=has_bias, HAS_RESIDUAL=has_residual,
         **config, num_warps=config["WARPS_N"] * config["WARPS_K"],
     )  # fmt: skip
-    return combined(job, out, part)
+    return job.combined(out, part)
 
 
-def flags(job: Job, config: Config) -> dict[str, Any]:
+def flags(job: Sp24Job, config: Config) -> dict[str, Any]:
     """What the kernel is told of a product besides its cut: its type, and which masks it can do without."""
     packed = len(job.x) > 8
     even = job.steps % (config["WARPS_K"] * config["SPLITS"] * config["UNROLL"]) == 0
@@ -131,38 +110,22 @@ def packed_tokens(words: Tensor, m: int, k: int, steps: int, tiles: int) -> Tens
     return out
 
 
-def combined(job: Job, out: Tensor, part: Tensor) -> Tensor:
-    """The parts added up in a fixed order, if there are any."""
-    if part is not out:
-        bias, residual, has_bias, has_residual = job.extras()
-        m, block = len(out), 512
-        combine_kernel[(-(-job.n // block), m)](
-            part, bias, residual, out, m, job.n, job.halves, has_bias, has_residual, len(part), BLOCK=block
-        )
-    return out.to(job.x.dtype)
-
-
-def skinny_default(job: Job) -> Config:
+def skinny_default(job: Sp24Job) -> Config:
     """Warps share out the inputs where tokens are few; with more, a warp takes several tiles of outputs."""
     mt = min(8, tuning.power_of_two(-(-len(job.x) // 8)))
     rt, warps_n, warps_k = {1: (1, 1, 8), 2: (1, 1, 8), 4: (2, 2, 2), 8: (2, 4, 1)}[mt]
     rt = max(1, rt // job.halves)
     programs = -(-job.tiles // (rt * warps_n)) * -(-len(job.x) // (8 * mt))
     splits = tuning.splits_for(programs, min(8, max(1, job.steps // (4 * warps_k))))
-    unroll = 2
-    # A loop that ends evenly has no masks in it: smaller shares are worth that.
-    while job.steps % (warps_k * splits * unroll) and max(splits, unroll, warps_k // 4) > 1:
-        splits, unroll, warps_k = (
-            (splits, 1, warps_k)
-            if unroll > 1
-            else (splits // 2, 2, warps_k)
-            if splits > 1
-            else (1, 2, warps_k // 2)
-        )
+    # A loop that ends evenly has no masks in it: the largest shares that do so are taken, if any do.
+    halved = [splits >> i for i in range(splits.bit_length())]
+    fewer = product((warps_k, max(1, warps_k // 2)), halved, (2, 1))
+    even = (cut for cut in fewer if job.steps % prod(cut) == 0)
+    warps_k, splits, unroll = next(even, (warps_k, splits, 2))
     return {"RT": rt, "MT": mt, "WARPS_N": warps_n, "WARPS_K": warps_k, "SPLITS": splits, "UNROLL": unroll}
 
 
-def skinny_candidates(job: Job) -> Iterator[Config]:
+def skinny_candidates(job: Sp24Job) -> Iterator[Config]:
     """What is worth trying on a card."""
     base = skinny_default(job)
     tiles = (1, 2) if job.halves == 1 else (1,)
@@ -172,7 +135,7 @@ def skinny_candidates(job: Job) -> Iterator[Config]:
         yield base | found
 
 
-def portable(job: Job, config: Config) -> Tensor:
+def portable(job: Sp24Job, config: Config) -> Tensor:
     """By decoding to dense tiles."""
     m, k = job.x.shape
     bias, residual, has_bias, has_residual = job.extras()
@@ -186,10 +149,10 @@ def portable(job: Job, config: Config) -> Tensor:
         HALVES=job.halves, HAS_BIAS=has_bias, HAS_RESIDUAL=has_residual,
         **config, PARTS=in_parts, PRMT=is_nvidia(job.x.device), UPCAST=interpreting(), num_warps=warps,
     )  # fmt: skip
-    return combined(job, out, part)
+    return job.combined(out, part)
 
 
-def portable_default(job: Job) -> Config:
+def portable_default(job: Sp24Job) -> Config:
     """128 rows of weights a program: with fewer, taking the input apart costs too much for each."""
     block_m = min(32, max(16, tuning.power_of_two(len(job.x))))
     programs = job.halves * -(-job.tiles // 8) * -(-len(job.x) // block_m)
@@ -197,7 +160,7 @@ def portable_default(job: Job) -> Config:
     return {"R": 8, "C": 1, "BLOCK_M": block_m, "SPLITS": splits, "num_warps": 4}
 
 
-def portable_candidates(job: Job) -> Iterator[Config]:
+def portable_candidates(job: Sp24Job) -> Iterator[Config]:
     """What is worth trying on a card."""
     base = portable_default(job)
     for r, c, splits, warps in product((4, 8), (1, 2), (1, 2, 4, 8), (4, 8)):

@@ -33,7 +33,7 @@ def test_a_packed_product_equals_the_naive_one(
     weights = [packed(n, k, dtype, seed) for seed in range(halves)]
     values, meta = torch.cat([w.values for w in weights]), torch.cat([w.meta for w in weights])
     bias, residual = (normal(n, dtype=dtype), normal(m, n, dtype=dtype)) if halves == 1 else (None, None)
-    job = launch.Job(x, values, meta, n, halves, bias, residual)
+    job = launch.Sp24Job(x=x, n=n, halves=halves, values=values, meta=meta, bias=bias, residual=residual)
     found = launch.portable(job, launch.portable_default(job) | {"SPLITS": splits, "R": 2})
     wanted = naive.linear(x, weights[0], bias, residual) if halves == 1 else naive.swiglu(x, *weights)
     assert found.dtype == dtype and error(found, wanted) < allowed(dtype)
@@ -49,7 +49,9 @@ def test_a_dense_product_equals_the_naive_one(
 ) -> None:
     x, weight, up = (normal(*s, dtype=dtype, seed=i) for i, s in enumerate([(m, k), (n, k), (n, k)]))
     bias, residual = (normal(n, dtype=dtype), normal(m, n, dtype=dtype)) if halves == 1 else (None, None)
-    job = dense.Job(x, weight, up if halves == 2 else None, bias, residual)
+    job = dense.DenseJob(
+        x=x, n=n, halves=halves, weight=weight, up=up if halves == 2 else None, bias=bias, residual=residual
+    )
     found = dense.start(job, dense.default(job) | {"SPLITS": splits, "BLOCK_N": 32, "BLOCK_K": 64})
     wanted = (
         dense_naive.linear(x, weight, bias, residual) if halves == 1 else dense_naive.swiglu(x, weight, up)

@@ -27,15 +27,17 @@ def _gluon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "skinny_kernel", OnCpu())
 
 
-def job(m: int, n: int, k: int, dtype: torch.dtype, halves: int = 1) -> tuple[launch.Job, Tensor]:
+def job(m: int, n: int, k: int, dtype: torch.dtype, halves: int = 1) -> tuple[launch.Sp24Job, Tensor]:
     """A product and what it should give."""
     x = normal(m, k, dtype=dtype, seed=1)
     weights = [packed(n, k, dtype, seed) for seed in range(halves)]
     values, meta = torch.cat([w.values for w in weights]), torch.cat([w.meta for w in weights])
     if halves == 2:
-        return launch.Job(x, values, meta, n, 2), naive.swiglu(x, *weights)
+        return launch.Sp24Job(x=x, n=n, halves=2, values=values, meta=meta), naive.swiglu(x, *weights)
     bias, residual = normal(n, dtype=dtype, seed=2), normal(m, n, dtype=dtype, seed=3)
-    return launch.Job(x, values, meta, n, 1, bias, residual), naive.linear(x, weights[0], bias, residual)
+    return launch.Sp24Job(x=x, n=n, values=values, meta=meta, bias=bias, residual=residual), naive.linear(
+        x, weights[0], bias, residual
+    )
 
 
 @pytest.mark.parametrize(
