@@ -189,9 +189,11 @@ def _reference_manual(half: Half) -> list[str]:
 def _parts(path: Path, field: str) -> Iterator[str]:
     """A plain file, a MB at a time."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with path.open(encoding="utf-8") as file:
             while part := file.read(1 << 20):
                 yield part
+    except UnicodeDecodeError as error:
+        raise RequestError(field, f"{path} is not UTF-8 text ({error.reason}); convert it") from error
     except OSError as error:
         raise RequestError(field, f"{path} cannot be read: {error.strerror}") from error
 

@@ -116,8 +116,16 @@ def test_the_record_says_what_the_windows_are(tokenizer: Any) -> None:
 @pytest.mark.parametrize("suffix", [".txt", ".md"])
 def test_plain_files_are_read_as_they_are(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"text{suffix}"
-    file.write_bytes("Grün\n\nzwei  \x00 ".encode() + b"\xff end")
-    assert text_of(file) == "Grün\n\nzwei  \x00 \ufffd end"
+    file.write_bytes("Grün\n\nzwei  \x00 end".encode())
+    assert text_of(file) == "Grün\n\nzwei  \x00 end"
+
+
+@pytest.mark.parametrize("content", [b"one \xff two", "Größe".encode("latin-1"), "ü".encode()[:1]])
+def test_what_is_not_utf_8_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bytes.txt").write_bytes(content)
+    with pytest.raises(RequestError, match=r"bytes\.txt is not UTF-8 text \(.*\); convert it") as raised:
+        text_of(tmp_path / "bytes.txt")
+    assert raised.value.field == "calibration"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
