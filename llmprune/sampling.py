@@ -25,7 +25,8 @@ from llmprune.checkpoint.gguf import cache_folder
 from llmprune.checkpoint.shards import save_atomically
 from llmprune.progress import track
 
-BATCH = 16  # windows written at a time; part of what a seed means
+TOKENS = 8192  # written at a time, and
+MOST = 128  # windows: both are part of what a seed means
 
 
 def windows(
@@ -42,20 +43,26 @@ def windows(
         open_model: called if there is anything left to write.
         identity: what the text depends on besides the above; None to keep nothing.
     """
-    how = {"length": length, "seed": asked.seed, "temperature": asked.temperature, "batch": BATCH}
+    size = batch_size(length)
+    how = {"length": length, "seed": asked.seed, "temperature": asked.temperature, "batch": size}
     folder = kept_in("self", how | identity) if identity is not None else None
     batches: list[Tensor] = []
     model: PreTrainedModel | None = None
-    for number in track(range(-(-asked.samples // BATCH)), "writing calibration text"):
+    for number in track(range(-(-asked.samples // size)), "writing calibration text"):
         file = folder / f"{number:05d}.safetensors" if folder else None
         if file and file.is_file():
             batches.append(load_file(file)["tokens"])
             continue
         model = model or open_model()
-        batches.append(_written(model, length, asked.temperature, (asked.seed << 20) + number))
+        batches.append(_written(model, size, length, asked.temperature, (asked.seed << 20) + number))
         if file:
             save_atomically({"tokens": batches[-1]}, file)
     return Windows(torch.cat(batches)[: asked.samples], "self", asked.seed)
+
+
+def batch_size(length: int) -> int:
+    """Windows written at a time: the shorter, the more."""
+    return max(1, min(MOST, TOKENS // length))
 
 
 def kept_in(kind: str, identity: dict[str, Any]) -> Path:
@@ -67,13 +74,13 @@ def kept_in(kind: str, identity: dict[str, Any]) -> Path:
 
 
 @torch.no_grad()
-def _written(model: PreTrainedModel, length: int, temperature: float, seed: int) -> Tensor:
-    """One batch of windows int64 [BATCH, length], drawn from the whole vocabulary."""
+def _written(model: PreTrainedModel, size: int, length: int, temperature: float, seed: int) -> Tensor:
+    """One batch of windows int64 [size, length], drawn from the whole vocabulary."""
     own = model.generation_config
     first = next(
         t for t in (own.bos_token_id, model.config.bos_token_id, own.eos_token_id, 0) if t is not None
     )
-    start = torch.full((BATCH, 1), first[0] if isinstance(first, list) else first, device=model.device)
+    start = torch.full((size, 1), first[0] if isinstance(first, list) else first, device=model.device)
     how = GenerationConfig(
         do_sample=True,
         temperature=temperature,

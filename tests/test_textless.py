@@ -112,7 +112,7 @@ def test_what_was_drawn_is_kept_for_the_same_model_and_seed(checkpoints: tiny.Ch
 
 def test_a_model_goes_on_with_its_text_where_it_was_cut_off(checkpoints: tiny.Checkpoints) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoints("llama"))
-    opened = []
+    opened, size = [], sampling.batch_size(12)
 
     def open_model() -> torch.nn.Module:
         opened.append(1)
@@ -122,12 +122,12 @@ def test_a_model_goes_on_with_its_text_where_it_was_cut_off(checkpoints: tiny.Ch
         asked = Calibration(dataset="self", samples=samples, seed=seed)
         return sampling.windows(asked, 12, open_model, identity).tokens
 
-    first = written(sampling.BATCH)
-    assert first.shape == (sampling.BATCH, 12) and len(opened) == 1
-    more = written(sampling.BATCH + 3)
-    assert torch.equal(more[: sampling.BATCH], first) and len(opened) == 2
-    assert torch.equal(written(sampling.BATCH), first) and len(opened) == 2
-    assert not torch.equal(written(sampling.BATCH, seed=4), first)
+    first = written(size)
+    assert first.shape == (size, 12) and len(opened) == 1
+    more = written(size + 3)
+    assert torch.equal(more[:size], first) and len(opened) == 2
+    assert torch.equal(written(size), first) and len(opened) == 2
+    assert not torch.equal(written(size, seed=4), first)
     assert len(opened) == 3
     written(1, weights="others")
     assert len(opened) == 4
@@ -135,7 +135,7 @@ def test_a_model_goes_on_with_its_text_where_it_was_cut_off(checkpoints: tiny.Ch
 
 def test_a_text_is_drawn_from_the_models_own_distribution(checkpoints: tiny.Checkpoints) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoints("llama")).eval()
-    asked = Calibration(dataset="self", samples=64 * sampling.BATCH, seed=0)
+    asked = Calibration(dataset="self", samples=1024, seed=0)
     drawn = sampling.windows(asked, 1, lambda: model, None).tokens.flatten()
     with torch.no_grad():
         start = torch.tensor([[model.config.bos_token_id or 0]])

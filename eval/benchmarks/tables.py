@@ -160,8 +160,14 @@ TABLES = {
         "what decides | text | repair | 20 % of the channels | 30 %",
         (perplexity,),
         {
-            "`prunenet-20`, `prunenet-30` | none | none": "prunenet-20 prunenet-30",
-            "the same policy | none | `affine`, synthetic": "prunenet-20-affine prunenet-30-affine",
+            "`prunenet-20`, `prunenet-30` | the model's own | none": "prunenet-20 prunenet-30",
+            "the same policy | the model's own | `affine`": "prunenet-20-affine prunenet-30-affine",
+            "`prunenet`, learned from synthetic tokens | synthetic | none": (
+                "prunenet-20-synthetic prunenet-30-synthetic"
+            ),
+            "the same policy | synthetic | `affine`": (
+                "prunenet-20-affine-synthetic prunenet-30-affine-synthetic"
+            ),
             "`random` | none | none": "random-20 random-30",
             "`row_norm`, the gate's, as in PruneNet's paper | none | none": "row_norm-20 row_norm-30",
         },
@@ -174,7 +180,7 @@ TABLES = {
             "real text: `flap-20`, 32 x 1024 tokens of WikiText-2 validation": "flap_20",
             "`flap-20-synthetic`, 32 x 512 tokens drawn by rank": "flap-20-synthetic",
             "the same, 128 x 128 tokens, then drawn twice by the model": "flap-20-synthetic-redrawn",
-            "`flap-20-self`": "flap-20-self",
+            "`flap-20-self`, 256 x 64 tokens of the model's own": "flap-20-self",
         },
     ),
     "zero-shot": Table(

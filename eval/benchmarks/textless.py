@@ -18,26 +18,32 @@ from transformers import AutoTokenizer
 import llmprune
 
 CHANNELS = {"pattern": {"name": "units", "parts": "ffn"}, "layout": "uniform", "allocation": "uniform"}
-TEXT = {"samples": 128, "length": 128}
+SYNTHETIC = {"dataset": "synthetic", "samples": 128, "length": 128, "redraws": 2}
 LONGER = {"samples": 32, "length": 512}  # as in the recipes
+SHORT = {"samples": 256, "length": 64}
 
 
 def rows(policy: str | None) -> dict[str, dict[str, Any]]:
-    """What is asked, by name; `policy` is a trained one, or the first row trains its own."""
+    """What is asked, by name; `policy` is a trained one, or every row trains its own."""
     learned = {"name": "prunenet", "policy": policy}
     found: dict[str, dict[str, Any]] = {}
     for share in (0.2, 0.3):
         percent = round(100 * share)
-        for method in (learned, "row_norm", "spectral", "random", "wanda"):
-            name = method if isinstance(method, str) else "prunenet"
-            found[f"{name}-{percent}"] = {"method": method, "sparsity": share, **CHANNELS}
-        affine = {"method": learned, "sparsity": share, "repair": "affine"}
-        found[f"prunenet-{percent}-affine"] = affine | CHANNELS
+        for text, more in ({"": {}, "-synthetic": {"calibration": SYNTHETIC}}).items():
+            asked = {"method": learned, "sparsity": share, **CHANNELS, **more}
+            found[f"prunenet-{percent}{text}"] = asked
+            found[f"prunenet-{percent}-affine{text}"] = asked | {"repair": "affine"}
+        for method in ("row_norm", "spectral", "random", "wanda"):
+            asked = {"method": method, "sparsity": share, **CHANNELS, "calibration": SYNTHETIC}
+            found[f"{method}-{percent}"] = asked
     there = {"name": "prunenet", "share": 0.2}
     found["prunenet-20-trained-at-20"] = {"method": there, "sparsity": 0.2, **CHANNELS}
-    for text in ("synthetic", "self", "builtin"):
-        flap = {"method": "flap", "sparsity": 0.2, "calibration": {"dataset": text, **LONGER}}
-        found[f"flap-20-{text}"] = flap
+    for text, size in (("synthetic", LONGER), ("self", SHORT), ("builtin", LONGER)):
+        found[f"flap-20-{text}"] = {
+            "method": "flap",
+            "sparsity": 0.2,
+            "calibration": {"dataset": text, **size},
+        }
     return found
 
 
@@ -55,9 +61,8 @@ def main() -> None:
     for name, asked in rows(arguments.policy).items():
         if arguments.rows and name not in arguments.rows:
             continue
-        recipe = asked | {"calibration": {"dataset": "synthetic", **TEXT, **asked.get("calibration", {})}}
         out = Path(tempfile.mkdtemp()) / "out"
-        report = llmprune.prune(arguments.model, recipe, out=out)
+        report = llmprune.prune(arguments.model, asked, out=out)
         row = {
             "name": name,
             "perplexity": perplexity(out, test),

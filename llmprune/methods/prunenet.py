@@ -18,15 +18,15 @@ from llmprune.statistics import Gram
 
 @dataclass(frozen=True)
 class PruneNet(Method[Gram]):
-    """Learns before it scores (`llmprune/learning.py`), from the inputs that `synthetic` tokens lead to."""
+    """Learns before it scores (`llmprune/learning.py`), from inputs that the model's own text leads to."""
 
     needs: ClassVar = Gram
     propagation: ClassVar = "dense"
     pattern: ClassVar = {"name": "units", "parts": "ffn"}
     calibration: ClassVar[dict[str, Any]] = {
-        "dataset": "synthetic",
-        "samples": 128,
-        "length": 128,
+        "dataset": "self",
+        "samples": 256,
+        "length": 64,
         "redraws": 2,
     }
     only_units: ClassVar = True
