@@ -61,6 +61,8 @@ class Plan:
     """Forwards that the method takes to learn."""
     redraws: int
     """Forwards that it takes to draw the calibration tokens."""
+    writing_bytes: int
+    """The whole model, where it writes its own calibration text."""
     surveys: bool
     """Whether the allocation takes a forward of its own."""
 
@@ -84,6 +86,8 @@ class Plan:
         if self.tokens:
             windows = f"{self.tokens} tokens in windows of {self.length}, batches of {self.batch}"
             text = f"{windows}; {self._forwards} per block"
+            if self.writing_bytes:
+                text += f", once the whole model ({_gib(self.writing_bytes)}) has written them"
         else:
             text = "none needed"
         return [
@@ -225,6 +229,7 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
         propagation=recipe.propagation,
         lessons=recipe.method.lessons,
         redraws=recipe.calibration.redraws if recipe.calibration.dataset == "synthetic" else 0,
+        writing_bytes=parameters * width if tokens and recipe.calibration.dataset == "self" else 0,
         surveys=_surveys_apart(recipe),
         together=together,
         checkpoint_bytes=checkpoint_bytes,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -347,12 +347,12 @@ def test_the_program_ends_with_2_for_an_unknown_option(place: dict[str, str]) ->
 
 
 def test_help_comes_within_a_second() -> None:
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert run(["--help"]).returncode == 0
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.0
+    """Of computing time, which other work on the machine does not lengthen."""
+    before = os.times()
+    assert run(["--help"]).returncode == 0
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert 0 < spent < 1.0
 
 
 @pytest.mark.parametrize(

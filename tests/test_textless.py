@@ -12,6 +12,7 @@ from llmprune import calibration, prune, sampling, synthetic
 from llmprune.calibration import Calibration
 from llmprune.checkpoint import reader, reload, source
 from llmprune.checkpoint.store import Store
+from llmprune.job import checkpoint_job, request
 from tests import tiny
 from tests.test_families import check_here
 
@@ -131,6 +132,14 @@ def test_a_model_goes_on_with_its_text_where_it_was_cut_off(checkpoints: tiny.Ch
     assert len(opened) == 3
     written(1, weights="others")
     assert len(opened) == 4
+
+
+@pytest.mark.parametrize(("dataset", "width"), [("self", 4), ("synthetic", 0)])
+def test_the_plan_counts_a_model_that_writes(checkpoints: tiny.Checkpoints, dataset: str, width: int) -> None:
+    asked = {"method": "wanda", "calibration": {"dataset": dataset, "samples": 2, "length": 16}}
+    plan = checkpoint_job(str(checkpoints("llama")), *request(asked, {})).plan
+    assert plan.writing_bytes == width * plan.parameters
+    assert ("has written them" in dict(plan.rows())["calibration"]) == (width > 0)
 
 
 def test_a_text_is_drawn_from_the_models_own_distribution(checkpoints: tiny.Checkpoints) -> None:

@@ -39,6 +39,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "flap_30_affine": {"method": "flap", "sparsity": 0.3, "repair": "affine"},
     "cfsp_20": {"method": "cfsp", "sparsity": 0.2},
     "cfsp_30": {"method": "cfsp", "sparsity": 0.3},
+    "cfsp_30_recover": {"method": "cfsp", "sparsity": 0.3, "recovery": "lora"},
     "cfsp_50": {"method": "cfsp", "sparsity": 0.5},
     "owl_70": {"method": "wanda", "sparsity": 0.7, "allocation": "owl"},
 }
