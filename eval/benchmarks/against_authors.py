@@ -43,6 +43,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "cfsp_50": {"method": "cfsp", "sparsity": 0.5},
     "owl_70": {"method": "wanda", "sparsity": 0.7, "allocation": "owl"},
 }
+FINE = {"pattern": {"name": "units", "multiple": 1, "parts": "ffn"}}  # as the authors' code: any width
+ROWS |= {f"cfsp_{percent}_multiple_1": ROWS[f"cfsp_{percent}"] | FINE for percent in (20, 30)}
 BASELINES = "baselines/smollm2-135m.json"
 WIKITEXT = "data/Salesforce/wikitext/wikitext-2-raw-v1"
 
