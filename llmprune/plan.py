@@ -90,20 +90,15 @@ class Plan:
                 text += f", once the whole model ({_gib(self.writing_bytes)}) has written them"
         else:
             text = "none needed"
+        size, free = _gib(self.checkpoint_bytes), _gib(self.available_bytes)
         return [
-            (
-                "model",
-                f"{self.family}, {self.parameters / 1e6:.1f} M parameters, {_gib(self.checkpoint_bytes)}",
-            ),
+            ("model", f"{self.family}, {self.parameters / 1e6:.1f} M parameters, {size}"),
             ("blocks", f"{self.blocks}, {_gib(self.block_bytes)} each while resident"),
             ("sites", f"{self.sites}, {self.coverage:.1%} of the block weights"),
             ("calibration", text),
             ("activations", _gib(self.activation_bytes)),
             ("statistics", _gib(self.statistic_bytes)),
-            (
-                "memory",
-                f"{_gib(self.needed_bytes)} needed, {_gib(self.available_bytes)} available on {self.device}",
-            ),
+            ("memory", f"{_gib(self.needed_bytes)} needed, {free} available on {self.device}"),
             ("disk", f"{_gib(self.disk_bytes)} will be written"),
         ]
 
