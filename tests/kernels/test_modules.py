@@ -1,56 +1,17 @@
-"""Layers of kernels in real models, on the CPU: the same outputs, the same checkpoint, and no training."""
+"""Layers of kernels, on the CPU: the same outputs in fewer bytes, and no training."""
 
 from __future__ import annotations
 
-import gc
-import weakref
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from llmprune_kernels import acceleration, modules
-from llmprune_kernels.acceleration import accelerate
+from llmprune_kernels import modules
 from llmprune_kernels.errors import KernelError
-from llmprune_kernels.modules import Inference, ShrunkMLP, Sp24Linear, Sp24MLP
-from llmprune_kernels.sp24 import prefill
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from llmprune_kernels.modules import ShrunkMLP, Sp24Linear, Sp24MLP
+from torch import nn
 
-import llmprune
 from tests import tiny
 from tests.kernels.matrices import error, normal, sparse
-
-BF16 = torch.bfloat16
-
-
-def make_24(model: nn.Module, names: tuple[str, ...] = ("proj",)) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name.endswith(names):
-            module.weight.data *= sparse(*module.weight.shape) != 0
-
-
-@pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a GPU were there and every kernel won: comparison and conversion are real, the clock is not."""
-    monkeypatch.setattr(acceleration, "why_not", lambda device: None)
-    monkeypatch.setattr(acceleration, "_microseconds", lambda layer, x: 1.0 if kernels_in(layer) else 2.0)
-
-
-def llama(sparse_layers: bool) -> PreTrainedModel:
-    model = tiny.model("llama", BF16)
-    if sparse_layers:
-        make_24(model)
-    return model
-
-
-def kernels_in(module: nn.Module) -> bool:
-    return any(isinstance(part, Inference) for part in module.modules())
-
-
-def kinds(model: nn.Module) -> set[type]:
-    return {type(module) for module in model.modules()} & {nn.Linear, Sp24Linear, Sp24MLP, ShrunkMLP}
+from tests.kernels.models import BF16
 
 
 def test_a_linear_layer_computes_the_same_in_nine_sixteenths() -> None:
@@ -82,129 +43,6 @@ def test_mlps_compute_the_same(channels: int) -> None:
     assert error(Sp24MLP.from_mlp(mlp).eval()(x), mlp(x)) < 1e-2
 
 
-@pytest.mark.usefixtures("on_gpu")
-@pytest.mark.parametrize("sparse_layers", [True, False])
-def test_a_model_keeps_its_logits_its_text_and_its_checkpoint(sparse_layers: bool, tmp_path: Path) -> None:
-    model, dense = llama(sparse_layers), llama(sparse_layers)
-    ids = torch.randint(3, 100, (2, 12))
-    choices = accelerate(model)
-    assert kinds(model) == ({Sp24Linear, Sp24MLP, nn.Linear} if sparse_layers else {ShrunkMLP, nn.Linear})
-    assert "lm_head" in [name for name, m in model.named_modules() if type(m) is nn.Linear]
-    assert sum(row.count for row in choices.rows) == (15 if sparse_layers else 3)
-    assert error(model(ids).logits, dense(ids).logits) < 2e-2
-    for cache in ("dynamic", "static"):
-        written = model.generate(ids, max_new_tokens=4, do_sample=False, cache_implementation=cache)
-        assert written.shape == (2, 16)
-    model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=BF16)
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), dense.parameters(), strict=True))
-
-
-@pytest.mark.usefixtures("on_gpu")
-def test_a_model_compiles_as_one_graph() -> None:
-    model = llama(True)
-    accelerate(model)
-    ids = torch.randint(3, 100, (1, 7))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        assert torch.equal(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
-
-
-@pytest.mark.usefixtures("on_gpu")
-@pytest.mark.parametrize("loses_at", [1, 64])
-def test_what_loses_stays_and_the_table_says_so(loses_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def clock(layer: nn.Module, x: Tensor) -> float:
-        return 3.0 if kernels_in(layer) and len(x) == loses_at else 1.0 if kernels_in(layer) else 2.0
-
-    monkeypatch.setattr(acceleration, "_microseconds", clock)
-    model = llama(True)
-    table = str(accelerate(model))
-    assert kinds(model) == {nn.Linear}
-    assert all(line.endswith("  dense") for line in table.splitlines()[1:])
-    monkeypatch.setattr(acceleration, "_microseconds", lambda layer, x: 2.0 if kernels_in(layer) else 2.08)
-    accelerate(model, min_gain=1.05)
-    assert kinds(model) == {nn.Linear}
-    accelerate(model, min_gain=1.03)
-    assert Sp24Linear in kinds(model)
-
-
-class Clamped(nn.Module):
-    """An MLP with the right parts and another idea of what to do with them."""
-
-    def __init__(self, mlp: Any, change: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-        self.act_fn, self.change = mlp.act_fn, change
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.change(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
-
-
-@pytest.mark.usefixtures("on_gpu")
-@pytest.mark.parametrize("change", [lambda h: 2 * h, lambda h: h.clamp(-10, 10)], ids=["scaled", "clamped"])
-def test_an_mlp_that_computes_something_else_stays(change: Callable[[Tensor], Tensor]) -> None:
-    """Though it has the same parts, the same shape, and others of that shape are replaced."""
-    model = llama(True)
-    odd = model.model.layers[1]
-    odd.mlp = Clamped(odd.mlp, change).eval()
-    table = str(accelerate(model))
-    assert type(odd.mlp) is Clamped and type(odd.mlp.gate_proj) is Sp24Linear
-    assert type(model.model.layers[2].mlp) is Sp24MLP
-    assert "dense: it computes something else" in table
-
-
-@pytest.mark.usefixtures("on_gpu")
-@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
-def test_every_family_keeps_its_logits(family: str) -> None:
-    """Also those that fuse, gate otherwise, or share weights: what is no linear layer stays."""
-    model, dense = tiny.model(family, BF16), tiny.model(family, BF16)
-    for one in (model, dense):
-        for module in one.modules():
-            if type(module) is nn.Linear and module is not one.get_output_embeddings():
-                module.weight.data *= sparse(*module.weight.shape) != 0
-    ids = torch.randint(3, 100, (2, 12))
-    choices = accelerate(model)
-    assert error(model(ids).logits, dense(ids).logits) < 3e-2
-    assert not [why for row in choices.rows for why in row.kept]
-
-
-@pytest.mark.usefixtures("on_gpu")
-def test_what_fails_stays_and_the_rest_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sp24MLP, "from_mlp", classmethod(lambda cls, mlp: 1 / 0))
-    model = llama(True)
-    table = str(accelerate(model))
-    assert "not timed  dense\n    dense: ZeroDivisionError: division by zero" in table
-    assert kinds(model) == {nn.Linear, Sp24Linear}
-
-
-@pytest.mark.usefixtures("on_gpu")
-def test_hooks_and_other_types_keep_a_layer_dense() -> None:
-    model = llama(True)
-    layer = model.model.layers[0]
-    layer.mlp.down_proj.register_forward_hook(lambda module, inputs, out: out * 1.01)
-    layer.self_attn.q_proj.float()
-    accelerate(model)
-    assert type(layer.mlp) not in (Sp24MLP, ShrunkMLP) and type(layer.mlp.down_proj) is nn.Linear
-    assert type(layer.self_attn.q_proj) is nn.Linear and type(layer.self_attn.k_proj) is Sp24Linear
-
-
-@pytest.mark.usefixtures("on_gpu")
-def test_dense_weights_are_freed_as_they_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = llama(True)
-    old = [weakref.ref(layer.mlp) for layer in model.model.layers]
-    alive: list[int] = []
-    build = Sp24MLP.from_mlp.__func__
-
-    def counted(cls: type, mlp: Any) -> Any:
-        gc.collect()
-        alive.append(sum(ref() is not None for ref in old))
-        return build(cls, mlp)
-
-    monkeypatch.setattr(Sp24MLP, "from_mlp", classmethod(counted))
-    accelerate(model)
-    assert alive == [3, 2, 1]
-
-
 def test_packed_layers_say_what_they_cannot_do() -> None:
     linear = nn.Linear(72, 16, dtype=BF16)
     linear.weight.data *= sparse(16, 72) != 0
@@ -216,40 +54,6 @@ def test_packed_layers_say_what_they_cannot_do() -> None:
         nn.Sequential(layer).half()
     with pytest.raises(KernelError, match="computes with packed weights, which cannot be replaced"):
         nn.Sequential(layer).load_state_dict(nn.Sequential(linear).state_dict())
-
-
-def test_no_gated_mlp_is_mistaken_for_one() -> None:
-    assert acceleration.is_gated_mlp(tiny.model("llama", BF16).model.layers[0].mlp)
-    for family in ("gemma", "opt", "phi3"):  # gelu, no gate, gate and up in one
-        assert not any(map(acceleration.is_gated_mlp, tiny.model(family, BF16).modules()))
-
-
-@pytest.mark.parametrize(
-    ("prepare", "reason"),
-    [
-        (nn.Module.train, "the model is in training mode"),
-        (lambda model: model, "the kernels need a GPU, and the model is on cpu"),
-    ],
-)
-def test_without_a_gpu_all_stays_dense_and_why_is_said(prepare, reason: str) -> None:  # type: ignore[no-untyped-def]
-    model = llama(True)
-    prepare(model)
-    choices = accelerate(model)
-    assert str(choices).startswith(f"kernels: every layer stays dense: {reason}") and kinds(model) == {
-        nn.Linear
-    }
-
-
-@pytest.mark.usefixtures("on_gpu")
-def test_a_model_in_float32_stays_dense() -> None:
-    assert "the model is in torch.float32" in str(accelerate(tiny.model("llama")))
-
-
-def test_triton_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmprune_kernels.device.triton_version", lambda: None)
-    assert "Triton is not installed" in str(accelerate(llama(True)))
-    monkeypatch.setattr("llmprune_kernels.device.triton_version", lambda: "3.4.0")
-    assert "need Triton 3.6 or newer, and 3.4.0 is installed" in str(accelerate(llama(True)))
 
 
 def test_training_and_other_types_are_refused() -> None:
@@ -264,54 +68,6 @@ def test_training_and_other_types_are_refused() -> None:
         Sp24Linear.from_linear(nn.Linear(64, 16, dtype=BF16))
 
 
-def test_loading_says_what_the_kernels_do(
-    checkpoints: tiny.Checkpoints, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = str(checkpoints("llama"))
-    model, _ = llmprune.load(folder, device="cpu")
-    assert "kernels: every layer stays dense: the kernels need a GPU" in capsys.readouterr().err
-    assert kinds(model) == {nn.Linear}
-    llmprune.load(folder, device="cpu", kernels="none")
-    assert "kernels" not in capsys.readouterr().err
-    with pytest.raises(ValueError, match="kernels: 'fast' is not known; allowed: auto, none"):
-        llmprune.load(folder, kernels="fast")  # type: ignore[arg-type]
-
-
 def test_what_is_24_is_told_from_the_weight() -> None:
     assert modules.is_24(sparse(8, 64)) and modules.is_24(sparse(8, 64, kept=1))
     assert not modules.is_24(normal(8, 64)) and not modules.is_24(sparse(8, 60))
-
-
-@pytest.mark.usefixtures("on_gpu")
-@pytest.mark.parametrize("wins", [True, False])
-def test_a_second_copy_serves_many_tokens_where_it_wins(wins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuSPARSELt runs on GPUs alone: here its functions multiply the dense weight, and are counted."""
-    called = []
-
-    def multiply(blob: Tensor, x: Tensor, bias: Tensor | None = None, **how: object) -> Tensor:
-        assert x.shape[1] % 8 == 0
-        called.append(how)
-        return (blob.float() @ x.float()).T.to(x.dtype) + (0 if bias is None else bias)
-
-    def seconds(run: Callable[[], object]) -> float:
-        called.clear()
-        run()
-        return 1.0 if wins == bool(called) else 2.0
-
-    monkeypatch.setattr(torch, "_cslt_compress", torch.clone)
-    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", lambda *_, **__: 7)
-    monkeypatch.setattr(torch, "_cslt_sparse_mm", multiply)
-    monkeypatch.setattr(prefill, "_seconds", seconds)
-    monkeypatch.setattr(prefill, "BUCKETS", (256,))
-    monkeypatch.setattr(prefill, "SIDES", 8)
-    model, dense = llama(True), llama(True)
-    accelerate(model, prefill="dual")
-    called.clear()
-    ids = torch.randint(3, 100, (3, 47))  # 141 tokens, more than the decode kernels take
-    assert error(model(ids).logits, dense(ids).logits) < 2e-2
-    assert [how["alg_id"] for how in called] == ([7] * 18 if wins else [])
-    called.clear()
-    model(ids[:1])
-    assert not called
-    with pytest.raises(KernelError, match="prefill is 'single' or 'dual', not 'both'"):
-        accelerate(model, prefill="both")  # type: ignore[arg-type]
