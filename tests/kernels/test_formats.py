@@ -143,3 +143,9 @@ def test_bitmask_rows_keep_zeros_that_were_kept_and_refuse_odd_widths() -> None:
     assert torch.equal(packed.kept(), mask)
     with pytest.raises(KernelError, match="multiple of 32"):
         Bitmask.from_dense(torch.zeros(4, 40))
+
+
+@pytest.mark.parametrize("form", [Sp24, Bitmask])
+def test_a_mask_of_another_shape_is_refused(form: type[Sp24 | Bitmask]) -> None:
+    with pytest.raises(KernelError, match=r"the mask has shape \[4, 32\], and the matrix \[4, 64\]"):
+        form.from_dense(sparse(4, 64), torch.ones(4, 32, dtype=torch.bool))

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmprune_kernels.errors import KernelError
-from llmprune_kernels.formats.sp24 import BITS, _nonzero
+from llmprune_kernels.formats.dense import BITS, kept_of
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,9 @@ class Bitmask:
         """What is not zero, or what a bool `mask` [N, K] keeps.
 
         Raises:
-            KernelError: the matrix has another shape.
+            KernelError: matrix or mask has another shape.
         """
-        if dense.ndim != 2 or dense.shape[1] % 32:
-            raise KernelError(
-                f"bitmask rows need a matrix whose columns are a multiple of 32, not {list(dense.shape)}; "
-                "pad it with zero columns"
-            )
-        kept = _nonzero(dense) if mask is None else mask
+        kept = kept_of(dense, mask, 32)
         starts = torch.zeros(len(dense) + 1, dtype=torch.int64, device=dense.device)
         torch.cumsum(kept.sum(1), 0, out=starts[1:])
         bits = torch.arange(32, device=dense.device)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from llmprune_kernels.errors import KernelError
+from llmprune_kernels.formats.dense import BITS, kept_of
 
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # integers to move values of any type about, by bytes
 FILLERS = (2, 3)  # what a group with fewer than two non-zeros keeps besides; torch's conversion does the same
 NEITHER = 255
 
@@ -62,15 +62,10 @@ class Sp24:
             mask: bool [N, K], what to keep; at most two of four. None keeps what is not zero.
 
         Raises:
-            KernelError: the matrix has another shape, or a group keeps more than two; the first is named.
+            KernelError: matrix or mask has another shape, or a group keeps more than two; the first is named.
         """
-        if dense.ndim != 2 or dense.shape[1] % 8:
-            raise KernelError(
-                f"2:4 packing needs a matrix whose columns are a multiple of 8, not shape {list(dense.shape)}"
-                "; pad it with zero columns"
-            )
+        kept = kept_of(dense, mask, 8)
         rows, columns = dense.shape
-        kept = _nonzero(dense) if mask is None else mask
         weights = torch.tensor([1, 2, 4, 8], dtype=torch.uint8, device=dense.device)
         sets = (kept.reshape(rows, -1, 4).to(torch.uint8) * weights).sum(-1, dtype=torch.uint8)
         nibbles = _lookup(NIBBLES, sets)
@@ -163,10 +158,6 @@ class Sp24:
         out = torch.empty_like(plain)
         out.view(-1)[_cutlass_order(self.values, plain)] = plain.reshape(-1)
         return self.values, out
-
-
-def _nonzero(dense: Tensor) -> Tensor:
-    return (dense.float() if dense.is_floating_point() and dense.itemsize == 1 else dense) != 0
 
 
 def _positions(nibbles: Tensor) -> Tensor:
