@@ -43,8 +43,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "cfsp_50": {"method": "cfsp", "sparsity": 0.5},
     "owl_70": {"method": "wanda", "sparsity": 0.7, "allocation": "owl"},
 }
-FINE = {"pattern": {"name": "units", "multiple": 1, "parts": "ffn"}}  # as the authors' code: any width
-ROWS |= {f"cfsp_{percent}_multiple_1": ROWS[f"cfsp_{percent}"] | FINE for percent in (20, 30)}
+for name in ("cfsp_20", "cfsp_30", "flap_20"):  # any width, as the authors' code has it
+    parts = "ffn" if name.startswith("cfsp") else "all"
+    ROWS[f"{name}_multiple_1"] = ROWS[name] | {"pattern": {"name": "units", "multiple": 1, "parts": parts}}
 BASELINES = "baselines/smollm2-135m.json"
 WIKITEXT = "data/Salesforce/wikitext/wikitext-2-raw-v1"
 
