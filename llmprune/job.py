@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -175,6 +177,17 @@ class Job:
         length = min(PROBE, self.anatomy.context or PROBE)
         generator = torch.Generator().manual_seed(0)
         return torch.randint(0, self.anatomy.vocabulary, (1, length), generator=generator)
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Say in a sentence that memory ran out."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise JobError(
+            "memory ran out although the plan fitted; lower --max-memory, and go on with --resume"
+        ) from error
 
 
 def request(recipe: Any, options: dict[str, Any]) -> tuple[Recipe, Run]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from llmprune import calibration, finish, job, learning, recovering
 from llmprune.checkpoint.draft import Draft
-from llmprune.errors import JobError, RequestError
+from llmprune.errors import RequestError
 from llmprune.job import Job, Run
 from llmprune.paths import existing
 from llmprune.recipe import Recipe
@@ -91,12 +91,8 @@ def carry_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     Raises:
         JobError: it failed; the sentence says why.
     """
-    try:
+    with job.within_memory():
         return _carried_out(todo, tokenizer, tokens)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise JobError(
-            "memory ran out although the plan fitted; lower --max-memory, and go on with --resume"
-        ) from error
 
 
 def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:

@@ -147,7 +147,8 @@ def _carried_out(
     if draft.begun(identity) is None:
         draft.begin({"fingerprint": identity})
     layout = earlier.recipe["layout"]
-    done = recovery.recover(Task(pruned, dense, windows.tokens, draft, masked=layout is None))
+    with job.within_memory():
+        done = recovery.recover(Task(pruned, dense, windows.tokens, draft, masked=layout is None))
     spent = {"total_s": time.perf_counter() - start}
     result = earlier.model_copy(
         update={

@@ -29,7 +29,7 @@ FLOORS = {
     2: ["statistics", "patterns", "plugins", "sites", "tokenizing"],
     3: ["anatomy", "methods", "calibration", "repair"],
     4: ["stage", "checkpoint", "widths", "policy"],
-    5: ["walk", "layout", "arrival", "sampling"],
+    5: ["walk", "layout", "arrival", "sampling", "training"],
     6: ["allocation", "synthetic"],
     7: ["recipe", "report", "learning"],
     8: ["recipe_text", "plan", "card"],

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from llmprune.checkpoint import shards
 from llmprune.errors import JobError, RequestError
 
 WORK = ".unfinished"
 JOURNAL = "journal.jsonl"
+STATE = "state.safetensors"  # what a training that was cut off goes on from
 READY = "ready"  # exists once every file is whole and checked, and only moving is left
 
 
@@ -64,7 +66,8 @@ class Draft:
         """Make the folder and write the run's first line, which holds its `fingerprint`."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / JOURNAL).unlink(missing_ok=True)
+            for left in (JOURNAL, STATE):  # of a run whose first line was not written to its end
+                (self.folder / left).unlink(missing_ok=True)
         except OSError as error:
             raise RequestError("out", f"{self.out} cannot be written: {error.strerror}") from error
         self._append(header)
@@ -72,6 +75,11 @@ class Draft:
     def shard(self, block: int) -> Path:
         """The file of one block; the tensors outside the blocks come after the last."""
         return self.folder / f"model-{block + 1:05d}-of-{self._blocks + 1:05d}.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """The file of a training that goes on; no part of the checkpoint."""
+        return self.folder / STATE
 
     def write_block(self, block: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Write one block's shard, then say in the journal that it is whole."""
@@ -102,6 +110,19 @@ class Draft:
         """How many numbers all weights written are."""
         files = [self.shard(block) for block in range(self._blocks + 1)]
         return sum(stored.numbers for file in files for stored in shards.read_file(file).values())
+
+    def write_model(self, model: PreTrainedModel) -> None:
+        """Write a whole model in transformers' own way.
+
+        Raises:
+            JobError: the disk is full, or the folder cannot be written.
+        """
+        try:
+            model.save_pretrained(self.folder)
+        except Exception as error:  # safetensors wraps the system's errors in its own
+            raise JobError(
+                f"cannot write {self.folder}: {error}; mend that, then go on with --resume"
+            ) from error
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file."""
@@ -138,12 +159,12 @@ def move_up(out: Path) -> bool:
         if (out / "config.json").exists() and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         return False
-    last = ("config.json", JOURNAL, READY)
-    for path in sorted(folder.iterdir(), key=lambda path: (path.name in last, path.name)):
-        if path.name not in (JOURNAL, READY):
+    own = (JOURNAL, STATE, READY)
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
+        if path.name not in own:
             path.replace(out / path.name)
     shards.sync_folder(out)
-    for name in (JOURNAL, READY):
+    for name in own:
         (folder / name).unlink(missing_ok=True)
     folder.rmdir()
     return True

@@ -17,13 +17,11 @@ from llmprune import calibration
 from llmprune.allocation.block_influence import BlockInfluence, influence
 from llmprune.anatomy import Anatomy
 from llmprune.checkpoint.store import Store
-from llmprune.errors import RequestError
+from llmprune.errors import JobError, RequestError
 from llmprune.loading import load
-from llmprune.progress import track
 from llmprune.recovery.base import Recovered, Recovery, Task
+from llmprune.training import Training
 from llmprune.walk import Walk
-
-WARM_UP = 0.1  # share of the steps over which the learning rate rises
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,11 @@ class Lora(Recovery):
         except ImportError as error:
             raise RequestError("recovery", "lora needs peft; run pip install llmprune[recover]") from error
         assert task.pruned.source is not None
+        if not task.pruned.fits_whole():
+            raise JobError(
+                "lora trains the whole pruned model in memory, where it does not fit twice; use reconstruct, "
+                "which needs one block at a time"
+            )
         device, dtype = task.pruned.resources.device, task.pruned.plan.dtype
         model, _ = load(str(task.pruned.source.folder), device=str(device), dtype=dtype, kernels="none")
         linear = Anatomy(model)
@@ -69,17 +72,18 @@ class Lora(Recovery):
                     task_type="CAUSAL_LM",
                 ),
             )
-            losses = self._train(adapted, task.tokens)
+            training = Training(adapted, self.learning_rate, self.seed, task.draft.state)
+            training.run(self._batches(task.tokens), "training the adapters")
         merged: Any = adapted.merge_and_unload()
         merged.eval()
         for site in Anatomy(merged).sites:
             if task.masked:
                 site.weight.masked_fill_(zeros[site.name], 0)
         _store_in(merged, task.pruned.source.size[1])
-        merged.save_pretrained(task.draft.folder)
+        task.draft.write_model(merged)
         _store_in(merged, getattr(torch, dtype))  # rounded as it was saved
         logits = merged(task.pruned.probe().to(device), use_cache=False).logits
-        return Recovered({"ranks": ranks, "losses": losses}, logits)
+        return Recovered({"ranks": ranks, "losses": training.losses}, logits)
 
     def _ranks(self, anatomy: Anatomy, task: Task) -> list[int]:
         """The rank of every block's adapters, at least 1."""
@@ -93,37 +97,14 @@ class Lora(Recovery):
         shares = BlockInfluence().weights(torch.tensor(angles, dtype=torch.float64))
         return [max(1, round(self.rank * share)) for share in shares.tolist()]
 
-    def _train(self, model: nn.Module, tokens: Tensor) -> list[float]:
-        """The loss of every step."""
-        model.train()
-        steps = self.epochs * -(-len(tokens) // self.batch)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate)
-        warm = max(1, round(WARM_UP * steps))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
-        )
-        losses: list[float] = []
+    def _batches(self, tokens: Tensor) -> list[Tensor]:
+        """The windows of every step."""
         order = torch.Generator().manual_seed(self.seed)
-        batches = [
+        return [
             tokens[picked]
             for _ in range(self.epochs)
             for picked in torch.randperm(len(tokens), generator=order).split(self.batch)
         ]
-        device = trained[0].device
-        for ids in track(batches, "training the adapters"):
-            loss = self._loss(model, ids.to(device))
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            losses.append(float(loss.detach()))
-        return losses
-
-    def _loss(self, model: Any, ids: Tensor) -> Tensor:
-        loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
-        return loss
 
 
 def _store_in(model: nn.Module, dtype: torch.dtype) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from llmprune import prune
+from llmprune import prune, recover
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import WORK, Draft
 from llmprune.errors import JobError, RequestError
+from llmprune.training import Training
 from tests.resume.children import WANDA, Process, References, loads, require_same
 
 SIZE = 1 << 20
@@ -40,6 +41,31 @@ def fill(place: Path, leave: int) -> Path:
     hog = place / "hog"
     hog.write_bytes(b"\0" * max(0, shutil.disk_usage(place).free - leave))
     return hog
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_full_disk_when_adapters_are_merged_is_one_sentence(
+    model: Path, disk: Path, tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained is kept: with room again, only merging is left."""
+    pytest.importorskip("peft", reason="needs peft: pip install llmprune[recover]")
+    pruned, out, own = tmp_path / "pruned", disk / "out", Draft.write_model
+
+    def filled(self: Draft, *arguments: Any) -> Any:
+        fill(disk, 0)
+        return own(self, *arguments)
+
+    prune(model, WANDA, out=pruned)
+    with monkeypatch.context() as patch, pytest.raises(JobError, match=r"cannot write .*No space") as raised:
+        patch.setattr(Draft, "write_model", filled)
+        recover(pruned, "lora", out=out)
+    assert "\n" not in str(raised.value)
+    assert not (out / "config.json").exists()
+    (disk / "hog").unlink()
+    with monkeypatch.context() as patch:
+        patch.delattr(Training, "_step")
+        recover(pruned, "lora", out=out, resume=True)
+    assert not (out / WORK).exists()
 
 
 STEPS = ["begin", "write_block", "write_rest", "write_text", "copy"]
