@@ -118,15 +118,8 @@ def characters_for(samples: int, length: int) -> int:
 def read_text(
     dataset: str, half: Half, asked: Calibration, limit: int | None = None, field: str = "calibration"
 ) -> str:
-    """A text as a whole; the arguments are those of `read`.
-
-    Raises:
-        RequestError: there is no such text, or nothing in it.
-    """
-    text = "".join(read(dataset, half, asked, limit, field))
-    if not text.strip():
-        raise RequestError(field, f"{dataset} holds no text")
-    return text
+    """A text as a whole; arguments and errors are those of `read`."""
+    return "".join(read(dataset, half, asked, limit, field))
 
 
 def read(
@@ -140,7 +133,21 @@ def read(
         asked: says which column, subset and split.
         limit: stop after so many characters.
         field: what a wrong name is reported as.
+
+    Raises:
+        RequestError: there is no such text, or nothing in it.
     """
+    leading, parts = "", _parts(dataset, half, asked, limit, field)
+    for part in parts:
+        leading += part
+        if part.strip():
+            yield leading
+            yield from parts
+            return
+    raise RequestError(field, f"{dataset} holds no text")
+
+
+def _parts(dataset: str, half: Half, asked: Calibration, limit: int | None, field: str) -> Iterator[str]:
     path = existing(dataset) or Path(dataset)
     between = "\n\n"
     if dataset == "builtin":
@@ -148,7 +155,7 @@ def read(
     elif dataset in KNOWN:
         documents = _from_hub(_known(dataset, half), "text", dataset)
     elif path.suffix in PLAIN and path.is_file():
-        documents, between = _parts(path, field), ""  # of one document
+        documents, between = _megabytes(path, field), ""  # of one document
     elif path.suffix in FORMATS and path.is_file():
         table = {"path": FORMATS[path.suffix], "data_files": glob.escape(str(path)), "split": "train"}
         documents = _from_file(table, asked.text_column, dataset)
@@ -186,7 +193,7 @@ def _reference_manual(half: Half) -> list[str]:
     return sections[0 if half == "calibration" else 1 :: 2]
 
 
-def _parts(path: Path, field: str) -> Iterator[str]:
+def _megabytes(path: Path, field: str) -> Iterator[str]:
     """A plain file, a MB at a time."""
     try:
         with path.open(encoding="utf-8") as file:

@@ -170,8 +170,7 @@ def _windows_of(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Windo
             shared = max(0, protocol.length - stride - 1)
         left = left[len(starts) * stride :]
     if shared is None:
-        found = f"has {len(left)} tokens, fewer than one window of {own}" if len(left) else "holds no text"
-        raise RequestError("perplexity", f"{text} {found}")
+        raise RequestError("perplexity", f"{text} has {len(left)} tokens, fewer than one window of {own}")
 
 
 def _length(model: Any, protocol: Protocol) -> int:

@@ -60,7 +60,7 @@ def test_windows_longer_than_the_context_or_the_text_are_refused(text, tmp_path)
     short.write_text("one two")
     with pytest.raises(RequestError, match="fewer than one window"):
         perplexity.measure(model, tokenizer, str(short), Protocol(16))
-    short.write_text(" ")
+    short.write_text(" \n" * 4000)
     with pytest.raises(RequestError, match="holds no text"):
         perplexity.measure(model, tokenizer, str(short), Protocol(16))
 
