@@ -141,8 +141,9 @@ def main() -> None:
     for name in arguments.rows:
         asked = ROWS[name] | ({"propagation": arguments.propagation} if arguments.propagation else {})
         rows.append(run(arguments.model, name, asked, tokens, test))
-        rows[-1]["authors_perplexity"] = authors.get(name, {}).get("ppl_32_windows")
-        rows[-1]["authors_ratio"] = authors.get(name, {}).get("time_over_one_forward")
+        theirs = authors.get(name.removesuffix("_multiple_1"), {})
+        rows[-1]["authors_perplexity"] = theirs.get("ppl_32_windows")
+        rows[-1]["authors_ratio"] = theirs.get("time_over_one_forward")
         print(json.dumps(rows[-1]), flush=True)
         if arguments.out:
             write(arguments.out, str(__doc__), arguments.model, rows)

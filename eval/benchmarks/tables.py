@@ -146,6 +146,7 @@ TABLES = {
         {
             "dense": "dense",
             "`flap-20`": "flap_20",
+            "`flap-20 --multiple 1`": "flap_20_multiple_1",
             "`flap` at 30 %": "flap_30",
             "`flap-30-affine`, two forwards": "flap_30_affine",
             "`flap` at 30 %, then `recover --reconstruct`": "flap_30_reconstructed",
