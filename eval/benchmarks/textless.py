@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from against_authors import block_weights, perplexity, tokens_of, write
+from against_authors import block_weights, calibration_tokens, perplexity, tokens_of, write
 from transformers import AutoTokenizer
 
 import llmprune
@@ -24,7 +24,10 @@ SHORT = {"samples": 256, "length": 64}
 
 
 def rows(policy: str | None) -> dict[str, dict[str, Any]]:
-    """What is asked, by name; `policy` is a trained one, or every row trains its own."""
+    """What is asked, by name; `policy` is a trained one, or every row trains its own.
+
+    Rows that end in `-text` get the tokens of against_authors.py instead: what a real text would give.
+    """
     learned = {"name": "prunenet", "policy": policy}
     found: dict[str, dict[str, Any]] = {}
     for share in (0.2, 0.3):
@@ -33,6 +36,7 @@ def rows(policy: str | None) -> dict[str, dict[str, Any]]:
             asked = {"method": learned, "sparsity": share, **CHANNELS, **more}
             found[f"prunenet-{percent}{text}"] = asked
             found[f"prunenet-{percent}-affine{text}"] = asked | {"repair": "affine"}
+        found[f"prunenet-{percent}-affine-text"] = found[f"prunenet-{percent}-affine"]
         for method in ("row_norm", "spectral", "random", "wanda"):
             asked = {"method": method, "sparsity": share, **CHANNELS, "calibration": SYNTHETIC}
             found[f"{method}-{percent}"] = asked
@@ -62,7 +66,8 @@ def main() -> None:
         if arguments.rows and name not in arguments.rows:
             continue
         out = Path(tempfile.mkdtemp()) / "out"
-        report = llmprune.prune(arguments.model, asked, out=out)
+        tokens = calibration_tokens(arguments.model, arguments.shared) if name.endswith("-text") else None
+        report = llmprune.prune(arguments.model, asked, tokens=tokens, out=out)
         row = {
             "name": name,
             "perplexity": perplexity(out, test),

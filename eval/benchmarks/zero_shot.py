@@ -24,8 +24,8 @@ from llmprune.recipe_text import load_data
 
 RECIPES = (
     *("wanda-2of4", "sparsegpt-2of4", "flap-20", "flap-30-affine", "cfsp-20", "wanda-50", "sparsegpt-50"),
-    *("prunenet-20", "magnitude-50", "flap-50", "prunenet-30", "cfsp-50", "flap-20-self", "flap-20-synthetic"),
-    *("cfsp-30-recover", "owl-70"),
+    *("prunenet-20", "magnitude-50", "flap-50", "prunenet-30", "cfsp-50", "flap-20-self", "cfsp-30-recover"),
+    *("flap-20-synthetic", "owl-70"),
 )
 OUT = Path(__file__).parents[1] / "results" / "smollm2-135m_zero_shot.json"
 
