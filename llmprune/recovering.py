@@ -24,7 +24,7 @@ from llmprune.report import Report
 
 def recover(
     model: str | Path,
-    how: Any = "reconstruct",
+    how: Any = "lora",
     *,
     out: str | Path | None = None,
     baseline: str | None = None,
@@ -36,7 +36,7 @@ def recover(
 
     Args:
         model: the folder of a pruned checkpoint.
-        how: `reconstruct`, `lora`, or a mapping of that `name` and its options.
+        how: `lora`, `reconstruct`, or a mapping of that `name` and its options.
         out: the folder to write; the pruned one's name with `-recovered` unless given.
         baseline: the dense model; by default the one that the pruned checkpoint's report names.
         calibration: fields of the recipe's `calibration` that differ from how the checkpoint was pruned.

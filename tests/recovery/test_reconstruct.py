@@ -12,10 +12,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune, recover
+from llmprune.calibration import Calibration, read_text
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import Draft
 from llmprune.recovery.reconstruct import Fit, _conjugate_gradients
 from llmprune.sites import Site
+from llmprune.tokenizing import tokenize
 from tests import tiny
 from tests.test_families import check_here
 
@@ -52,7 +54,7 @@ def test_the_outputs_come_closer_and_sizes_and_zeros_stay(
     if family == "gpt_neox" and "pattern" in asked and asked["pattern"] is UNITS:
         asked["pattern"] = UNITS | {"parts": "ffn"}
     prune(checkpoints(family), asked, out=tmp_path / "out")
-    report = recover(tmp_path / "out")
+    report = recover(tmp_path / "out", "reconstruct")
     assert report.recovery is not None
     assert report.recovery["name"] == "reconstruct"
     for site in report.recovery["sites"]:
@@ -61,7 +63,8 @@ def test_the_outputs_come_closer_and_sizes_and_zeros_stay(
     assert {k: t.shape for k, t in before.items()} == {k: t.shape for k, t in after.items()}
     if pruned == "2:4":
         assert all(((t == 0) <= (after[key] == 0)).all() for key, t in before.items() if t.ndim == 2)
-    ids = torch.randint(3, tiny.VOCABULARY, (4, 32))
+    text = read_text("builtin", "evaluation", Calibration())
+    ids = tokenize(text[:4000], tiny.tokenizer())[:128].view(4, 32)
     dense = logits(checkpoints(family), ids)
     errors = [(logits(tmp_path / name, ids) - dense).norm() for name in ("out", "out-recovered")]
     assert errors[1] < errors[0]
@@ -73,7 +76,7 @@ def test_a_recovery_that_was_cut_off_ends_with_the_same_bytes(
     prune(
         checkpoints("llama"), PRUNED["units with biases"] | {"calibration": CALIBRATION}, out=tmp_path / "out"
     )
-    recover(tmp_path / "out", out=tmp_path / "whole")
+    recover(tmp_path / "out", "reconstruct", out=tmp_path / "whole")
     write = Draft.write_block
 
     def stop(self: Draft, block: int, *rest: Any) -> None:
@@ -83,11 +86,11 @@ def test_a_recovery_that_was_cut_off_ends_with_the_same_bytes(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Draft, "write_block", stop)
-        recover(tmp_path / "out", out=tmp_path / "cut")
-    report = recover(tmp_path / "out", out=tmp_path / "cut", resume=True)
+        recover(tmp_path / "out", "reconstruct", out=tmp_path / "cut")
+    report = recover(tmp_path / "out", "reconstruct", out=tmp_path / "cut", resume=True)
     for file in (tmp_path / "whole").glob("*.safetensors"):
         assert (tmp_path / "cut" / file.name).read_bytes() == file.read_bytes()
-    assert recover(tmp_path / "out", out=tmp_path / "cut", resume=True) == report
+    assert recover(tmp_path / "out", "reconstruct", out=tmp_path / "cut", resume=True) == report
 
 
 def test_the_fit_is_that_of_a_textbook() -> None:

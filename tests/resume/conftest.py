@@ -33,11 +33,11 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Process:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama of six blocks whose inputs, outputs and blocks all differ in scale."""
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
     config = tiny.config("llama")
     config.num_hidden_layers = BLOCKS
-    made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for number, parameter in enumerate(made.parameters()):
             if parameter.ndim > 1:
                 parameter.normal_(std=0.1 + 0.02 * number)
