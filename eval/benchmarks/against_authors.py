@@ -43,9 +43,16 @@ ROWS: dict[str, dict[str, Any]] = {
     "cfsp_50": {"method": "cfsp", "sparsity": 0.5},
     "owl_70": {"method": "wanda", "sparsity": 0.7, "allocation": "owl"},
 }
-for name in ("cfsp_20", "cfsp_30", "flap_20"):  # any width, as the authors' code has it
-    parts = "ffn" if name.startswith("cfsp") else "all"
-    ROWS[f"{name}_multiple_1"] = ROWS[name] | {"pattern": {"name": "units", "multiple": 1, "parts": parts}}
+ANY_WIDTH = {
+    "flap": {"name": "units", "multiple": 1},
+    "cfsp": {"name": "units", "multiple": 1, "parts": "ffn"},
+}
+for name in ("flap_20", "cfsp_20", "cfsp_30"):  # after the comma, what the authors' code does differently
+    free = ROWS[name] | {"pattern": ANY_WIDTH[name[:4]]}
+    ROWS[f"{name},multiple=1"] = free
+    if name.startswith("cfsp"):  # it divides angles by 1e4, and these are 32 x 1024
+        theirs = {"name": "block_influence", "temperature": 32 * 1024 / 1e4}
+        ROWS[f"{name},multiple=1,temperature=3.28"] = free | {"allocation": theirs}
 BASELINES = "baselines/smollm2-135m.json"
 WIKITEXT = "data/Salesforce/wikitext/wikitext-2-raw-v1"
 
@@ -141,7 +148,7 @@ def main() -> None:
     for name in arguments.rows:
         asked = ROWS[name] | ({"propagation": arguments.propagation} if arguments.propagation else {})
         rows.append(run(arguments.model, name, asked, tokens, test))
-        theirs = authors.get(name.removesuffix("_multiple_1"), {})
+        theirs = authors.get(name.partition(",")[0], {})
         rows[-1]["authors_perplexity"] = theirs.get("ppl_32_windows")
         rows[-1]["authors_ratio"] = theirs.get("time_over_one_forward")
         print(json.dumps(rows[-1]), flush=True)
