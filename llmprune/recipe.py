@@ -69,7 +69,10 @@ class Recipe(BaseModel):
             ("allocation", "llmprune.allocation", Allocator),
             ("repair", "llmprune.repair", Repair),
         ):
-            data[field] = _part(field, package, data.get(field, getattr(method, field)), base, {})
+            usual = getattr(method, field)
+            asked = data.get(field, usual)
+            asked = {"name": usual, **asked} if isinstance(asked, dict) else asked
+            data[field] = _part(field, package, asked, base, {})
         everywhere = data["allocation"].compares_scores
         competing = "matrix" if everywhere else method.compete
         data["pattern"] = _pattern(data.get("pattern"), method.pattern, competing)

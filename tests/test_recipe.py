@@ -301,6 +301,13 @@ def test_set_reaches_into_parts_that_were_given_by_name() -> None:
     assert Recipe.parse(data).method.damping == 0.2
 
 
+def test_options_of_a_part_without_a_name_are_those_of_the_method_s_own() -> None:
+    asked = {"method": "cfsp", "allocation": {"temperature": 3}, "repair": {}}
+    found = Recipe.parse(asked).resolved()
+    assert found["allocation"] == {"name": "block_influence", "temperature": 3}
+    assert found["repair"] == {"name": "none"}
+
+
 def test_set_replaces_what_was_there() -> None:
     data: dict[str, Any] = {"method": {"name": "sparsegpt", "damping": 0.2}, "sparsity": 0.5}
     override(data, "method.damping", 0.3)

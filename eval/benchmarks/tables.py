@@ -153,8 +153,10 @@ TABLES = {
             "`flap-50`": "flap_50",
             "`cfsp-20`": "cfsp_20",
             "`cfsp-20 --multiple 1`": "cfsp_20,multiple=1",
+            "`cfsp-20 --multiple 1`, their temperature": "cfsp_20,multiple=1,temperature=3.28",
             "`cfsp` at 30 %": "cfsp_30",
             "`cfsp --multiple 1` at 30 %": "cfsp_30,multiple=1",
+            "`cfsp --multiple 1` at 30 %, their temperature": "cfsp_30,multiple=1,temperature=3.28",
             "`cfsp-30-recover`": "cfsp_30_recover",
             "`cfsp-50`": "cfsp_50",
         },
@@ -171,6 +173,9 @@ TABLES = {
             ),
             "the same policy | synthetic | `affine`": (
                 "prunenet-20-affine-synthetic prunenet-30-affine-synthetic"
+            ),
+            "the first policy, where a text can be had | WikiText-2 validation, 32 x 1024 | `affine`": (
+                "prunenet-20-affine-text prunenet-30-affine-text"
             ),
             "`random` | none | none": "random-20 random-30",
             "`row_norm`, the gate's, as in PruneNet's paper | none | none": "row_norm-20 row_norm-30",

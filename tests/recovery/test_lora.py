@@ -108,6 +108,7 @@ def test_a_training_that_was_cut_off_goes_on_where_it_was_kept(
     require_same(cut, whole)
 
 
+@pytest.mark.slow
 def test_killed_while_it_trains_it_goes_on_to_the_same_bytes(pruned: Path) -> None:
     whole, cut = pruned.with_name("whole"), pruned.with_name("cut")
     recover(pruned, HOW, out=whole)

@@ -56,9 +56,12 @@ CASES = [
     *(("sparsegpt", a, p) for a in ("uniform", "owl") for p in ("layer", "block", "dense")),
     *(("magnitude", a, "layer") for a in ("uniform", "owl", "global")),
 ]
+MARKED = [
+    pytest.param(case, id="-".join(case), marks=[pytest.mark.slow] if "owl" in case else []) for case in CASES
+]
 
 
-@pytest.mark.parametrize("case", CASES, ids=["-".join(case) for case in CASES])
+@pytest.mark.parametrize("case", MARKED)
 def test_killed_between_any_two_files_it_ends_with_the_same_bytes(
     references: References,
     model: Path,
