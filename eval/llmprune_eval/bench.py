@@ -51,9 +51,9 @@ def compare(names: list[str], load: Load, *, device: str, dtype: str, trust: boo
     context = multiprocessing.get_context("spawn")
     where = {"device": device, "dtype": dtype, "trust_remote_code": trust}
     workers = []
-    for name in names:
+    for number, name in enumerate(names, 1):
         ours, theirs = context.Pipe()
-        kernels = name == names[-1]  # the dense model is measured as transformers runs it
+        kernels = number == len(names)  # the dense model is measured as transformers runs it
         worker = context.Process(target=_serve, args=(theirs, name, load, where, kernels), daemon=True)
         worker.start()
         theirs.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from llmprune_eval import figures, keeping
-from llmprune_eval.bench import rows
+from llmprune_eval.bench import Load, compare, rows
 from llmprune_eval.runs import read_all
 
 from llmprune import prune
@@ -64,3 +64,11 @@ def test_speed_and_quality_are_kept_beside_each_other(checkpoints, tmp_path):
     (run,) = read_all([tmp_path / "out"])
     assert figures.speed(run, "decode") == 3
     assert run.judged.model.perplexity[0].perplexity == 5
+
+
+def test_a_model_beside_itself_shows_what_the_kernels_do(checkpoints):
+    same = [str(checkpoints("llama"))] * 2
+    found = compare(same, Load(1, 8, 2, 1), device="cpu", dtype="auto", trust=False)
+    without, with_them = found["models"]
+    assert not without["kernels"]
+    assert with_them["kernels"].startswith("kernels: ")
