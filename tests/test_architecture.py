@@ -198,6 +198,15 @@ def test_importing_llmprune_does_no_work() -> None:
     assert fresh("import sys, llmprune; print('torch' in sys.modules)") == "False"
 
 
+def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path: Path) -> None:
+    """Scripts often lie beside the clone."""
+    (tmp_path / "llmprune").mkdir()
+    script = tmp_path / "mine.py"
+    script.write_text("import llmprune, llmprune_eval, llmprune_kernels; llmprune.Recipe")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_public_name_is_not_hidden_by_the_module_of_the_same_name() -> None:
     code = (
         "import llmprune.pruning, llmprune.loading, llmprune.recipe, llmprune.report; "
@@ -296,12 +305,11 @@ def test_the_outer_folders_are_no_packages() -> None:
 
 
 def test_the_wheel_holds_every_package_on_disk() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    data_only = ("llmprune.recipes", "llmprune_eval.suites")
+    targets = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert {Path(folder).name: ROOT / folder for folder in targets["wheel"]["packages"]} == HOMES
+    data = targets["wheel"]["force-include"]
+    assert data == {"recipes": "llmprune/recipes", "eval/suites": "llmprune_eval/suites"}
+    assert all(list((ROOT / folder).glob("*.yaml")) for folder in data)
     on_disk = {module.removesuffix(".__init__") for module in FILES if module.endswith(".__init__")}
-    assert sorted(settings["packages"]) == sorted({*on_disk, *data_only})
     folders = {module.rsplit(".", 1)[0] for module in FILES}
     assert folders == on_disk, "every folder with modules has an __init__.py"
-    for package, folder in settings["package-dir"].items():
-        assert (ROOT / folder).is_dir()
-        assert package in data_only or HOMES[package] == ROOT / folder
