@@ -98,8 +98,6 @@ def test_figures_beside_the_baseline_are_compared_and_kept(tmp_path: Path) -> No
         "perplexity": found["model"]["perplexity"][0]["perplexity"],
         "acc_norm": found["model"]["tasks"]["arc_easy"]["acc_norm"],
     }
-    command("llmprune", *words)
-    assert (out / "README.md").read_text() == card  # said once
 
 
 def test_suites_are_lists_of_known_tasks_whose_settings_give_way() -> None:

@@ -95,6 +95,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
     require_same(out, reference)
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(
     references: References, model: Path, process: Process, tmp_path: Path
 ) -> None:
