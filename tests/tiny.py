@@ -75,7 +75,10 @@ def config(family: str) -> Any:
 
 def model(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A random model, the same each time; its weights are large enough for the layers to matter."""
-    with torch.random.fork_rng(), torch.no_grad():  # a test draws the same, whoever asks first for a model
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+    ):  # a test draws the same, whoever asks first for a model
         torch.manual_seed(0)
         made = AutoModelForCausalLM.from_config(config(family), dtype=torch.float32).eval()
         for parameter in made.parameters():

@@ -17,7 +17,7 @@ from llmprune.errors import RequestError
 from tests.conftest import SHARED
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'llmprune[eval]'")
-from llmprune_eval import tasks
+from llmprune_eval import keeping, tasks
 from llmprune_eval.tasks import Ask
 
 BIN = Path(sys.executable).parent
@@ -98,6 +98,8 @@ def test_figures_beside_the_baseline_are_compared_and_kept(tmp_path: Path) -> No
         "perplexity": found["model"]["perplexity"][0]["perplexity"],
         "acc_norm": found["model"]["tasks"]["arc_easy"]["acc_norm"],
     }
+    keeping.keep(found, kept["asked"])
+    assert (out / "README.md").read_text() == card  # said once
 
 
 def test_suites_are_lists_of_known_tasks_whose_settings_give_way() -> None:

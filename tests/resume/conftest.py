@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     config = tiny.config("llama")
     config.num_hidden_layers = BLOCKS
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for number, parameter in enumerate(made.parameters()):
