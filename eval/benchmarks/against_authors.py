@@ -43,16 +43,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "cfsp_50": {"method": "cfsp", "sparsity": 0.5},
     "owl_70": {"method": "wanda", "sparsity": 0.7, "allocation": "owl"},
 }
-ANY_WIDTH = {
-    "flap": {"name": "units", "multiple": 1},
-    "cfsp": {"name": "units", "multiple": 1, "parts": "ffn"},
-}
 for name in ("flap_20", "cfsp_20", "cfsp_30"):  # after the comma, what the authors' code does differently
-    free = ROWS[name] | {"pattern": ANY_WIDTH[name[:4]]}
+    free = ROWS[name] | {"pattern": {"multiple": 1}}
     ROWS[f"{name},multiple=1"] = free
     if name.startswith("cfsp"):  # it divides angles by 1e4, and these are 32 x 1024
-        theirs = {"name": "block_influence", "temperature": 32 * 1024 / 1e4}
-        ROWS[f"{name},multiple=1,temperature=3.28"] = free | {"allocation": theirs}
+        ROWS[f"{name},multiple=1,temperature=3.28"] = free | {"allocation": {"temperature": 32 * 1024 / 1e4}}
 BASELINES = "baselines/smollm2-135m.json"
 WIKITEXT = "data/Salesforce/wikitext/wikitext-2-raw-v1"
 
