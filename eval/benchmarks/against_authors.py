@@ -48,6 +48,8 @@ for name in ("flap_20", "cfsp_20", "cfsp_30"):  # after the comma, what the auth
     ROWS[f"{name},multiple=1"] = free
     if name.startswith("cfsp"):  # it divides angles by 1e4, and these are 32 x 1024
         ROWS[f"{name},multiple=1,temperature=3.28"] = free | {"allocation": {"temperature": 32 * 1024 / 1e4}}
+for name in ("cfsp_20", "cfsp_30", "cfsp_50"):  # what FLAP's repair adds, in the same forward
+    ROWS[f"{name},repair=mean_bias"] = ROWS[name] | {"repair": "mean_bias"}
 BASELINES = "baselines/smollm2-135m.json"
 WIKITEXT = "data/Salesforce/wikitext/wikitext-2-raw-v1"
 
@@ -69,6 +71,11 @@ def calibration_tokens(model: str, shared: Path) -> torch.Tensor:
 def perplexity(folder: str | Path, ids: torch.Tensor, windows: int = 32, length: int = 1024) -> float:
     """The baselines' perplexity of a checkpoint."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
+    return perplexity_of(model, ids, windows, length)
+
+
+def perplexity_of(model: Any, ids: torch.Tensor, windows: int = 32, length: int = 1024) -> float:
+    """The same of a model in memory."""
     losses = [window_loss(model, ids[i * length : (i + 1) * length]) for i in range(windows)]
     return float(torch.tensor(losses, dtype=torch.float64).mean().exp())
 

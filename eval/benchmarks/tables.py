@@ -33,6 +33,12 @@ def authors(row: Row) -> str:
     return _figure(row.get("authors_perplexity"))
 
 
+def transcribed(row: Row) -> str:
+    """The same of their algorithm, written out plainly, on this machine."""
+    found = [one for one in rows_of("transcribed") if one["name"] == row["name"]]
+    return perplexity(found[0]) if found else ""
+
+
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
 
@@ -127,8 +133,8 @@ def rows_of(name: str) -> list[Row]:
 TABLES = {
     "cost": Table(
         ("speed_and_fidelity",),
-        "recipe | perplexity | authors' code | time | authors' time",
-        (perplexity, authors, both_times, authors_time),
+        "recipe | perplexity | authors' code | written out | time | authors' time",
+        (perplexity, authors, transcribed, both_times, authors_time),
         {
             "dense": "dense",
             "`wanda-50`": "wanda_50",
@@ -141,8 +147,8 @@ TABLES = {
     ),
     "smaller": Table(
         ("units",),
-        "recipe | removed | parameters | perplexity | authors' code | time",
-        (removed, parameters, perplexity, authors, time),
+        "recipe | removed | parameters | perplexity | authors' code | written out | time",
+        (removed, parameters, perplexity, authors, transcribed, time),
         {
             "dense": "dense",
             "`flap-20`": "flap_20",
@@ -159,6 +165,9 @@ TABLES = {
             "`cfsp --multiple 1` at 30 %, their temperature": "cfsp_30,multiple=1,temperature=3.28",
             "`cfsp-30-recover`": "cfsp_30_recover",
             "`cfsp-50`": "cfsp_50",
+            "`cfsp-20 --repair mean_bias`": "cfsp_20,repair=mean_bias",
+            "`cfsp --repair mean_bias` at 30 %": "cfsp_30,repair=mean_bias",
+            "`cfsp-50 --repair mean_bias`": "cfsp_50,repair=mean_bias",
         },
     ),
     "textless": Table(
