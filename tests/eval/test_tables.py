@@ -39,7 +39,7 @@ def test_another_figure_makes_another_table(tmp_path: Path, monkeypatch: pytest.
     changed = set(tables.TABLES["smaller"].text().splitlines()) - set(before.splitlines())
     assert len(changed) == 2
     assert any("| 1,234 |" in line for line in changed)
-    assert "| `cfsp-50` | not measured | | | | |" in changed
+    assert any(line.startswith("| `cfsp-50` | not measured |") for line in changed)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
