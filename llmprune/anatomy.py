@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -113,6 +114,11 @@ class Anatomy:
         """The sites of one block, in the order of its modules."""
         return [site for site in self.sites if site.block == block]
 
+    def config_of(self, block: int) -> Any:
+        """The config with the sizes of one block."""
+        config = self.model.config.get_text_config(decoder=True)
+        return config.per_layer_config[block] if config.is_heterogeneous else config
+
     @property
     def block_outputs(self) -> int:
         """What the linear layers of one block put out for a token, all together."""
@@ -129,10 +135,9 @@ class Anatomy:
                     index += 1
 
     def _unit_sites(self, parts: Parts) -> Iterator[UnitSite]:
-        whole = self.model.config.get_text_config(decoder=True)
         grouped = self.row().attention.producers  # heads that stay where they are need no groups
         for number in range(len(self.blocks)):
-            config = whole.per_layer_config[number] if whole.is_heterogeneous else whole
+            config = self.config_of(number)
             heads = config.num_attention_heads
             groups = (grouped and getattr(config, "num_key_value_heads", None)) or heads
             if parts != "ffn":

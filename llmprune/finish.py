@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llmprune import card, layout, report
+from llmprune import card, layout, learning, report
 from llmprune.calibration import Windows
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint import reload
@@ -23,6 +23,8 @@ from llmprune.recipe import Recipe
 from llmprune.recipe_text import write_yaml
 from llmprune.report import Report, SiteRecord
 from llmprune.walk import Walk
+
+EARLIER = (f"{layout.MODULE}.py", f"{Path(learning.FILE).stem}.json")  # tell of a pruning before this one
 
 
 def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def publish(todo: Job, draft: Draft, store: Store, walk: Walk, result: Report, t
     after = todo.plan.parameters + draft.total_parameters() - _stored_parameters(todo, draft)
     result.totals = report.totals(result.sites, todo.model_facts, after, draft.total_size())
     expected = walk.logits() if todo.fits_whole() else None
-    trust = todo.run.trust_remote_code or todo.recipe.layout == "per_layer"
+    trust = todo.run.trust_remote_code or mark(todo, shapes).get("layout") == "per_layer"
     result.time["total_s"] += time.perf_counter() - start
     seal(todo, draft, expected, result, trust=trust)
 
@@ -168,7 +170,10 @@ def mark(todo: Job, shapes: Shapes | None) -> dict[str, Any]:
         "sparsity": todo.recipe.sparsity,
         "recipe": todo.recipe.hash,
     }
-    return said if shapes is None else said | {"layout": shapes.layout, "biases": shapes.own_biases()}
+    if shapes is not None:
+        return said | {"layout": shapes.layout, "biases": shapes.own_biases()}
+    kept = {key: layout.earlier(todo.anatomy, key) for key in ("layout", "biases")}
+    return said | kept if kept["layout"] else said  # masks leave the blocks their sizes
 
 
 def _write_settings(todo: Job, draft: Draft, tokenizer: Any, shapes: Shapes | None) -> None:
@@ -176,16 +181,20 @@ def _write_settings(todo: Job, draft: Draft, tokenizer: Any, shapes: Shapes | No
     if todo.source:
         settings = dict(todo.source.settings)
         for file in todo.source.copied_files():
-            draft.copy(file)
+            if file.name not in EARLIER:
+                draft.copy(file)
     else:
         model = todo.anatomy.model
         settings = json.loads(model.config.to_json_string())
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(draft.folder)
         todo.tokenizer(tokenizer).save_pretrained(draft.folder)
-    settings["llmprune"] = mark(todo, shapes)
+    settings["llmprune"] = said = mark(todo, shapes)
     if shapes is not None:
         settings = shapes.config(settings)
-        if shapes.layout == "per_layer":
-            draft.write_text(f"{layout.MODULE}.py", layout.modelling_file(todo.anatomy))
+    if layout.earlier(todo.anatomy, "layout"):
+        settings.pop("auto_map", None)
+    if said.get("layout") == "per_layer":
+        settings["auto_map"] = layout.auto_map(todo.anatomy)
+        draft.write_text(f"{layout.MODULE}.py", layout.modelling_file(todo.anatomy))
     draft.write_text("config.json", json.dumps(settings, indent=2))

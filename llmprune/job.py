@@ -260,6 +260,8 @@ def _allowed(anatomy: Anatomy, recipe: Recipe) -> Allowed:
         return {}
     assert recipe.layout is not None
     layout.require_possible(anatomy, recipe.layout, biased=recipe.repair.gives_bias)
+    if recipe.sparsity:  # a recovery walks units and cuts none
+        layout.require_holding(anatomy, recipe.layout)
     alike = recipe.layout == "uniform"
     found = widths.allowed(
         anatomy, recipe.pattern.multiple, lambda site, n: not alike or layout.fits(anatomy, site, n)

@@ -57,10 +57,8 @@ class Shapes:
         if self.layout != "padded":
             return self.counts[site.name]
         alike = [s for s in unit_sites(self.anatomy) if s.part == site.part]
-        widest = max(self.counts[s.name] for s in alike)
-        return next(
-            n for n in range(widest, site.units + 1) if n == site.units or fits(self.anatomy, site, n)
-        )
+        widest, most = max(self.counts[s.name] for s in alike), max(s.units for s in alike)
+        return next(n for n in range(widest, most + 1) if n == most or fits(self.anatomy, site, n))
 
     def zeros(self, site: UnitSite) -> int:
         """How many zeros the file holds in place of a site's units that went."""
@@ -69,7 +67,7 @@ class Shapes:
 
     def config(self, settings: dict[str, Any]) -> dict[str, Any]:
         """config.json of the pruned model, given that of the dense one."""
-        settings = dict(settings)
+        settings = without_layers(settings)
         sizes = [self._sizes(block) for block in range(len(self.anatomy.blocks))]
         if any("num_attention_heads" in own for own in sizes):
             settings["head_dim"] = head_dim(self.anatomy)
@@ -80,13 +78,14 @@ class Shapes:
             return settings | sizes[0]
         settings["per_layer_config"] = {str(block): own for block, own in enumerate(sizes)}
         settings["allow_global_per_layer_attribute_access"] = True
-        trunk, model = (type(m).__name__ for m in (self.anatomy.trunk, self.anatomy.model))
-        names = {"AutoModel": trunk, "AutoModelForCausalLM": model}
-        settings["auto_map"] = {auto: f"{MODULE}.{name}" for auto, name in names.items()}
         return settings
 
     def own_biases(self) -> list[str]:
-        """Layers of a block whose new bias the model's class does not know."""
+        """Layers of a block with a bias that the model's class does not know, an earlier pruning's first."""
+        return [*earlier(self.anatomy, "biases"), *self.homeless()]
+
+    def homeless(self) -> list[str]:
+        """Those of them that get it now."""
         native, prefix = self.anatomy.row().biases, f"{self.anatomy.prefix}.0."
         lacking = [site for site in self._lacking() if site.block == 0 and site.part not in native]
         return [site.name.removeprefix(prefix) for site in lacking]
@@ -144,21 +143,19 @@ class Shapes:
             keeps: bool [I] for every site, the inputs that stay.
             mark: what the config says of the pruning.
         """
-        model = self.anatomy.model
+        model, biases = self.anatomy.model, self.own_biases()
         changed = self.config({}) | {"llmprune": mark}
-        changed.pop("auto_map", None)  # there is no such file beside a model in memory
         sizes = changed.pop("per_layer_config", None)
         for field, value in changed.items():
             setattr(model.config, field, value)
-        if sizes is not None:
-            model.config.per_layer_config = sizes
+        model.config.per_layer_config = sizes
         for index, block in enumerate(self.anatomy.blocks):
             prefix = f"{self.anatomy.prefix}.{index}."
             tensors = dict(block.state_dict(prefix=prefix))
             for site in unit_sites(self.anatomy):
                 if site.block == index:
                     self.write(site, keeps[site.name], tensors, str)
-            shaped = per_layer.shaped(block, model.config, index, self.own_biases())
+            shaped = per_layer.shaped(block, model.config, index, biases)
             shaped.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
             self.anatomy.blocks[index] = shaped
 
@@ -167,7 +164,7 @@ def size_fields(anatomy: Anatomy, site: UnitSite, units: int) -> dict[str, int]:
     """The fields of a config that say how many units a site has."""
     if site.part == "ffn":
         return {anatomy.row().width: units}
-    config = anatomy.model.config.get_text_config(decoder=True)
+    config = anatomy.config_of(site.block)
     return {
         "num_attention_heads": config.num_attention_heads * units // site.units,
         "num_key_value_heads": units,
@@ -176,9 +173,8 @@ def size_fields(anatomy: Anatomy, site: UnitSite, units: int) -> dict[str, int]:
 
 def head_dim(anatomy: Anatomy) -> int:
     """Of the dense model; once heads are gone, the config can no longer work it out."""
-    config = anatomy.model.config.get_text_config(decoder=True)
     site = next(site for site in unit_sites(anatomy) if site.part == "attention")
-    return int(site.inputs // config.num_attention_heads)
+    return int(site.inputs // anatomy.config_of(site.block).num_attention_heads)
 
 
 def fits(anatomy: Anatomy, site: UnitSite, units: int) -> bool:
@@ -188,7 +184,7 @@ def fits(anatomy: Anatomy, site: UnitSite, units: int) -> bool:
     config = anatomy.model.config
     sizes = size_fields(anatomy, site, units) | {"head_dim": head_dim(anatomy)}
     try:
-        type(config)(**{**config.to_dict(), **sizes})
+        type(config)(**{**without_layers(config.to_dict()), **sizes})
     except Exception:  # whatever the config's own checks raise
         return False
     return True
@@ -207,7 +203,7 @@ def require_possible(anatomy: Anatomy, layout: Layout, *, biased: bool) -> None:
             f"heads cannot be cut out of {anatomy.family!r} models ({row.rigid}); prune channels only with "
             "pattern.parts=ffn, or use --layout padded",
         )
-    homeless = Shapes(anatomy, layout, {}, biased).own_biases()
+    homeless = Shapes(anatomy, layout, {}, biased).homeless()
     if homeless and layout != "per_layer":
         raise RequestError(
             "repair",
@@ -216,16 +212,70 @@ def require_possible(anatomy: Anatomy, layout: Layout, *, biased: bool) -> None:
         )
 
 
+def require_holding(anatomy: Anatomy, layout: Layout) -> None:
+    """Refuse a layout that cannot hold what an earlier pruning has left.
+
+    Raises:
+        RequestError: it names the layouts that can.
+    """
+    if layout == "uniform" and _differing(anatomy):
+        raise RequestError(
+            "layout",
+            "uniform was asked, and the blocks of this model have different sizes already; use per_layer or "
+            "padded",
+        )
+    biases = earlier(anatomy, "biases")
+    if biases and layout != "per_layer":
+        raise RequestError(
+            "layout",
+            f"{layout} was asked, and an earlier pruning gave {' and '.join(biases)} a bias, for which the "
+            "classes of transformers have no place; use per_layer",
+        )
+
+
 def modelling_file(anatomy: Anatomy) -> str:
     """The code that builds layers of different sizes; it stands on its own."""
     shared = Path(per_layer.__file__).read_text()
-    module = type(anatomy.model).__module__
-    trunk, model = (type(m).__name__ for m in (anatomy.trunk, anatomy.model))
+    (module,) = {kind.__module__ for kind in _stock(anatomy)}
+    trunk, model = (kind.__name__ for kind in _stock(anatomy))
     last = "from transformers import PreTrainedModel\n"
     package, name = module.rsplit(".", 1)
     imports = f"{last}from {package} import {name} as stock\n"
     shared = shared.replace(last, imports).replace("  # type: ignore[misc]", "")
     return shared + CLASSES.format(trunk=trunk, model=model)
+
+
+def auto_map(anatomy: Anatomy) -> dict[str, str]:
+    """Where the config says that `modelling_file` is."""
+    trunk, model = (kind.__name__ for kind in _stock(anatomy))
+    return {"AutoModel": f"{MODULE}.{trunk}", "AutoModelForCausalLM": f"{MODULE}.{model}"}
+
+
+def _differing(anatomy: Anatomy) -> bool:
+    """Whether blocks have different sizes before anything is pruned."""
+    sizes = {(site.part, site.units) for site in unit_sites(anatomy)}
+    return len(sizes) > len({part for part, _ in sizes})
+
+
+def _stock(anatomy: Anatomy) -> tuple[type, type]:
+    """transformers' own classes of the trunk and the model, which a modelling file may have extended."""
+    trunk, model = (
+        next(kind for kind in type(module).__mro__ if kind.__module__.startswith("transformers.models."))
+        for module in (anatomy.trunk, anatomy.model)
+    )
+    return trunk, model
+
+
+def earlier(anatomy: Anatomy, key: str) -> Any:
+    """What an earlier pruning has written into the config of a `per_layer` model; empty of any other."""
+    mark = getattr(anatomy.model.config, "llmprune", None) or {}
+    return mark.get(key, ()) if mark.get("layout") == "per_layer" else ()
+
+
+def without_layers(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config without the sizes of single layers."""
+    layered = ("per_layer_config", "allow_global_per_layer_attribute_access")
+    return {key: value for key, value in settings.items() if key not in layered}
 
 
 def _picked(start: int, step: int, units: Tensor, held: int) -> Tensor:
