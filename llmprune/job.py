@@ -251,23 +251,23 @@ def live_job(model: PreTrainedModel, recipe: Recipe, run: Run) -> Job:
 
 
 def _allowed(anatomy: Anatomy, recipe: Recipe) -> Allowed:
-    """How many units of every site may stay.
+    """How many units of every site may stay; empty where loose weights go.
 
     Raises:
         RequestError: not so few as asked, or not in this layout.
     """
-    if not isinstance(recipe.pattern, Units):
-        return {}
+    found = _widths(anatomy, recipe, recipe.pattern.multiple) if isinstance(recipe.pattern, Units) else {}
+    recipe.allocation.require_possible(anatomy, found, recipe.sparsity)
+    return found
+
+
+def _widths(anatomy: Anatomy, recipe: Recipe, multiple: int) -> Allowed:
     assert recipe.layout is not None
     layout.require_possible(anatomy, recipe.layout, biased=recipe.repair.gives_bias)
     if recipe.sparsity:  # a recovery walks units and cuts none
         layout.require_holding(anatomy, recipe.layout)
     alike = recipe.layout == "uniform"
-    found = widths.allowed(
-        anatomy, recipe.pattern.multiple, lambda site, n: not alike or layout.fits(anatomy, site, n)
-    )
-    widths.require_reachable(widths.unit_sites(anatomy), found, recipe.sparsity)
-    return found
+    return widths.allowed(anatomy, multiple, lambda site, n: not alike or layout.fits(anatomy, site, n))
 
 
 def _settled(recipe: Recipe, name: str | None, made: Plan) -> Recipe:

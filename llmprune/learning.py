@@ -55,6 +55,16 @@ def ready(problem: Problem, left: Path | None) -> Method[Any]:
     return ByPolicy(policies, about | {"file": asked.policy})
 
 
+def require_readable(method: Method[Any]) -> None:
+    """Refuse a policy that is none, before a text is read or written.
+
+    Raises:
+        RequestError: as `read`.
+    """
+    if isinstance(method, PruneNet) and method.policy is not None:
+        read(Path(method.policy).expanduser())
+
+
 def about(method: Method[Any]) -> dict[str, Any] | None:
     """What the report says of what a method has learned."""
     return method.about if isinstance(method, ByPolicy) else None
@@ -102,7 +112,12 @@ def _require_fitting(shapes: dict[str, Any], problem: Problem, file: str) -> Non
     for stage in problem.stages(forward=False):
         for site in stage.sites:
             weights = problem.store.weights(site)
-            found, made_for = shape(weights), shapes.get(part(weights))
+            if part(weights) not in shapes:
+                raise RequestError(
+                    "policy",
+                    f"{file} is for {' and '.join(shapes)} alone; set pattern.parts to that or train another",
+                )
+            found, made_for = shape(weights), shapes[part(weights)]
             if found != made_for:
                 raise RequestError("policy", f"{file} was made for {made_for}, and {site.name} is {found}")
         return

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from llmprune import ops
+from llmprune.plugins import OPTIONS
 
 Compete = Literal["row", "matrix"]
 
@@ -24,7 +25,7 @@ Compete = Literal["row", "matrix"]
 class Unstructured:
     """Any weight may go. Weights compete within their output `row`, or within the whole `matrix`."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
     compete: Compete = "row"
 
     def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
@@ -61,7 +62,7 @@ class NofM:
 class Units:
     """Whole channels and whole groups of heads go, and the layers shrink."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
     parts: Literal["all", "attention", "ffn"] = "all"
     """Which units may go."""
 

@@ -8,6 +8,9 @@ import pkgutil
 from importlib import import_module
 from typing import TypeVar
 
+from pydantic import ConfigDict
+
+OPTIONS = ConfigDict(extra="forbid", allow_inf_nan=False)  # how the options of every part are read
 T = TypeVar("T")
 
 

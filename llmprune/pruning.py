@@ -99,6 +99,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     start = time.perf_counter()
     if todo.source is None and todo.out is not None:
         tokenizer = todo.tokenizer(tokenizer)  # before the caller's model changes
+    learning.require_readable(todo.recipe.method)
     windows = todo.windows(tokenizer, tokens)
     fingerprint = finish.fingerprint(todo, windows)
     draft = Draft(todo.out, todo.plan.blocks) if todo.out is not None else None

@@ -16,6 +16,7 @@ from llmprune.anatomy import FAMILIES
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
+from llmprune.job import Job
 from tests import tiny
 from tests.test_families import check_here
 
@@ -91,6 +92,25 @@ def test_a_run_that_was_cut_off_goes_on_with_what_it_learned(
         assert (tmp_path / "cut" / file.name).read_bytes() == file.read_bytes()
 
 
+def test_what_was_pruned_by_a_policy_learns_another(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    prune(checkpoints("llama"), asked(0.25), out=tmp_path / "once")
+    again = prune(tmp_path / "once", asked(0.25), out=tmp_path / "twice")
+    assert again.learned is not None
+    about = json.loads((tmp_path / "twice" / "policy.json").read_text())
+    assert about["shapes"] == again.learned["shapes"]
+    prune(tmp_path / "once", asked(0.25) | {"method": "random"}, out=tmp_path / "plain")
+    assert not (tmp_path / "plain" / "policy.json").exists()
+
+
+def test_a_policy_for_channels_alone_is_not_asked_about_heads(
+    checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    prune(checkpoints("llama"), asked(), out=tmp_path / "ffn")
+    policy = str(tmp_path / "ffn" / learning.FILE)
+    with pytest.raises(RequestError, match="is for ffn alone"):
+        prune(checkpoints("llama"), asked(parts="all", policy=policy), out=tmp_path / "out")
+
+
 def test_a_policy_that_does_not_fit_is_refused_with_both_shapes(
     checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
@@ -105,7 +125,9 @@ def test_a_policy_that_does_not_fit_is_refused_with_both_shapes(
 
 
 @pytest.mark.parametrize("damage", ["missing", "no json", "garbage", "another's"])
-def test_what_is_no_policy_is_refused(damage: str, checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+def test_what_is_no_policy_is_refused(
+    damage: str, checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "policy.safetensors"
     about = {"shapes": {"ffn": {"outputs": 32, "inputs": 64, "units": 64, "factors": 2}}}
     if damage != "no json":
@@ -114,6 +136,7 @@ def test_what_is_no_policy_is_refused(damage: str, checkpoints: tiny.Checkpoints
         weights = checkpoints("llama") / "model.safetensors"
         file.write_bytes(weights.read_bytes())
         assert load_file(file)
+    monkeypatch.setattr(Job, "windows", lambda *_: pytest.fail("a text was prepared"))
     with pytest.raises(RequestError, match=r"^policy: "):
         prune(checkpoints("llama"), asked(policy=str(file)), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -73,6 +73,11 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         "pattern.multiple",
         "greater",
     ),
+    "ridge without end": (
+        {"method": "flap", "repair": {"name": "affine", "ridge": float("inf")}},
+        "repair.ridge",
+        "finite",
+    ),
     "profile that is not there": (
         {"method": "flap", "allocation": {"name": "profile", "blocks": "nowhere.yaml"}},
         "allocation.blocks",

@@ -5,6 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmprune import widths
+from llmprune.allocation.global_threshold import GlobalThreshold
+from llmprune.allocation.profile import Profile
 from llmprune.anatomy import Anatomy
 from llmprune.errors import RequestError
 from tests import tiny
@@ -36,6 +38,26 @@ def test_a_multiple_that_is_larger_than_the_width_is_refused():
 def test_the_last_group_of_heads_cannot_go():
     with pytest.raises(RequestError, match=r"^sparsity: 0.9 was asked, and at most 0\.\d+ can go"):
         widths.require_reachable(SITES, ALLOWED, 0.9)
+
+
+OUT_OF_REACH = {  # allocation, parts, sparsity
+    "a threshold for heads alone": (GlobalThreshold(per_kind=True), "all", 0.6),
+    "a profile at the edge of what its tolerance allows": (
+        Profile(blocks=[0.5, 0.5, 0.51]),
+        "attention",
+        0.5,
+    ),
+    "a profile of another model": (Profile(blocks=[0.5, 0.5]), "all", 0.5),
+    "a profile of another sparsity": (Profile(blocks=[0.2, 0.2, 0.2]), "all", 0.5),
+}
+
+
+@pytest.mark.parametrize(("allocation", "parts", "sparsity"), OUT_OF_REACH.values(), ids=OUT_OF_REACH)
+def test_a_budget_out_of_reach_is_refused_by_the_rule_that_shares_it_out(allocation, parts, sparsity):
+    anatomy = Anatomy(tiny.model("llama"), parts)
+    allowed = widths.allowed(anatomy, 8, lambda site, n: True)
+    with pytest.raises(RequestError, match=r"^(sparsity|allocation)"):
+        allocation.require_possible(anatomy, allowed, sparsity)
 
 
 @settings(max_examples=200, deadline=None)

@@ -12,11 +12,12 @@ from torch import Tensor
 from llmprune.anatomy import Anatomy
 from llmprune.checkpoint.store import Store
 from llmprune.methods.base import Method
+from llmprune.plugins import OPTIONS
 from llmprune.sites import Site, UnitSite
 from llmprune.stage import Seen, Stage
 from llmprune.statistics import Nothing, Statistic
 from llmprune.walk import Walk
-from llmprune.widths import Allowed, Counts, unit_sites
+from llmprune.widths import Allowed, Counts, require_reachable, unit_sites
 
 Budget = dict[str, float]  # the sparsity of every site, by its name
 
@@ -86,7 +87,7 @@ class Problem:
 class Allocator:
     """Override `allocate`. The fields of a subclass are its options in a recipe."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
     uneven: ClassVar[bool] = True
     """Whether sites get different sparsities, which an N:M pattern cannot have."""
 
@@ -98,6 +99,20 @@ class Allocator:
 
     serves: ClassVar[tuple[str, ...]] = ("weights",)
     """Whether it can share out loose `weights`, whole `units`, or both."""
+
+    def require_possible(self, anatomy: Anatomy, allowed: Allowed, sparsity: float) -> None:
+        """Refuse what no budget can reach, before a weight or a text is read.
+
+        Args:
+            anatomy: of the dense model.
+            allowed: how many units of every site may stay; empty where loose weights go.
+            sparsity: of all sites together.
+
+        Raises:
+            RequestError: it says how far this can go.
+        """
+        if allowed:
+            require_reachable(unit_sites(anatomy), allowed, sparsity)
 
     def allocate(self, problem: Problem) -> Budget:
         """The sparsity of every site, such that all sites together reach `problem.sparsity`."""

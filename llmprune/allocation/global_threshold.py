@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
+from llmprune.anatomy import Anatomy
 from llmprune.patterns import per_input
 from llmprune.sites import UnitSite
 from llmprune.statistics import Nothing
-from llmprune.widths import settle
+from llmprune.widths import Allowed, require_reachable, settle, unit_sites
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class GlobalThreshold(Allocator):
     per_kind: bool = False
     """Whether attention and feed-forward network each lose the target share, with a threshold each."""
 
+    def require_possible(self, anatomy: Anatomy, allowed: Allowed, sparsity: float) -> None:
+        """Each kind must be able to lose the target share where it gets a threshold of its own."""
+        for sites in self._apart(unit_sites(anatomy)):
+            require_reachable(sites, allowed, sparsity)
+
     def allocate(self, problem: Problem) -> Budget:
         """What the threshold leaves each site, in whole steps."""
         scores: dict[str, Tensor] = {}
@@ -38,12 +44,15 @@ class GlobalThreshold(Allocator):
                 standard = (score - score.mean()) / score.std().clamp_min(1e-30)
                 scores[site.name] = standard.reshape(site.units, -1).mean(1)
         counts: dict[str, int] = {}
-        kinds = [[s for s in problem.units if s.part == part] for part in ("attention", "ffn")]
-        for sites in kinds if self.per_kind else [problem.units]:
-            if sites:
-                wanted = _above_threshold(sites, scores, problem.sparsity)
-                counts |= settle(sites, problem.allowed, wanted, problem.sparsity)
+        for sites in self._apart(problem.units):
+            wanted = _above_threshold(sites, scores, problem.sparsity)
+            counts |= settle(sites, problem.allowed, wanted, problem.sparsity)
         return budget_of(problem.units, counts)
+
+    def _apart(self, sites: list[UnitSite]) -> list[list[UnitSite]]:
+        """The sites that share a threshold."""
+        kinds = [[s for s in sites if s.part == part] for part in ("attention", "ffn")]
+        return [kind for kind in kinds if kind] if self.per_kind else [sites]
 
 
 def _above_threshold(sites: list[UnitSite], scores: dict[str, Tensor], sparsity: float) -> dict[str, float]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import yaml
-
 from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
+from llmprune.anatomy import Anatomy
 from llmprune.errors import RequestError
-from llmprune.widths import settle
+from llmprune.recipe_text import read_yaml
+from llmprune.sites import Site
+from llmprune.widths import Allowed, settle
 
 TOLERANCE = 0.005  # between the recipe's sparsity and the profile's
 
@@ -30,33 +31,39 @@ class Profile(Allocator):
         if not all(isinstance(share, float | int) and 0 <= share < 1 for share in self.blocks):
             raise RequestError("allocation.blocks", "every sparsity must be a number from 0 to less than 1")
 
-    def allocate(self, problem: Problem) -> Budget:
-        """The block's sparsity for each of its sites.
-
-        Raises:
-            RequestError: the profile has another number of blocks, or another sparsity than the recipe.
-        """
-        blocks, sites = len(problem.anatomy.blocks), problem.anatomy.sites
+    def require_possible(self, anatomy: Anatomy, allowed: Allowed, sparsity: float) -> None:
+        """The profile must have the model's number of blocks and the recipe's sparsity."""
+        blocks = len(anatomy.blocks)
         if len(self.blocks) != blocks:
             raise RequestError("allocation.blocks", f"{len(self.blocks)} were given for {blocks} blocks")
-        budget = {site.name: float(self.blocks[site.block]) for site in sites}
-        mean = sum(budget[s.name] * s.weights for s in sites) / sum(s.weights for s in sites)
-        if abs(mean - problem.sparsity) > TOLERANCE:
+        mean = self._mean(anatomy.sites)
+        if abs(mean - sparsity) > TOLERANCE:
             raise RequestError(
                 "sparsity",
-                f"{problem.sparsity:g} was asked, and the profile has {mean:.4g}; ask for that",
+                f"{sparsity:g} was asked, and the profile has {mean:.4g}; ask for that",
             )
+        super().require_possible(anatomy, allowed, mean)
+
+    def allocate(self, problem: Problem) -> Budget:
+        """The block's sparsity for each of its sites."""
+        sites = problem.anatomy.sites
+        budget = {site.name: float(self.blocks[site.block]) for site in sites}
         if not problem.units:
             return budget
         wanted = {site.name: (1 - budget[site.name]) * site.units for site in problem.units}
-        return budget_of(problem.units, settle(problem.units, problem.allowed, wanted, mean))
+        return budget_of(problem.units, settle(problem.units, problem.allowed, wanted, self._mean(sites)))
+
+    def _mean(self, sites: list[Site]) -> float:
+        """The sparsity of all sites together."""
+        lost = sum(float(self.blocks[site.block]) * site.weights for site in sites)
+        return lost / sum(site.weights for site in sites)
 
 
 def _read(name: str) -> list[float]:
     """The list in a YAML file."""
     try:
-        found = yaml.safe_load(Path(name).read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        found = read_yaml(Path(name).read_text())
+    except (OSError, RequestError, UnicodeDecodeError) as error:
         raise RequestError("allocation.blocks", f"{name!r} is no YAML file that can be read") from error
     if not isinstance(found, list):
         raise RequestError("allocation.blocks", f"{name} is not a list of numbers")

@@ -14,6 +14,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from llmprune.patterns import Compete, Pattern
+from llmprune.plugins import OPTIONS
 from llmprune.statistics import Nothing, Statistic
 
 S = TypeVar("S", bound=Statistic)
@@ -56,7 +57,7 @@ class Method(Generic[S]):
     something else.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
     needs: ClassVar[type[Statistic]] = Nothing
     propagation: ClassVar[Propagation] = "layer"
     compete: ClassVar[Compete] = "row"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmprune.checkpoint.draft import Draft
 from llmprune.job import Job
+from llmprune.plugins import OPTIONS
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Recovered:
 class Recovery:
     """Override `recover`. The fields of a subclass are its options."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
 
     def recover(self, task: Task) -> Recovered:
         """Write the recovered weights into `task.draft`."""

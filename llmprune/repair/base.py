@@ -15,6 +15,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from llmprune.plugins import OPTIONS
 from llmprune.statistics import Nothing, Statistic
 
 S = TypeVar("S", bound=Statistic)
@@ -33,7 +34,7 @@ class Repaired:
 class Repair(Generic[S]):
     """Override `mend`. The fields of a subclass are its options in a recipe."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
     needs: ClassVar[type[Statistic]] = Nothing
     gives_bias: ClassVar[bool] = False
     """Whether the pruned layer needs a bias to hold the result."""
