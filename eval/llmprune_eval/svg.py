@@ -91,7 +91,7 @@ def _marker(number: int, series: Series, transform: str) -> Markup:
 
 def _marks(plot: Chart, x: Place, y: Place, sides: tuple[float, float]) -> list[Markup]:
     """What is written at points, beside each other where they would lie on each other."""
-    taken = [(x(a), y(b)) for series in plot.series for a, b in series.points if not series.line]
+    taken = [(x(a), y(b)) for series in plot.series for a, b in series.points if series.marks]
     written = []
     for series in plot.series:
         for (a, b), mark in zip(series.points, series.marks, strict=False):
