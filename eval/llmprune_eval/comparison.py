@@ -77,7 +77,8 @@ def of(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
         if not metric:
             continue
         row = {"metric": metric, "dense": before[metric], "pruned": after[metric]}
-        row["retained"] = after[metric] / before[metric] if before[metric] else None
+        rising = before.get("higher_is_better", True)  # of a perplexity more is lost, not retained
+        row["retained"] = after[metric] / before[metric] if before[metric] and rising else None
         if before["examples"]:
             row |= paired(before["examples"], after["examples"])
         found["tasks"][name] = row

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from llmprune.errors import JobError, RequestError
@@ -118,8 +119,8 @@ def score(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
 
     Returns:
         `tasks`: for each task or group its metrics and standard errors as lm-eval names them, with `metric`,
-        the one that counts, `examples`, its value for every question, and how many `questions` were asked of
-        how many there are; `versions` of the tasks.
+        the one that counts, whether `higher_is_better`, `examples`, its value for every question where it has
+        one, and how many `questions` were asked of how many there are; `versions` of the tasks.
 
     Raises:
         JobError: a task's data is out of reach.
@@ -177,12 +178,19 @@ def _scores(name: str, values: dict[str, Any], found: dict[str, Any]) -> dict[st
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
     metric = next((m for m in METRICS if m in plain), None)
-    samples = found.get("samples", {}).get(name, [])
-    examples = {str(s["doc_id"]): float(s[metric]) for s in samples if metric and metric in s}
-    shown = {"metric": metric, "num_fewshot": found.get("n-shot", {}).get(name)}
+    higher = found.get("higher_is_better", {}).get(name, {}).get(metric or "", True)
+    shown = {"metric": metric, "higher_is_better": higher, "num_fewshot": found.get("n-shot", {}).get(name)}
     asked = found.get("n-samples", {}).get(name)  # a group has none of its own
     of = {"questions": {"asked": asked["effective"], "of": asked["original"]}} if asked else {}
-    return {**plain, **shown, **of, "examples": examples}
+    return {**plain, **shown, **of, "examples": _examples(found.get("samples", {}).get(name, []), metric)}
+
+
+def _examples(samples: list[dict[str, Any]], metric: str | None) -> dict[str, float]:
+    """The score of every question, by its number; none where the task's score is not their mean."""
+    scores: dict[str, Any] = {str(s["doc_id"]): s[metric] for s in samples if metric and metric in s}
+    if not all(isinstance(score, int | float | np.generic) for score in scores.values()):
+        return {}  # a perplexity's are pairs of a likelihood and a count
+    return {question: float(score) for question, score in scores.items()}
 
 
 @contextlib.contextmanager

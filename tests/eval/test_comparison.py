@@ -60,6 +60,12 @@ def test_a_comparison_of_several_tasks_has_their_mean():
     assert "mean" not in comparison.of({"tasks": {"a": dense["a"]}}, {"tasks": {"a": pruned["a"]}})
 
 
+def test_of_a_figure_that_should_be_low_nothing_is_retained():
+    dense = {"metric": "word_perplexity", "word_perplexity": 4.0, "higher_is_better": False, "examples": {}}
+    found = comparison.of({"tasks": {"a": dense}}, {"tasks": {"a": dense | {"word_perplexity": 6.0}}})
+    assert dict(comparison.rows(found))["a"] == "word_perplexity 4.0000 -> 6.0000"
+
+
 def test_other_tokenizers_are_compared_by_bits_per_byte():
     text = {"dataset": "t", "perplexity": 10.0, "bits_per_byte": 1.0, "tokenizer": "a"}
     other = text | {"tokenizer": "b", "perplexity": 5.0, "bits_per_byte": 1.5}

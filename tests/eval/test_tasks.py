@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llmprune import prune
@@ -100,6 +101,14 @@ def test_figures_beside_the_baseline_are_compared_and_kept(tmp_path: Path) -> No
     }
     keeping.keep(found, kept["asked"])
     assert (out / "README.md").read_text() == card  # said once
+
+
+def test_questions_without_a_score_of_their_own_are_left_out() -> None:
+    samples = [{"doc_id": n, "word_perplexity": (-3.5, 2), "acc": np.float64(n)} for n in range(2)]
+    found = {"samples": {"wikitext": samples}, "higher_is_better": {"wikitext": {"word_perplexity": False}}}
+    scores = tasks._scores("wikitext", {"word_perplexity,none": 5.75}, found)
+    assert (scores["word_perplexity"], scores["higher_is_better"], scores["examples"]) == (5.75, False, {})
+    assert tasks._scores("wikitext", {"acc,none": 0.5}, found)["examples"] == {"0": 0.0, "1": 1.0}
 
 
 def test_suites_are_lists_of_known_tasks_whose_settings_give_way() -> None:
