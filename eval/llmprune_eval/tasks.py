@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import importlib.util
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -131,7 +132,7 @@ def score(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
     width = asked.batch_size if asked.batch_size == "auto" else int(asked.batch_size)
     scorer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=width)
     try:
-        with _inside(asked.data):
+        with _inside(asked.data), contextlib.redirect_stdout(sys.stderr):  # it prints what it finds out
             found = lm_eval.simple_evaluate(
                 scorer,
                 tasks=list(asked.tasks),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmprune import prune
+from llmprune import load, prune
 from llmprune.errors import RequestError
 from tests.conftest import SHARED
 
@@ -101,6 +101,13 @@ def test_figures_beside_the_baseline_are_compared_and_kept(tmp_path: Path) -> No
     }
     keeping.keep(found, kept["asked"])
     assert (out / "README.md").read_text() == card  # said once
+
+
+@needs_shared
+def test_what_lm_eval_prints_is_kept_from_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = load(str(MODEL), kernels="none")
+    tasks.score(model, tokenizer, Ask(("arc_easy",), limit=2, batch_size="auto", data=DATA))
+    assert capsys.readouterr().out == ""
 
 
 def test_questions_without_a_score_of_their_own_are_left_out() -> None:
