@@ -9,6 +9,8 @@ Letters used in shapes: N windows, L tokens of one window.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -124,11 +126,18 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         length=asked.length,
         stride=asked.stride,
         bos=asked.bos,
-        tokenizer=type(tokenizer).__name__ + f", {len(tokenizer)} tokens",
+        tokenizer=_stamp(tokenizer),
         windows=count,
         predictions=predictions,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
     )
+
+
+def _stamp(tokenizer: Any) -> str:
+    """The same for tokenizers that give the same ids to the same tokens."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    digest = hashlib.sha256(vocabulary.encode()).hexdigest()[:8]
+    return f"{type(tokenizer).__name__}, {len(tokenizer)} tokens ({digest})"
 
 
 def settled(model: Any, protocol: Protocol) -> Protocol:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from llmprune_eval import logits, perplexity
 from llmprune_eval.perplexity import Protocol
+from tokenizers import models
 
 from llmprune.calibration import Calibration, read_text
 from llmprune.errors import RequestError
@@ -50,6 +51,22 @@ def test_the_figure_carries_its_protocol(text):
         "float32",
     )
     assert "2 windows of 16 tokens" in found.protocol
+
+
+def test_a_tokenizer_with_the_same_tokens_in_another_order_is_another_one(text):
+    tokenizer = tiny.tokenizer()
+    vocabulary = tokenizer.get_vocab()
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    swapped = tiny.tokenizer()
+    swapped.backend_tokenizer.model = models.WordPiece(
+        vocabulary, unk_token="<unk>", continuing_subword_prefix=""
+    )
+    same, again, other = (
+        perplexity.measure(tiny.model("llama"), one, text, Protocol(16, 1)).tokenizer
+        for one in (tokenizer, tiny.tokenizer(), swapped)
+    )
+    assert same == again != other
+    assert len(tokenizer) == len(swapped)
 
 
 def test_windows_longer_than_the_context_or_the_text_are_refused(text, tmp_path):
