@@ -29,7 +29,10 @@ class Agreement:
 
 @torch.no_grad()
 def measure(dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protocol) -> Agreement:
-    """Compare two models that share a tokenizer, on the windows that their perplexity is measured on."""
+    """Compare two models that share a tokenizer, on the windows that their perplexity is measured on.
+
+    Where one was widened by ids that no token has, both are compared over those of the narrower one.
+    """
     kl, same, predictions = 0.0, 0, 0
     protocol = settled(dense, protocol)
     for window in track(windows_of(tokenizer, text, protocol), f"agreement on {text}", protocol.windows):
@@ -44,5 +47,7 @@ def measure(dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protoc
 
 def _apart(before: Tensor, after: Tensor) -> tuple[float, int]:
     """Summed divergence, and how many rows [*, V] have their largest entry at the same place."""
+    width = min(before.shape[-1], after.shape[-1])
+    before, after = before[:, :width], after[:, :width]
     p, q = before.log_softmax(-1), after.log_softmax(-1).to(before.device)
     return float((p.exp() * (p - q)).sum()), int((p.argmax(-1) == q.argmax(-1)).sum())

@@ -92,3 +92,13 @@ def test_agreement_is_the_divergence_of_all_predictions(tmp_path, monkeypatch):
     assert found.top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
     itself = agreement.measure(dense, dense, tokenizer, str(file), Protocol(16, 3))
     assert (itself.kl, itself.top1) == (0, 1)
+
+
+def test_ids_that_only_one_of_the_models_has_are_left_out_of_the_agreement(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join("abcdefgh" * 8))
+    dense, widened = tiny.model("llama"), tiny.model("llama")
+    widened.resize_token_embeddings(tiny.VOCABULARY + 32)
+    for pair in ((dense, widened), (widened, dense)):
+        found = agreement.measure(*pair, tiny.tokenizer(), str(file), Protocol(16, 2))
+        assert (found.kl, found.top1) == (pytest.approx(0, abs=1e-5), 1)
