@@ -32,18 +32,32 @@ def load(
         trust_remote_code: whether code that comes with the checkpoint may run.
 
     Raises:
-        RequestError: there is no such checkpoint, or no such choice of kernels.
+        RequestError: there is no such checkpoint, it has no tokenizer, or there is no such choice of kernels.
     """
     if kernels not in ("auto", "none"):
         raise RequestError("kernels", f"{kernels!r} is not known; allowed: auto, none")
     found = source.find(path, trust_remote_code=trust_remote_code)
     where = plan.resources(device, dtype, None, found.size[1], text=True)
+    tokenizer = tokenizer_of(found)
     found.fetch()
     model = AutoModelForCausalLM.from_pretrained(
         found.folder, dtype=where.dtype, trust_remote_code=trust_remote_code
     )
-    tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=trust_remote_code)
     model = model.to(where.device).eval()
     if kernels == "auto":
         say(str(accelerate(model)))
     return model, tokenizer
+
+
+def tokenizer_of(found: source.Source) -> Any:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        RequestError: it has none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(found.folder, trust_remote_code=found.trust_remote_code)
+    except Exception as error:
+        raise RequestError(
+            "tokenizer", f"none could be loaded from {found.name!r}; add its files there"
+        ) from error

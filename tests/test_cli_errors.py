@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,8 @@ def place(checkpoints: tiny.Checkpoints, tmp_path: Path) -> dict[str, str]:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").touch()
     (tmp_path / "bare").mkdir()
+    left_out = shutil.ignore_patterns("tokenizer*", "special_tokens*")
+    shutil.copytree(checkpoints("llama"), tmp_path / "wordless", ignore=left_out)
     return {"model": str(checkpoints("llama")), "out": str(tmp_path / "out"), "tmp": str(tmp_path)}
 
 
@@ -147,6 +150,11 @@ COMMANDS: dict[str, tuple[list[str], str, str]] = {
     "inspect with 4:4": (["inspect", MODEL, "--pattern", "4:4"], "pattern", "N must be"),
     "eval of nothing": (["eval", MODEL], "perplexity", "nothing was asked"),
     "eval of no text": (["eval", MODEL, "--perplexity", "{tmp}/absent.txt"], "", "absent.txt"),
+    "eval without a tokenizer": (
+        ["eval", "{tmp}/wordless", "--perplexity", "builtin"],
+        "tokenizer",
+        "none could be loaded from",
+    ),
     "eval on no device": (["eval", MODEL, "--perplexity", "builtin", "--device", "tpu"], "device", "tpu"),
     "eval in no dtype": (["eval", MODEL, "--perplexity", "builtin", "--dtype", "int3"], "dtype", "int3"),
     "eval into no folder": (
