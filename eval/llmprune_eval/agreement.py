@@ -34,7 +34,7 @@ def measure(dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protoc
     Where one was widened by ids that no token has, both are compared over those of the narrower one.
     """
     kl, same, predictions = 0.0, 0, 0
-    protocol = settled(dense, protocol)
+    protocol = settled(protocol, dense.config, pruned.config)
     for window in track(windows_of(tokenizer, text, protocol), f"agreement on {text}", protocol.windows):
         ids = window.ids
         both = zip(logits.pieces(dense, ids), logits.pieces(pruned, ids), strict=True)

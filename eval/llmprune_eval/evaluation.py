@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
-from llmprune.loading import load
+from llmprune.checkpoint import source
+from llmprune.checkpoint.source import Source
+from llmprune.loading import load, tokenizer_of
 from llmprune_eval import agreement, comparison, perplexity, tasks
 from llmprune_eval.perplexity import Protocol
 from llmprune_eval.tasks import Ask
@@ -24,13 +27,19 @@ def evaluate(
         names: of the models, by the role they play; one that is called `baseline` is what the others are
             compared with.
         texts: to measure perplexity on.
-        protocol: how.
+        protocol: how, the same for all of them.
         asked: which tasks are scored.
         where: arguments of `llmprune.load`.
 
     Returns:
         By role: `name`, `perplexity`, `tasks`; beside a baseline also `agreement` and `comparison`.
+
+    Raises:
+        RequestError: a model or a text is not there, or they do not go together; nothing was measured.
     """
+    trust = bool((where or {}).get("trust_remote_code"))
+    sources = [source.find(name, trust_remote_code=trust) for name in names.values()]
+    protocol = _checked(sources, texts, protocol)
     results: dict[str, Any] = {}
     dense = None
     for role in sorted(names, key=lambda role: role != "baseline"):
@@ -50,6 +59,17 @@ def evaluate(
         results[role] = found
         del model
     return {role: results[role] for role in names}
+
+
+def _checked(sources: list[Source], texts: list[str], protocol: Protocol) -> Protocol:
+    """One protocol for all of the models, after a look at the first window of every text."""
+    tokenizers = {perplexity.stamp(one): one for one in map(tokenizer_of, sources)}
+    if not texts:
+        return protocol
+    protocol = perplexity.settled(protocol, *(one.config for one in sources))
+    for text, tokenizer in product(texts, tokenizers.values()):
+        next(perplexity.windows_of(tokenizer, text, protocol), None)
+    return protocol
 
 
 def _alike(dense: dict[str, Any], pruned: dict[str, Any]) -> bool:

@@ -36,7 +36,7 @@ class Protocol:
     """How a text is cut into windows."""
 
     length: int | None = None
-    """Tokens per window; the model's context or 2048, whichever is less, unless given."""
+    """Tokens per window; the shortest context of the models or 2048, whichever is less, unless given."""
 
     windows: int | None = None
     """Only the first so many."""
@@ -107,7 +107,7 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         RequestError: the text is shorter than one window, or the window longer than the model's context.
         JobError: the loss is no number.
     """
-    asked = settled(model, protocol or Protocol())
+    asked = settled(protocol or Protocol(), model.config)
     total, predictions, size, count = 0.0, 0, 0, 0
     for window in track(windows_of(tokenizer, text, asked), f"perplexity on {text}", asked.windows):
         total += loss_from(model, window.ids, window.first)
@@ -126,27 +126,28 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         length=asked.length,
         stride=asked.stride,
         bos=asked.bos,
-        tokenizer=_stamp(tokenizer),
+        tokenizer=stamp(tokenizer),
         windows=count,
         predictions=predictions,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
     )
 
 
-def _stamp(tokenizer: Any) -> str:
+def stamp(tokenizer: Any) -> str:
     """The same for tokenizers that give the same ids to the same tokens."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     digest = hashlib.sha256(vocabulary.encode()).hexdigest()[:8]
     return f"{type(tokenizer).__name__}, {len(tokenizer)} tokens ({digest})"
 
 
-def settled(model: Any, protocol: Protocol) -> Protocol:
-    """A protocol with the length and stride that a model gets.
+def settled(protocol: Protocol, *configs: Any) -> Protocol:
+    """A protocol with the length and stride that models of these configurations all get.
 
     Raises:
-        RequestError: the windows are longer than the model's context, or leave gaps.
+        RequestError: the windows are longer than the shortest context, or leave gaps.
     """
-    length = _length(model, protocol)
+    contexts = [getattr(c.get_text_config(decoder=True), "max_position_embeddings", None) for c in configs]
+    length = _length(protocol, min(filter(None, contexts), default=None))
     own = length - protocol.bos
     stride = own if protocol.stride is None else protocol.stride
     if not 1 <= stride <= own:
@@ -182,8 +183,7 @@ def _windows_of(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Windo
         raise RequestError("perplexity", f"{text} has {len(left)} tokens, fewer than one window of {own}")
 
 
-def _length(model: Any, protocol: Protocol) -> int:
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+def _length(protocol: Protocol, context: int | None) -> int:
     length = min(2048, context or 2048) if protocol.length is None else protocol.length
     if length < 2:
         raise RequestError("length", f"{length} was asked, and a window needs 2 tokens to make a prediction")
