@@ -162,6 +162,7 @@ COMMANDS: dict[str, tuple[list[str], str, str]] = {
         "out",
         "where.json",
     ),
+    "eval into a folder": (["eval", MODEL, "--perplexity", "builtin", "--out", "{tmp}/full"], "out", "full"),
 }
 
 
@@ -256,6 +257,17 @@ def test_how_a_command_ends_shows_in_its_exit_code(
     monkeypatch.setattr("llmprune.pruning.begin", fail)
     assert main(monkeypatch, filled(["prune", MODEL, "--out", OUT, *USUAL], place)) == code
     assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's disk that is always full")
+def test_results_that_cannot_be_written_are_printed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: dict[str, str]
+) -> None:
+    words = ["eval", MODEL, "--perplexity", "builtin", "--windows", "1", "--out", "/dev/full", "--json"]
+    assert main(monkeypatch, filled(words, place)) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["model"]["perplexity"]
+    assert err.splitlines()[-1].startswith("llmprune: /dev/full cannot be written (No space left on device)")
 
 
 def test_too_little_memory_is_a_failed_job(

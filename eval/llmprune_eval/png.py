@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from llmprune.errors import RequestError
+from llmprune.errors import JobError, RequestError
 from llmprune_eval.plots import Axis, Chart, Grid, Plot
 
 COLOURS = ("#0b63b5", "#c2560c", "#0f7f5f", "#a8327d", "#6b5bd2", "#8a6d00", "#0d8ca6", "#5a6472")
@@ -29,11 +29,18 @@ def require(folder: Path) -> None:
 
 
 def write_all(plots: dict[str, Plot], folder: Path) -> list[Path]:
-    """Draw every plot into a file of its name."""
-    folder.mkdir(exist_ok=True)
+    """Draw every plot into a file of its name.
+
+    Raises:
+        JobError: they cannot be written.
+    """
     files = [folder / f"{name}.png" for name in plots]
-    for plot, file in zip(plots.values(), files, strict=True):
-        write(plot, file)
+    try:
+        folder.mkdir(exist_ok=True)
+        for plot, file in zip(plots.values(), files, strict=True):
+            write(plot, file)
+    except OSError as error:
+        raise JobError(f"{folder} cannot be written ({error.strerror}); give another --png") from error
     return files
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ from llmprune.cli.options import (
     Save,
     Trust,
 )
-from llmprune.errors import RequestError
+from llmprune.errors import JobError, RequestError
 
 
 @app.command()
@@ -93,8 +93,8 @@ def evaluate(
 
     if not perplexity and tasks is None:
         raise RequestError("perplexity", "nothing was asked to be measured; give a text, or --tasks")
-    if out is not None and not out.parent.is_dir():
-        raise RequestError("out", f"{out} cannot be written: there is no folder {out.parent}")
+    if out is not None:
+        _require_file(out)
     if save:
         keeping.require_ours(models)
     asked = None
@@ -107,15 +107,33 @@ def evaluate(
     protocol = Protocol(length, windows, stride, bos, text_column or "text")
     where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     results = evaluation.evaluate(names, perplexity or [], protocol, asked, where)
-    if out is not None:
-        out.write_text(json.dumps(results, indent=1))
+    _tell(results, as_json)  # first: a full disk must not lose what took hours
     if save:
         keeping.keep(results)
+    if out is not None:
+        _write(out, json.dumps(results, indent=1))
+
+
+def _tell(results: dict[str, Any], as_json: bool) -> None:
+    from llmprune_eval import evaluation
+
     if as_json:
         return display.print_json(results)
     for found in results.values():
         typer.echo(found["name"])
         display.table(evaluation.rows(found), sys.stdout)
+
+
+def _require_file(out: Path) -> None:
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise RequestError("out", f"{out} cannot be written; name a file in a folder that exists")
+
+
+def _write(out: Path, text: str) -> None:
+    try:
+        out.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise JobError(f"{out} cannot be written ({error.strerror}); give another --out") from error
 
 
 @app.command("report")
@@ -130,12 +148,11 @@ def report_(
     from llmprune_eval import png as pictures
     from llmprune_eval.runs import read_all
 
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise RequestError("out", f"{out} cannot be written; name a file in a folder that exists")
+    _require_file(out)
     if png is not None:
         pictures.require(png)
     runs = read_all(folders)
-    out.write_text(page.page(runs), encoding="utf-8", errors="replace")
+    _write(out, page.page(runs))
     drawn = [] if png is None else pictures.write_all(page.plots(runs), png)
     if as_json:
         return display.print_json(beside.summary(runs) | {"page": str(out), "png": list(map(str, drawn))})
