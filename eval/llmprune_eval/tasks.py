@@ -67,18 +67,12 @@ def ask(
     """What `--tasks` and its companions ask for; a suite's own settings give way to those.
 
     Raises:
-        RequestError: lm-eval is not installed, or has no such task.
+        RequestError: lm-eval is not installed, has no such task, or suites want other settings than the rest.
     """
-    tasks: list[str] = []
-    for name in filter(None, names.split(",")):
-        if name in suites():
-            suite = yaml.safe_load((SUITES / f"{name}.yaml").read_text())
-            tasks += suite["tasks"]
-            num_fewshot = suite.get("num_fewshot") if num_fewshot is None else num_fewshot
-            limit = suite.get("limit") if limit is None else limit
-        else:
-            _require_known(name)
-            tasks.append(name)
+    parts = {name: _part(name) for name in filter(None, names.split(","))}
+    tasks = [task for part in parts.values() for task in part["tasks"]]
+    num_fewshot = _common(parts, "num_fewshot") if num_fewshot is None else num_fewshot
+    limit = _common(parts, "limit") if limit is None else limit
     if batch_size != "auto" and not (batch_size.isdigit() and int(batch_size)):
         raise RequestError("batch_size", f"{batch_size!r} is neither auto nor a number from 1 on")
     if data is not None and not data.is_dir():
@@ -89,6 +83,25 @@ def ask(
         raise RequestError("seed", f"{seed} was given, and all questions are asked; give --limit as well")
     _require_here()
     return Ask(tuple(dict.fromkeys(tasks)), num_fewshot, limit, seed, batch_size, data)
+
+
+def _part(name: str) -> dict[str, Any]:
+    """A suite, or a task as one without settings."""
+    if name in suites():
+        suite: dict[str, Any] = yaml.safe_load((SUITES / f"{name}.yaml").read_text())
+        return suite
+    _require_known(name)
+    return {"tasks": [name]}
+
+
+def _common(parts: dict[str, dict[str, Any]], setting: str) -> int | None:
+    """A setting that all parts have alike: lm-eval takes one for all tasks."""
+    found = {name: part.get(setting) for name, part in parts.items()}
+    if len({*found.values()}) > 1:
+        said = ", ".join(f"{value or 'none'} for {name}" for name, value in found.items())
+        flag = setting.replace("_", "-")
+        raise RequestError(setting, f"it differs: {said}; ask for them one at a time, or give --{flag}")
+    return next(iter(found.values()), None)
 
 
 def _require_known(task: str) -> None:

@@ -158,6 +158,8 @@ def test_a_seed_draws_the_same_questions_for_every_model(monkeypatch: pytest.Mon
         ({"names": ""}, "tasks: none were named"),
         ({"batch_size": "0"}, "batch_size: '0' is neither auto nor a number"),
         ({"data": Path("nowhere")}, "data: nowhere is no folder"),
+        ({"names": "quick,openbookqa"}, "limit: it differs: 100 for quick, none for openbookqa; ask for them"),
+        ({"names": "mmlu,paper"}, "num_fewshot: it differs: 5 for mmlu, none for paper; ask for them one at"),
         ({"seed": 3}, "seed: 3 was given, and all questions are asked"),
     ],
 )
