@@ -137,31 +137,56 @@ def score(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
         one, and how many `questions` were asked of how many there are; `versions` of the tasks.
 
     Raises:
+        RequestError: lm-eval cannot score a task as asked, or lacks a package for it.
         JobError: a task's data is out of reach.
     """
+    import lm_eval
+
+    found = _found(model, tokenizer, asked)
+    tasks = {name: _scores(name, values, found) for name, values in found["results"].items()}
+    return {"tasks": tasks, "versions": {"lm_eval": lm_eval.__version__, **found["versions"]}}
+
+
+def _found(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
+    """All that lm-eval finds, or in a sentence why it finds nothing."""
+    named = ", ".join(asked.tasks)
+    try:
+        return _evaluated(model, tokenizer, asked)
+    except OSError as error:
+        raise JobError(
+            f"the data of {named} is out of reach ({_reason(error)}); give --data a folder that "
+            "holds it under its Hub name, such as allenai/ai2_arc"
+        ) from error
+    except ImportError as error:
+        raise RequestError(
+            "tasks", f"{named} cannot be scored without a package ({_reason(error)}); install it"
+        ) from error
+    except ValueError as error:
+        raise RequestError(
+            "tasks", f"lm-eval cannot score {named} as asked ({_reason(error)}); ask otherwise"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _evaluated(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
     width = asked.batch_size if asked.batch_size == "auto" else int(asked.batch_size)
     scorer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=width)
-    try:
-        with _inside(asked.data), contextlib.redirect_stdout(sys.stderr):  # it prints what it finds out
-            found = lm_eval.simple_evaluate(
-                scorer,
-                tasks=list(asked.tasks),
-                num_fewshot=asked.num_fewshot,
-                task_manager=_manager(),
-                **_questions(asked),
-            )
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise JobError(
-            f"the data of {', '.join(asked.tasks)} is out of reach ({reason}); give --data a folder that "
-            "holds it under its Hub name, such as allenai/ai2_arc"
-        ) from error
+    with _inside(asked.data), contextlib.redirect_stdout(sys.stderr):  # it prints what it finds out
+        found = lm_eval.simple_evaluate(
+            scorer,
+            tasks=list(asked.tasks),
+            num_fewshot=asked.num_fewshot,
+            task_manager=_manager(),
+            **_questions(asked),
+        )
     assert found is not None
-    tasks = {name: _scores(name, values, found) for name, values in found["results"].items()}
-    return {"tasks": tasks, "versions": {"lm_eval": lm_eval.__version__, **found["versions"]}}
+    return dict(found)
 
 
 def _questions(asked: Ask) -> dict[str, Any]:

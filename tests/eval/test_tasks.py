@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from llmprune import load, prune
-from llmprune.errors import RequestError
+from llmprune.errors import JobError, RequestError
 from tests.conftest import SHARED
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'llmprune[eval]'")
@@ -110,6 +110,24 @@ def test_what_lm_eval_prints_is_kept_from_stdout(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == ""
 
 
+@needs_shared
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        (Ask(("rte",), num_fewshot=5, limit=2, data=DATA), RequestError, "score rte as asked .Sample larger"),
+        (Ask(("ifeval",), limit=2, data=DATA), RequestError, "without a package .*langdetect"),
+        (Ask(("gsm8k",), limit=2, data=DATA), JobError, "the data of gsm8k is out of reach"),
+    ],
+    ids=["few examples", "package", "data"],
+)
+def test_why_lm_eval_cannot_score_is_told_apart(
+    asked: Ask, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "langdetect", None)
+    with pytest.raises(error, match=said):
+        tasks.score(*load(str(MODEL), kernels="none"), asked)
+
+
 def test_questions_without_a_score_of_their_own_are_left_out() -> None:
     samples = [{"doc_id": n, "word_perplexity": (-3.5, 2), "acc": np.float64(n)} for n in range(2)]
     found = {"samples": {"wikitext": samples}, "higher_is_better": {"wikitext": {"word_perplexity": False}}}
@@ -158,8 +176,8 @@ def test_a_seed_draws_the_same_questions_for_every_model(monkeypatch: pytest.Mon
         ({"names": ""}, "tasks: none were named"),
         ({"batch_size": "0"}, "batch_size: '0' is neither auto nor a number"),
         ({"data": Path("nowhere")}, "data: nowhere is no folder"),
-        ({"names": "quick,openbookqa"}, "limit: it differs: 100 for quick, none for openbookqa; ask for them"),
-        ({"names": "mmlu,paper"}, "num_fewshot: it differs: 5 for mmlu, none for paper; ask for them one at"),
+        ({"names": "quick,openbookqa"}, "limit: it differs: 100 for quick, none for openbookqa; ask for"),
+        ({"names": "mmlu,paper"}, "num_fewshot: it differs: 5 for mmlu, none for paper; ask for"),
         ({"seed": 3}, "seed: 3 was given, and all questions are asked"),
     ],
 )
