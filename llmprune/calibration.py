@@ -158,7 +158,7 @@ def _parts(dataset: str, half: Half, asked: Calibration, limit: int | None, fiel
         documents, between = _megabytes(path, field), ""  # of one document
     elif path.suffix in FORMATS and path.is_file():
         table = {"path": FORMATS[path.suffix], "data_files": glob.escape(str(path)), "split": "train"}
-        documents = _from_file(table, asked.text_column, dataset)
+        documents = _from_file(table, asked.text_column, dataset, field)
     elif existing(dataset) or not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):
         allowed = ", ".join((*PLAIN, *FORMATS))
         textless = TEXTLESS if half == "calibration" else ()
@@ -229,7 +229,7 @@ def _rows(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:
         yield row[column]
 
 
-def _from_file(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:
+def _from_file(where: dict[str, Any], column: str, dataset: str, field: str) -> Iterator[str]:
     """Like `_rows`; a file that is broken is the user's to mend."""
     if not Path(dataset).expanduser().stat().st_size:
         return
@@ -239,9 +239,7 @@ def _from_file(where: dict[str, Any], column: str, dataset: str) -> Iterator[str
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RequestError(
-            "calibration", f"{dataset} cannot be read as a table ({reason}); is it whole?"
-        ) from error
+        raise RequestError(field, f"{dataset} cannot be read as a table ({reason}); is it whole?") from error
 
 
 def _from_hub(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:

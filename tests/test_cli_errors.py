@@ -26,6 +26,7 @@ def place(checkpoints: tiny.Checkpoints, tmp_path: Path) -> dict[str, str]:
     """What the braces in the commands below stand for; every file that they name is there."""
     files = {
         "table.jsonl": '{"text": "a b c"}\n',
+        "broken.jsonl": '{"text": "a',
         "empty.txt": "",
         "short.txt": "a b c",
         "wrong.yaml": "method: wanda\nsparcity: 0.5\n",
@@ -150,6 +151,7 @@ COMMANDS: dict[str, tuple[list[str], str, str]] = {
     "inspect with 4:4": (["inspect", MODEL, "--pattern", "4:4"], "pattern", "N must be"),
     "eval of nothing": (["eval", MODEL], "perplexity", "nothing was asked"),
     "eval of no text": (["eval", MODEL, "--perplexity", "{tmp}/absent.txt"], "", "absent.txt"),
+    "eval of a broken table": (["eval", MODEL, "--perplexity", "{tmp}/broken.jsonl"], "perplexity", "whole?"),
     "eval without a tokenizer": (
         ["eval", "{tmp}/wordless", "--perplexity", "builtin"],
         "tokenizer",

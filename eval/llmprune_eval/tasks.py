@@ -73,7 +73,7 @@ def ask(
     tasks = [task for part in parts.values() for task in part["tasks"]]
     num_fewshot = _common(parts, "num_fewshot") if num_fewshot is None else num_fewshot
     limit = _common(parts, "limit") if limit is None else limit
-    if batch_size != "auto" and not (batch_size.isdigit() and int(batch_size)):
+    if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise RequestError("batch_size", f"{batch_size!r} is neither auto nor a number from 1 on")
     if data is not None and not data.is_dir():
         raise RequestError("data", f"{data} is no folder; give one that holds data sets by their Hub names")

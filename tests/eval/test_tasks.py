@@ -175,6 +175,7 @@ def test_a_seed_draws_the_same_questions_for_every_model(monkeypatch: pytest.Mon
         ({"names": "arc_easi"}, "tasks: lm-eval has no task 'arc_easi'; did you mean arc_easy"),
         ({"names": ""}, "tasks: none were named"),
         ({"batch_size": "0"}, "batch_size: '0' is neither auto nor a number"),
+        ({"batch_size": "²"}, "batch_size: '²' is neither auto nor a number"),
         ({"data": Path("nowhere")}, "data: nowhere is no folder"),
         ({"names": "quick,openbookqa"}, "limit: it differs: 100 for quick, none for openbookqa; ask for"),
         ({"names": "mmlu,paper"}, "num_fewshot: it differs: 5 for mmlu, none for paper; ask for"),
