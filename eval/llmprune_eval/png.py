@@ -50,12 +50,12 @@ def write(plot: Plot, file: Path) -> None:
 
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(plot.title, fontsize=10, loc="left")
+    axes.set_title(_plain(plot.title), fontsize=10, loc="left")
     if isinstance(plot, Grid):
         _grid(plot, figure, axes)
     else:
         _chart(plot, axes)
-        figure.supxlabel(textwrap.fill(plot.note, 110), fontsize=6, x=0.02, ha="left")
+        figure.supxlabel(textwrap.fill(_plain(plot.note), 110), fontsize=6, x=0.02, ha="left")
     figure.savefig(file, metadata={"Software": None})
 
 
@@ -66,7 +66,8 @@ def _chart(plot: Chart, axes: Any) -> None:
         style = {"marker": MARKERS[number % len(MARKERS)], "markevery": series.spacing}
         line = DASHES[number % len(DASHES)] if series.line else "none"
         fill = "none" if series.hollow else colour
-        axes.plot(xs, ys, color=colour, linestyle=line, label=series.label, markerfacecolor=fill, **style)
+        label = _plain(series.label)
+        axes.plot(xs, ys, color=colour, linestyle=line, label=label, markerfacecolor=fill, **style)
     axes.set_xscale("log" if plot.x.log else "linear")
     axes.set_yscale("log" if plot.y.log else "linear")
     _axis(axes.xaxis, plot.x)
@@ -84,7 +85,7 @@ def _marks(plot: Chart, axes: Any) -> None:
         for at, mark in zip(series.points, series.marks, strict=False):
             right = at[0] > middle
             shift, side = ((-7, -3), "right") if right else ((7, -3), "left")
-            axes.annotate(mark, at, xytext=shift, textcoords="offset points", ha=side, fontsize=8)
+            axes.annotate(_plain(mark), at, xytext=shift, textcoords="offset points", ha=side, fontsize=8)
 
 
 def _grid(plot: Grid, figure: Any, axes: Any) -> None:
@@ -99,18 +100,23 @@ def _grid(plot: Grid, figure: Any, axes: Any) -> None:
             shown = "" if value is None else plot.value.show(round(value, 2))
             colour = "w" if value and value > plot.top / 2 else "k"
             axes.text(column, row, shown, ha="center", va="center", color=colour, fontsize=7)
-    axes.set_yticks(range(len(plot.rows)), [label for label, _ in plot.rows], fontsize=8)
+    axes.set_yticks(range(len(plot.rows)), [_plain(label) for label, _ in plot.rows], fontsize=8)
     every = -(-len(plot.columns) // 16)
     axes.set_xticks(range(0, len(plot.columns), every), plot.columns[::every])
-    axes.set_xlabel(plot.x.label)
+    axes.set_xlabel(_plain(plot.x.label))
     _axis(figure.colorbar(image).ax.yaxis, plot.value)
 
 
 def _axis(axis: Any, described: Axis) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    axis.set_label_text(described.label)
+    axis.set_label_text(_plain(described.label))
     if described.percent:
         axis.set_major_formatter(PercentFormatter(1.0))
     if described.whole:
         axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _plain(words: str) -> str:
+    """Dollars as they are: matplotlib would read a formula between two of them."""
+    return words.replace("$", r"\$")

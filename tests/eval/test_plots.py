@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from llmprune_eval import png, svg
-from llmprune_eval.plots import Axis, Chart, Series
+from llmprune_eval.plots import Axis, Chart, Grid, Series
 
 from llmprune.errors import JobError
 
@@ -31,3 +31,11 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(JobError, match=r"file/png cannot be written \(Not a directory\); give another --png"):
         png.write_all({}, tmp_path / "file" / "png")
+
+
+@needs_matplotlib
+def test_dollars_are_drawn_as_they_are(tmp_path: Path) -> None:
+    odd = "$x_{$"
+    grid = Grid("grid", odd, Axis(odd), Axis(odd), (0, 1), ((odd, (0.5, None)),))
+    plots = {"chart": chart(*[Series(odd, ((1.0, 1.0),), marks=(odd,))] * 2, title=odd), "grid": grid}
+    assert all(file.stat().st_size for file in png.write_all(plots, tmp_path / "png"))
