@@ -112,7 +112,7 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
     for window in track(windows_of(tokenizer, text, asked), f"perplexity on {text}", asked.windows):
         total += loss_from(model, window.ids, window.first)
         predictions += len(window.predicted)
-        size += len(tokenizer.decode(window.predicted).encode())
+        size += _bytes(tokenizer, window)
         count += 1
     mean = total / predictions
     if not mean < LARGEST:
@@ -131,6 +131,15 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         predictions=predictions,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
     )
+
+
+def _bytes(tokenizer: Any, window: Window) -> int:
+    """What a window predicts of the text; decoded behind its context, as decoders drop a leading space."""
+    context = window.ids[: 1 + window.first]
+    whole, before = (
+        tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (window.ids, context)
+    )
+    return len(whole.encode()) - len(before.encode())
 
 
 def stamp(tokenizer: Any) -> str:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from llmprune_eval import logits, perplexity
 from llmprune_eval.perplexity import Protocol
-from tokenizers import models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from llmprune.calibration import Calibration, read_text
 from llmprune.errors import RequestError
@@ -114,13 +115,28 @@ def test_overlapping_windows_count_every_prediction_once(text, stride, bos, monk
     assert found.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
-def test_bits_per_byte_counts_the_bytes_of_what_is_predicted(text):
-    model, tokenizer = tiny.model("llama"), tiny.tokenizer()
-    found = perplexity.measure(model, tokenizer, text, Protocol(16, 2))
-    ids = tokenize(read_text(text, "evaluation", Calibration()), tokenizer)[:32].reshape(2, 16)
-    size = sum(len(tokenizer.decode(window[1:]).encode()) for window in ids)
+@pytest.mark.parametrize(("stride", "bos"), [(None, False), (1, False), (3, True)])
+def test_bits_per_byte_counts_the_bytes_of_what_is_predicted(tmp_path, stride, bos):
+    """With the space before each word, which decoders drop where it leads."""
+    words = [letter * (1 + number % 5) for number, letter in enumerate("abcdéfghijklmnopqrstuvwxyz" * 2)]
+    file = tmp_path / "words.txt"
+    file.write_text(" ".join(words), encoding="utf-8")
+    protocol = Protocol(8, 4, stride, bos)
+    found = perplexity.measure(tiny.model("llama"), word_by_word(words), str(file), protocol)
+    last = found.stride * 3 + 8 - bos
+    predicted = range(0 if bos else 1, last) if stride else [n for n in range(last) if n % 8]
+    size = sum(len(f" {words[n]}".encode()) for n in predicted)
+    assert found.predictions == len(predicted)
     bits = found.predictions * math.log2(found.perplexity)
     assert found.bits_per_byte == pytest.approx(bits / size)
+
+
+def word_by_word(words):
+    """A tokenizer whose tokens are words with the space before them, as SentencePiece's are."""
+    tokens = dict.fromkeys(["<unk>", "<s>", *(f"▁{word}" for word in words)])
+    made = Tokenizer(models.WordLevel({token: n for n, token in enumerate(tokens)}, unk_token="<unk>"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>")
 
 
 @pytest.mark.parametrize("stride", [0, 17])
