@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from llmprune.checkpoint import source
+from llmprune.errors import JobError, RequestError
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def compare(names: list[str], load: Load, *, device: str, dtype: str, trust: boo
         its weights, its peak memory, and for the last one which kernels were chosen: the others run without.
 
     Raises:
-        RequestError: there is no such checkpoint.
+        RequestError: there is no such checkpoint, or it has no positions for so many tokens.
+        JobError: a model's process died.
     """
     for name in names:
         source.find(name, trust_remote_code=trust)  # a wrong name is refused before any process is started
@@ -120,8 +122,8 @@ def _answer(pipe: Connection) -> Any:
     try:
         answer = pipe.recv()
     except EOFError as error:
-        raise RuntimeError(
-            "the process that held a model died; there was too little memory for it"
+        raise JobError(
+            "the process that held a model died; there was too little memory for it, so give a smaller load"
         ) from error
     if isinstance(answer, Exception):
         raise answer
@@ -140,6 +142,22 @@ def _serve(pipe: Connection, name: str, load: Load, where: dict[str, Any], kerne
         pipe.send(error)
 
 
+def _require_positions(model: Any, name: str, load: Load) -> None:
+    """Refuse more tokens than a model has positions for; where those are computed there is no end to them."""
+    from torch.nn import Embedding
+
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 0
+    tables = [part for part in model.modules() if isinstance(part, Embedding)]
+    others = [len(table.weight) for table in tables if table is not model.get_input_embeddings()]
+    learned = any(context <= rows <= context + 2 for rows in others)  # OPT's begin at the third row
+    if learned and load.prompt + load.new_tokens > context:
+        raise RequestError(
+            "prompt",
+            f"{load.prompt} tokens and {load.new_tokens} after them were asked, and {name} has positions for "
+            f"{context}; give a smaller --prompt or --new-tokens",
+        )
+
+
 class _Runner:
     def __init__(self, name: str, load: Load, where: dict[str, Any], kernels: bool) -> None:
         import torch
@@ -150,6 +168,7 @@ class _Runner:
 
         self._torch, self._load = torch, load
         self._model, _ = opened(name, kernels="none", **where)
+        _require_positions(self._model, name, load)
         parameters = list(self._model.parameters())
         self._device = parameters[0].device
         vocabulary = self._model.config.get_text_config(decoder=True).vocab_size

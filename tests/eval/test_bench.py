@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from llmprune_eval import figures, keeping
+from llmprune_eval import bench, figures, keeping
 from llmprune_eval.bench import Load, compare, rows
 from llmprune_eval.runs import read_all
 
 from llmprune import prune
+from llmprune.errors import RequestError
 from tests import tiny
 
 PROGRAM = Path(sys.executable).with_name("llmprune")
@@ -72,3 +73,13 @@ def test_a_model_beside_itself_shows_what_the_kernels_do(checkpoints):
     without, with_them = found["models"]
     assert not without["kernels"]
     assert with_them["kernels"].startswith("kernels: ")
+
+
+def test_more_tokens_than_a_model_has_positions_for_are_refused(checkpoints):
+    asked, said = Load(1, tiny.CONTEXT, 1, 1), "prompt: 64 tokens and 1 after them were asked"
+    with pytest.raises(RequestError, match=said):
+        compare([str(checkpoints("gpt2"))], asked, device="cpu", dtype="auto", trust=False)
+    with pytest.raises(RequestError, match=said):
+        bench._require_positions(tiny.model("opt"), "opt", asked)
+    bench._require_positions(tiny.model("opt"), "opt", Load(1, tiny.CONTEXT - 1, 1, 1))
+    bench._require_positions(tiny.model("llama"), "llama", asked)
