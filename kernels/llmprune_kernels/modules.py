@@ -154,7 +154,8 @@ class Sp24MLP(Inference):
             hidden = silu(gate) * up
         else:
             hidden = ops.sp24_swiglu(rows, self.values, self.meta, self.channels)
-        return self.down_proj(hidden).reshape(*x.shape[:-1], -1)
+        out: Tensor = self.down_proj(hidden)
+        return out.reshape(*x.shape[:-1], out.shape[-1])
 
     def keep_second_copy(self) -> None:
         """Hold gate and up in cuSPARSELt's order too, if that is faster for many tokens; and down."""
@@ -208,7 +209,8 @@ class ShrunkMLP(Inference):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., N]."""
         hidden = ops.swiglu(self._rows(x), self.gate, self.up)
-        return ops.linear_bias_residual(hidden, self.down, self.bias, None).reshape(*x.shape[:-1], -1)
+        out = ops.linear_bias_residual(hidden, self.down, self.bias, None)
+        return out.reshape(*x.shape[:-1], len(self.down))
 
     def dense(self) -> dict[str, nn.Linear]:
         """Gate, up and down, without the channels that were added."""

@@ -170,6 +170,11 @@ def _plus(out: Tensor, residual: Tensor | None) -> Tensor:
 
 
 def _halves(values: Tensor, meta: Tensor) -> list[tuple[Tensor, Tensor]]:
+    if len(values) % 2 or len(meta) % 2:
+        raise KernelError(
+            f"a packed gate and up have an even number of row tiles, as many each; found {len(values)} of "
+            f"values and {len(meta)} of metadata"
+        )
     return [*zip(values.chunk(2), meta.chunk(2), strict=True)]
 
 

@@ -149,3 +149,26 @@ def test_bitmask_rows_keep_zeros_that_were_kept_and_refuse_odd_widths() -> None:
 def test_a_mask_of_another_shape_is_refused(form: type[Sp24 | Bitmask]) -> None:
     with pytest.raises(KernelError, match=r"the mask has shape \[4, 32\], and the matrix \[4, 64\]"):
         form.from_dense(sparse(4, 64), torch.ones(4, 32, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("form", [Sp24, Bitmask])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.complex64], ids=str)
+def test_values_of_eight_bytes_and_empty_matrices_are_refused(
+    form: type[Sp24 | Bitmask], dtype: torch.dtype
+) -> None:
+    with pytest.raises(KernelError, match=f"1, 2 or 4 bytes, not {dtype}"):
+        form.from_dense(torch.zeros(8, 32, dtype=dtype))
+    with pytest.raises(KernelError, match=r"no empty matrix, and this one has shape \[0, 32\]"):
+        form.from_dense(torch.zeros(0, 32))
+
+
+def test_masks_and_metadata_of_another_matrix_are_refused() -> None:
+    packed = Sp24.from_dense(sparse(32, 64, torch.half))
+    values, mask = packed.to_bitmask()
+    with pytest.raises(KernelError, match=r"found 1024 values and a mask \[32, 7\]"):
+        Sp24.from_bitmask(values, mask[:, :7])
+    values, meta = packed.to_cutlass()
+    with pytest.raises(KernelError, match=r"are torch\.int16 \[32, 4\], not torch\.int16 \[32, 3\]"):
+        Sp24.from_cutlass(values, meta[:, :3])
+    with pytest.raises(KernelError, match="rows in multiples of 32"):
+        Sp24.from_cutlass(values[:8], meta[:8])

@@ -36,11 +36,14 @@ def test_mlps_compute_the_same(channels: int) -> None:
         if name == "down_proj":
             layer.bias = nn.Parameter(normal(32, dtype=BF16))
     x = normal(3, 32, dtype=BF16)
-    shrunk = ShrunkMLP.from_mlp(mlp).eval()
+    shrunk, nothing = ShrunkMLP.from_mlp(mlp).eval(), x.new_empty(2, 0, 32)
+    assert shrunk(nothing).shape == nothing.shape
     assert len(shrunk.gate) % 64 == 0 and error(shrunk(x), mlp(x)) < 1e-2
     for layer in (mlp.gate_proj, mlp.up_proj):
         layer.weight.data *= sparse(channels, 32) != 0
-    assert error(Sp24MLP.from_mlp(mlp).eval()(x), mlp(x)) < 1e-2
+    packed = Sp24MLP.from_mlp(mlp).eval()
+    assert error(packed(x), mlp(x)) < 1e-2
+    assert packed(nothing).shape == nothing.shape
 
 
 def test_packed_layers_say_what_they_cannot_do() -> None:

@@ -93,6 +93,7 @@ def changed(name: str, place: int, new: Any) -> tuple[Any, ...]:
         ),
         ("sp24_linear", 5, lambda n: 80, "of 80 x 72 has values [5, 4, 32, 4]"),
         ("sp24_swiglu", 1, lambda v: v[:4], "found [2, 4, 32, 4]"),
+        ("sp24_swiglu", 1, lambda v: v[:1], "found 1 of values and 6 of metadata"),
         ("swiglu", 1, Tensor.half, "do not fit a weight torch.float16"),
         ("swiglu", 2, lambda w: w[:8], "do not fit a weight torch.bfloat16 [8, 72]"),
         ("linear_bias_residual", 1, lambda w: normal(K, N, dtype=BF16).T, "call contiguous() on it once"),

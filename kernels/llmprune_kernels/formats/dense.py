@@ -17,8 +17,13 @@ def kept_of(dense: Tensor, mask: Tensor | None, multiple: int) -> Tensor:
     """bool [N, K], what a format is to keep of a matrix [N, K]: a bool `mask`, or all that is not zero.
 
     Raises:
-        KernelError: it is no matrix, K is not a multiple of `multiple`, or the mask has another shape.
+        KernelError: it is no matrix or an empty one, its values take 8 bytes, K is not a multiple of
+            `multiple`, or the mask has another shape.
     """
+    if dense.itemsize not in BITS:
+        raise KernelError(f"this format holds values of 1, 2 or 4 bytes, not {dense.dtype}; convert them")
+    if dense.ndim == 2 and not dense.numel():
+        raise KernelError(f"this format holds no empty matrix, and this one has shape {list(dense.shape)}")
     if dense.ndim != 2 or dense.shape[1] % multiple:
         raise KernelError(
             f"this format needs a matrix whose columns are a multiple of {multiple}, not shape "

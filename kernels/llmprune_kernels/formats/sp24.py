@@ -113,8 +113,13 @@ class Sp24:
         """From `sparse-24-bitmask`, which compressed-tensors once wrote: values [N, K/2], uint8 [N, K/8].
 
         Raises:
-            KernelError: a group keeps another number than two.
+            KernelError: there are more values than bits or fewer, or a group keeps another number than two.
         """
+        if bitmask.ndim != 2 or compressed.numel() != 4 * bitmask.numel():
+            raise KernelError(
+                "a sparse-24-bitmask is a matrix with a byte for every four values; found "
+                f"{compressed.numel()} values and a mask {list(bitmask.shape)}"
+            )
         sets = torch.stack((bitmask & 15, bitmask >> 4), -1).reshape(bitmask.shape[0], -1)
         bits = torch.arange(4, dtype=torch.uint8, device=sets.device)
         if ((kept := (sets[..., None] >> bits & 1).sum(-1)) != 2).any():
@@ -133,7 +138,18 @@ class Sp24:
 
     @classmethod
     def from_cutlass(cls, values: Tensor, meta: Tensor) -> Sp24:
-        """From what torch's CUTLASS conversion makes of 16-bit or int8 values."""
+        """From what torch's CUTLASS conversion makes of 16-bit or int8 values.
+
+        Raises:
+            KernelError: it makes no such thing.
+        """
+        element = _cutlass_element(values)
+        wanted = [values.shape[0], values.shape[1] // (4 * element.itemsize)]
+        if [*meta.shape] != wanted or meta.dtype != element:
+            raise KernelError(
+                f"CUTLASS's metadata of {values.dtype} values {list(values.shape)} are {element} {wanted}, "
+                f"not {meta.dtype} {list(meta.shape)}"
+            )
         plain = meta.reshape(-1)[_cutlass_order(values, meta)]
         return cls(values, plain.view(torch.uint8).reshape(values.shape[0], -1))
 
@@ -143,17 +159,7 @@ class Sp24:
         Raises:
             KernelError: a type or a shape that it has no form for.
         """
-        element = torch.int32 if self.values.dtype == torch.int8 else torch.int16
-        rows, columns = self.shape
-        per_row = 4 * element.itemsize * 2
-        least = 16 if element == torch.int32 else 32
-        if self.values.dtype not in (torch.int8, torch.float16, torch.bfloat16):
-            raise KernelError(f"CUTLASS keeps float16, bfloat16 and int8 at 2:4, not {self.values.dtype}")
-        if rows % least or columns % per_row:
-            raise KernelError(
-                f"CUTLASS needs rows in multiples of {least} and columns of {per_row}, not {rows} x {columns}"
-                "; pad the matrix"
-            )
+        element = _cutlass_element(self.values)
         plain = self.meta.contiguous().view(element)
         out = torch.empty_like(plain)
         out.view(-1)[_cutlass_order(self.values, plain)] = plain.reshape(-1)
@@ -167,6 +173,26 @@ def _positions(nibbles: Tensor) -> Tensor:
 
 def _lookup(table: list[int], index: Tensor) -> Tensor:
     return torch.tensor(table, dtype=torch.uint8, device=index.device)[index.int()]
+
+
+def _cutlass_element(values: Tensor) -> torch.dtype:
+    """The type of the metadata that CUTLASS keeps beside values [N, K/2].
+
+    Raises:
+        KernelError: a type or a shape that it has no form for.
+    """
+    element = torch.int32 if values.dtype == torch.int8 else torch.int16
+    rows, columns = values.shape[0], 2 * values.shape[1]
+    per_row = 4 * element.itemsize * 2
+    least = 16 if element == torch.int32 else 32
+    if values.dtype not in (torch.int8, torch.float16, torch.bfloat16):
+        raise KernelError(f"CUTLASS keeps float16, bfloat16 and int8 at 2:4, not {values.dtype}")
+    if rows % least or columns % per_row:
+        raise KernelError(
+            f"CUTLASS needs rows in multiples of {least} and columns of {per_row}, not {rows} x {columns}"
+            "; pad the matrix"
+        )
+    return element
 
 
 def _cutlass_order(values: Tensor, meta: Tensor) -> Tensor:
