@@ -104,12 +104,14 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         protocol: how it is cut into windows.
 
     Raises:
-        RequestError: the text is shorter than one window, or the window longer than the model's context.
+        RequestError: the text is shorter than one window, the window longer than the model's context, or the
+            tokenizer another model's.
         JobError: the loss is no number.
     """
     asked = settled(protocol or Protocol(), model.config)
     total, predictions, size, count = 0.0, 0, 0, 0
     for window in track(windows_of(tokenizer, text, asked), f"perplexity on {text}", asked.windows):
+        _require_known(model, window.ids)
         total += loss_from(model, window.ids, window.first)
         predictions += len(window.predicted)
         size += _bytes(tokenizer, window)
@@ -131,6 +133,13 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         predictions=predictions,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
     )
+
+
+def _require_known(model: Any, ids: Tensor) -> None:
+    known, largest = len(model.get_input_embeddings().weight), int(ids.max())
+    if largest >= known:
+        said = f"it gives the id {largest}, and the model knows {known}; put the model's own beside it"
+        raise RequestError("tokenizer", said)
 
 
 def _bytes(tokenizer: Any, window: Window) -> int:

@@ -70,6 +70,13 @@ def test_a_tokenizer_with_the_same_tokens_in_another_order_is_another_one(text):
     assert len(tokenizer) == len(swapped)
 
 
+def test_a_tokenizer_of_another_model_is_refused(text):
+    model = tiny.model("llama")
+    model.resize_token_embeddings(40)
+    with pytest.raises(RequestError, match=r"tokenizer: it gives the id \d+, and the model knows 40"):
+        perplexity.measure(model, tiny.tokenizer(), text, Protocol(16, 4))
+
+
 def test_windows_longer_than_the_context_or_the_text_are_refused(text, tmp_path):
     model, tokenizer = tiny.model("llama"), tiny.tokenizer()
     with pytest.raises(RequestError, match="context is 64"):
