@@ -131,7 +131,7 @@ def _carried_out(
 ) -> Report:
     start = time.perf_counter()
     assert pruned.out is not None
-    windows = pruned.windows(None, tokens)
+    windows = dense.windows(None, tokens)  # a pruned model would teach its own damage
     assert windows is not None
     needed, host = pruned.plan.needed_bytes, pruned.plan.host_bytes
     both = dataclasses.replace(pruned.plan, needed_bytes=2 * needed, host_bytes=2 * host)

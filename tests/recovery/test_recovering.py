@@ -1,0 +1,44 @@
+"""What recovering asks of its two models, and what it refuses before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmprune import prune, recover
+from llmprune.checkpoint import reload
+from llmprune.job import Job
+from tests import tiny
+from tests.recovery.test_reconstruct import PRUNED
+from tests.test_families import check_here
+
+
+@pytest.fixture(autouse=True)
+def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "check", check_here)
+
+
+@pytest.fixture
+def pruned(checkpoints: tiny.Checkpoints, tmp_path: Path) -> Path:
+    """A small pruned checkpoint, calibrated on 4 windows."""
+    asked = PRUNED["2:4"] | {"calibration": {"samples": 4, "length": 16}}
+    prune(checkpoints("llama"), asked, out=tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_text_of_its_own_is_written_by_the_dense_model(
+    pruned: Path, checkpoints: tiny.Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrote: list[str] = []
+    whole = Job._whole_model
+
+    def noted(self: Job) -> Any:
+        assert self.source is not None
+        wrote.append(self.source.name)
+        return whole(self)
+
+    monkeypatch.setattr(Job, "_whole_model", noted)
+    recover(pruned, "reconstruct", calibration={"dataset": "self"})
+    assert wrote == [str(checkpoints("llama"))]
