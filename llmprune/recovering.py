@@ -148,7 +148,7 @@ def _carried_out(
         draft.begin({"fingerprint": identity})
     layout = earlier.recipe["layout"]
     with job.within_memory():
-        done = recovery.recover(Task(pruned, dense, windows.tokens, draft, masked=layout is None))
+        done = recovery.recover(Task(pruned, dense, windows.tokens, draft, layout))
     spent = {"total_s": time.perf_counter() - start}
     result = earlier.model_copy(
         update={

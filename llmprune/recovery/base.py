@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmprune.checkpoint.draft import Draft
 from llmprune.job import Job
+from llmprune.layout import Layout
 from llmprune.plugins import OPTIONS
 
 
@@ -23,8 +24,8 @@ class Task:
     """[N, L]"""
 
     draft: Draft
-    masked: bool
-    """Whether the zeros of the pruned weights must stay; where units went, there is nothing to keep."""
+    layout: Layout | None
+    """How the pruned checkpoint tells its sizes; None where loose weights went, whose zeros must stay."""
 
 
 @dataclass(frozen=True)

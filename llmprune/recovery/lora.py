@@ -26,7 +26,7 @@ from llmprune.walk import Walk
 
 @dataclass(frozen=True)
 class Lora(Recovery):
-    """Holds the whole pruned model in memory. Zeros of a masked checkpoint stay zeros."""
+    """Holds the whole pruned model in memory. Zeros of a masked or padded checkpoint stay zeros."""
 
     rank: Annotated[int, Field(ge=1)] = 8
     """Mean over the blocks."""
@@ -56,7 +56,9 @@ class Lora(Recovery):
         device, dtype = task.pruned.resources.device, task.pruned.plan.dtype
         model, _ = load(str(task.pruned.source.folder), device=str(device), dtype=dtype, kernels="none")
         linear = Anatomy(model)
-        zeros = {site.name: site.weight == 0 for site in linear.sites} if task.masked else {}
+        # A padded checkpoint's zeros stand for units that are gone.
+        kept = task.layout in (None, "padded")
+        zeros = {site.name: site.weight == 0 for site in linear.sites} if kept else {}
         ranks = self._ranks(linear, task)
         by_layer = {site.name: ranks[site.block] for site in linear.sites}
         torch.manual_seed(self.seed)
@@ -77,7 +79,7 @@ class Lora(Recovery):
         merged: Any = adapted.merge_and_unload()
         merged.eval()
         for site in Anatomy(merged).sites:
-            if task.masked:
+            if site.name in zeros:
                 site.weight.masked_fill_(zeros[site.name], 0)
         _store_in(merged, task.pruned.source.size[1])
         task.draft.write_model(merged)

@@ -56,7 +56,8 @@ class Reconstruct(Recovery):
             together = task.pruned.plan.together
             targets = _outputs_of(model, together)
             fits = _fits(stage, model, targets, together)
-            found = [self._refit(pruned, site, fit, task.masked) for site, fit in fits]
+            masked = task.layout is None  # padding needs no mask: nothing arrives there, so nothing moves
+            found = [self._refit(pruned, site, fit, masked) for site, fit in fits]
             task.draft.write_block(stage.index, pruned.tensors(stage.index), {"sites": found})
             sites += found
         task.draft.write_rest(pruned.rest())

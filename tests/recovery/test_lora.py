@@ -20,7 +20,7 @@ from llmprune.errors import JobError
 from llmprune.job import Job
 from llmprune.training import Training
 from tests import tiny
-from tests.recovery.test_reconstruct import PRUNED, tensors
+from tests.recovery.test_reconstruct import PADDED, PRUNED, tensors
 from tests.test_families import check_here
 
 pytest.importorskip("peft", reason="needs peft: pip install llmprune[recover]")
@@ -37,12 +37,12 @@ def pruned(checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.Mo
     return tmp_path / "out"
 
 
-@pytest.mark.parametrize("pruned", ["units with biases", "2:4"])
+@pytest.mark.parametrize("pruned", ["units with biases", "2:4", "padded"])
 def test_the_loss_falls_and_sizes_and_zeros_stay(
     pruned: str, checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reload, "check", check_here)
-    asked = PRUNED[pruned] | {"calibration": {"samples": 16, "length": 32}}
+    asked = {**PRUNED, "padded": PADDED}[pruned] | {"calibration": {"samples": 16, "length": 32}}
     prune(checkpoints("llama"), asked, out=tmp_path / "out")
     report = recover(tmp_path / "out", HOW)
     assert report.recovery is not None
@@ -53,7 +53,7 @@ def test_the_loss_falls_and_sizes_and_zeros_stay(
     assert min(ranks) >= 1
     before, after = tensors(tmp_path / "out"), tensors(tmp_path / "out-recovered")
     assert {k: t.shape for k, t in before.items()} == {k: t.shape for k, t in after.items()}
-    if pruned == "2:4":
+    if pruned in ("2:4", "padded"):
         assert all(((t == 0) <= (after[key] == 0)).all() for key, t in before.items() if t.ndim == 2)
     AutoModelForCausalLM.from_pretrained(tmp_path / "out-recovered")
 

@@ -28,6 +28,8 @@ PRUNED: dict[str, dict[str, Any]] = {
     "units without": {"method": "wanda", "sparsity": 0.4, "pattern": UNITS},
     "2:4": {"method": "wanda", "pattern": "2:4"},
 }
+UNEVEN = {"name": "profile", "blocks": [0.2, 0.4, 0.6]}
+PADDED = PRUNED["units without"] | {"allocation": UNEVEN, "layout": "padded"}
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,13 @@ def test_the_outputs_come_closer_and_sizes_and_zeros_stay(
     dense = logits(checkpoints(family), ids)
     errors = [(logits(tmp_path / name, ids) - dense).norm() for name in ("out", "out-recovered")]
     assert errors[1] < errors[0]
+
+
+def test_padding_stays_zero(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    prune(checkpoints("llama"), PADDED | {"calibration": CALIBRATION}, out=tmp_path / "out")
+    recover(tmp_path / "out", "reconstruct")
+    after = tensors(tmp_path / "out-recovered")
+    assert all(((t == 0) <= (after[key] == 0)).all() for key, t in tensors(tmp_path / "out").items())
 
 
 def test_a_recovery_that_was_cut_off_ends_with_the_same_bytes(
