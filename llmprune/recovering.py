@@ -63,7 +63,7 @@ def recover(
         text |= {"samples": tokens.shape[0], "length": tokens.shape[1]}
     recipe = _walk_recipe(text)
     pruned = job.checkpoint_job(str(folder), recipe, run)
-    where = baseline or str(earlier.model["source"])
+    where = baseline or _dense_name(earlier)
     try:
         dense = job.checkpoint_job(where, recipe, dataclasses.replace(run, out=None, resume=False))
     except RequestError as error:
@@ -115,6 +115,12 @@ def part(how: Any) -> Recovery:
     except ValueError as error:
         raise RequestError("recovery", str(error)) from error
     return found
+
+
+def _dense_name(earlier: Report) -> str:
+    """The model that was pruned, at the revision that was."""
+    name, revision = earlier.model["source"], earlier.model.get("revision")
+    return f"{name}@{revision}" if revision else str(name)
 
 
 def _walk_recipe(text: dict[str, Any]) -> Recipe:

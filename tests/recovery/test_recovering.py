@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmprune import prune, recover
-from llmprune.checkpoint import reload
+from llmprune.checkpoint import reload, source
+from llmprune.checkpoint.source import Source
 from llmprune.job import Job
 from tests import tiny
 from tests.recovery.test_reconstruct import PRUNED
@@ -42,3 +44,21 @@ def test_text_of_its_own_is_written_by_the_dense_model(
     monkeypatch.setattr(Job, "_whole_model", noted)
     recover(pruned, "reconstruct", calibration={"dataset": "self"})
     assert wrote == [str(checkpoints("llama"))]
+
+
+def test_the_dense_model_is_looked_for_at_its_revision(
+    pruned: Path, checkpoints: tiny.Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = pruned / "llmprune_report.json"
+    report = json.loads(file.read_text())
+    report["model"] |= {"source": "org/base", "revision": "a" * 40}
+    file.write_text(json.dumps(report))
+    asked: list[tuple[str, str | None]] = []
+
+    def on_hub(repo: str, revision: str | None, trust: bool) -> Source:
+        asked.append((repo, revision))
+        return Source(repo, checkpoints("llama"))
+
+    monkeypatch.setattr(source, "_on_hub", on_hub)
+    recover(pruned, "reconstruct")
+    assert asked == [("org/base", "a" * 40)]
