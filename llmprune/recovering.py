@@ -84,7 +84,7 @@ def first(asked: Recipe, run: Run) -> Run:
         raise RequestError("recovery", "only a checkpoint in a folder can be recovered; name one with out")
     out = Path(run.out)
     drafts.require_usable(out, resume=run.resume)
-    return dataclasses.replace(run, out=out.with_name(f"{out.resolve().name}-pruned"))
+    return dataclasses.replace(run, out=_named_after(out, "pruned"))
 
 
 def then(asked: Recipe, run: Run, pruned: Report, tokens: Tensor | None = None) -> Report:
@@ -97,7 +97,13 @@ def then(asked: Recipe, run: Run, pruned: Report, tokens: Tensor | None = None) 
 
 def beside(folder: Path) -> Path:
     """Where a recovered checkpoint goes unless another folder is named."""
-    return folder.with_name(f"{folder.resolve().name}-recovered")
+    return _named_after(folder, "recovered")
+
+
+def _named_after(folder: Path, what: str) -> Path:
+    """A folder beside another; `.` and `..` have no names of their own."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(f"{named.name}-{what}")
 
 
 def part(how: Any) -> Recovery:

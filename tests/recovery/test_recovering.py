@@ -62,3 +62,24 @@ def test_the_dense_model_is_looked_for_at_its_revision(
     monkeypatch.setattr(source, "_on_hub", on_hub)
     recover(pruned, "reconstruct")
     assert asked == [("org/base", "a" * 40)]
+
+
+@pytest.mark.parametrize("name", [".", "blocks/.."])
+def test_a_folder_may_be_called_by_where_one_is(
+    name: str, pruned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pruned / "blocks").mkdir()
+    monkeypatch.chdir(pruned)
+    recover(name, "reconstruct")
+    assert (pruned.parent / "out-recovered" / "config.json").is_file()
+
+
+def test_a_recipe_with_a_recovery_may_write_to_where_one_is(
+    checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    asked = PRUNED["2:4"] | {"calibration": {"samples": 4, "length": 16}, "recovery": "reconstruct"}
+    prune(checkpoints("llama"), asked, out=".")
+    assert (tmp_path / "here" / "config.json").is_file()
+    assert (tmp_path / "here-pruned" / "config.json").is_file()
