@@ -12,7 +12,6 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from llmprune import finish, job, plugins, report
-from llmprune.calibration import Calibration
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
@@ -55,12 +54,12 @@ def recover(
     if earlier is None:
         raise RequestError("model", f"{model} is no folder that llmprune has pruned: it holds no report")
     recovery = part(how)
-    run = Run(out=out if out is not None else beside(folder), **options)
+    run = _run(out if out is not None else beside(folder), options)
     if run.resume and (done := finish.finished(Path(str(run.out)))):
         return done
     text = {**earlier.recipe["calibration"], **(calibration or {})}
     if tokens is not None:
-        text |= {"samples": tokens.shape[0], "length": tokens.shape[1]}
+        text |= _size(tokens)
     recipe = _walk_recipe(text)
     pruned = job.checkpoint_job(str(folder), recipe, run)
     where = baseline or _dense_name(earlier)
@@ -123,6 +122,30 @@ def part(how: Any) -> Recovery:
     return found
 
 
+def _run(out: str | Path, options: dict[str, Any]) -> Run:
+    """How to run.
+
+    Raises:
+        RequestError: that has no such option.
+    """
+    known = {field.name for field in dataclasses.fields(Run)}
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise RequestError(unknown[0], f"there is no such option; there are {', '.join(sorted(known))}")
+    return Run(out=out, **options)
+
+
+def _size(tokens: Tensor) -> dict[str, int]:
+    """How much text the caller's windows [N, L] are, in the words of a recipe's `calibration`.
+
+    Raises:
+        RequestError: they are no windows.
+    """
+    if tokens.ndim != 2 or not tokens.numel():
+        raise RequestError("tokens", f"windows [N, L] are needed, and the shape is {list(tokens.shape)}")
+    return {"samples": tokens.shape[0], "length": tokens.shape[1]}
+
+
 def _dense_name(earlier: Report) -> str:
     """The model that was pruned, at the revision that was."""
     name, revision = earlier.model["source"], earlier.model.get("revision")
@@ -131,7 +154,6 @@ def _dense_name(earlier: Report) -> str:
 
 def _walk_recipe(text: dict[str, Any]) -> Recipe:
     """A recipe that removes nothing, for what it takes to walk both models and hold a layer's Gram matrix."""
-    Calibration.model_validate(text)
     nothing = {"method": "magnitude", "pattern": {"name": "units", "multiple": 1}, "sparsity": 0}
     costs = {"repair": "least_squares", "layout": "padded", "propagation": "layer"}
     return Recipe.parse({**nothing, **costs, "calibration": text})

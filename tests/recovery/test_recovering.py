@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llmprune import prune, recover
 from llmprune.checkpoint import reload, source
 from llmprune.checkpoint.source import Source
+from llmprune.errors import RequestError
 from llmprune.job import Job
 from tests import tiny
 from tests.recovery.test_reconstruct import PRUNED
@@ -83,3 +85,19 @@ def test_a_recipe_with_a_recovery_may_write_to_where_one_is(
     prune(checkpoints("llama"), asked, out=".")
     assert (tmp_path / "here" / "config.json").is_file()
     assert (tmp_path / "here-pruned" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"calibration": {"samples": 0}}, r"calibration\.samples: input should be greater .* \(found 0\)"),
+        ({"calibration": {"length": 1}}, r"calibration\.length: input should be greater .* \(found 1\)"),
+        ({"calibration": {"size": 1}}, r"calibration\.size: there is no such option"),
+        ({"tokens": torch.arange(32)}, r"tokens: windows \[N, L\] are needed, and the shape is \[32\]"),
+        ({"foo": 1}, "foo: there is no such option; there are device, dtype, "),
+    ],
+)
+def test_what_cannot_be_asked_is_a_sentence(options: dict[str, Any], said: str, pruned: Path) -> None:
+    with pytest.raises(RequestError, match=f"^{said}"):
+        recover(pruned, "reconstruct", **options)
+    assert not pruned.with_name("out-recovered").exists()
