@@ -67,6 +67,7 @@ def recover(
         dense = job.checkpoint_job(where, recipe, dataclasses.replace(run, out=None, resume=False))
     except RequestError as error:
         raise RequestError("baseline", f"the dense model is needed, and {error}") from error
+    _require_alike(pruned, dense)
     return _carried_out(recovery, pruned, dense, earlier, tokens)
 
 
@@ -157,6 +158,27 @@ def _walk_recipe(text: dict[str, Any]) -> Recipe:
     nothing = {"method": "magnitude", "pattern": {"name": "units", "multiple": 1}, "sparsity": 0}
     costs = {"repair": "least_squares", "layout": "padded", "propagation": "layer"}
     return Recipe.parse({**nothing, **costs, "calibration": text})
+
+
+def _require_alike(pruned: Job, dense: Job) -> None:
+    """Refuse a dense model that the pruned one cannot have come from.
+
+    Raises:
+        RequestError: it names the first size in which they differ.
+    """
+    ours, theirs = pruned.anatomy, dense.anatomy
+    for what, own, other in (
+        ("family", ours.family, theirs.family),
+        ("depth", len(ours.blocks), len(theirs.blocks)),
+        ("hidden size", ours.hidden_size, theirs.hidden_size),
+        ("vocabulary", ours.vocabulary, theirs.vocabulary),
+    ):
+        if own != other:
+            raise RequestError(
+                "baseline",
+                f"the pruned model has the {what} {own}, and {dense.recipe.model} has {other}; name the "
+                "model that it was pruned from",
+            )
 
 
 @torch.no_grad()

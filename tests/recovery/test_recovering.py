@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,4 +101,25 @@ def test_a_recipe_with_a_recovery_may_write_to_where_one_is(
 def test_what_cannot_be_asked_is_a_sentence(options: dict[str, Any], said: str, pruned: Path) -> None:
     with pytest.raises(RequestError, match=f"^{said}"):
         recover(pruned, "reconstruct", **options)
+    assert not pruned.with_name("out-recovered").exists()
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "depth 3, and .* has 2": {"num_hidden_layers": 2},
+    "hidden size 32, and .* has 64": {"hidden_size": 64, "head_dim": 8},
+    "vocabulary 128, and .* has 144": {"vocab_size": 144},
+    "family llama, and .* has qwen2": {"model_type": "qwen2"},
+}
+
+
+@pytest.mark.parametrize("how", ["reconstruct", "lora"])
+@pytest.mark.parametrize("said", OTHERS)
+def test_a_dense_model_of_another_shape_is_refused(
+    said: str, how: str, pruned: Path, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    other = shutil.copytree(checkpoints("llama"), tmp_path / "other")
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(settings | OTHERS[said]))
+    with pytest.raises(RequestError, match=f"^baseline: the pruned model has the {said}; name the model"):
+        recover(pruned, how, baseline=str(other))
     assert not pruned.with_name("out-recovered").exists()
