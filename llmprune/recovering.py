@@ -55,12 +55,12 @@ def recover(
         raise RequestError("model", f"{model} is no folder that llmprune has pruned: it holds no report")
     recovery = part(how)
     run = _run(out if out is not None else beside(folder), options)
-    if run.resume and (done := finish.finished(Path(str(run.out)))):
-        return done
     text = {**earlier.recipe["calibration"], **(calibration or {})}
     if tokens is not None:
         text |= _size(tokens)
     recipe = _walk_recipe(text)
+    if run.resume and (done := _already_done(folder, earlier, recovery, recipe, run)):
+        return done
     pruned = job.checkpoint_job(str(folder), recipe, run)
     where = baseline or _dense_name(earlier)
     try:
@@ -147,6 +147,39 @@ def _size(tokens: Tensor) -> dict[str, int]:
     return {"samples": tokens.shape[0], "length": tokens.shape[1]}
 
 
+def _already_done(
+    folder: Path, earlier: Report, recovery: Recovery, recipe: Recipe, run: Run
+) -> Report | None:
+    """The report of a folder that needs no going on with.
+
+    Raises:
+        RequestError: the folder was finished with something else.
+    """
+    out = Path(str(run.out))
+    done = finish.finished(out)
+    if done is None:
+        return None
+    then = done.fingerprint or {}
+    differing = [
+        what
+        for what, was, now in (
+            ("recovery", then.get("recovery"), _asked(recovery)),
+            ("model", then.get("model", [None])[0], str(folder)),
+            ("pruning", done.recipe, earlier.recipe),
+            ("calibration", then.get("recipe", {}).get("calibration"), recipe.calibration.model_dump()),
+        )
+        if was != now
+    ]
+    if differing:
+        raise RequestError("resume", f"{out} was finished with another {differing[0]}; choose another --out")
+    return done
+
+
+def _asked(recovery: Recovery) -> dict[str, Any]:
+    """A recovery as plain data, with every default filled in."""
+    return {"name": part_name(recovery), **dataclasses.asdict(recovery)}
+
+
 def _dense_name(earlier: Report) -> str:
     """The model that was pruned, at the revision that was."""
     name, revision = earlier.model["source"], earlier.model.get("revision")
@@ -192,7 +225,7 @@ def _carried_out(
     needed, host = pruned.plan.needed_bytes, pruned.plan.host_bytes
     both = dataclasses.replace(pruned.plan, needed_bytes=2 * needed, host_bytes=2 * host)
     both.require_fit(pruned.out)  # the two models are walked side by side
-    asked = {"name": part_name(recovery), **dataclasses.asdict(recovery)}
+    asked = _asked(recovery)
     assert dense.source is not None
     identity = {
         **finish.fingerprint(pruned, windows),

@@ -123,3 +123,27 @@ def test_a_dense_model_of_another_shape_is_refused(
     with pytest.raises(RequestError, match=f"^baseline: the pruned model has the {said}; name the model"):
         recover(pruned, how, baseline=str(other))
     assert not pruned.with_name("out-recovered").exists()
+
+
+def test_another_finished_folder_is_not_taken_for_the_result(
+    pruned: Path, checkpoints: tiny.Checkpoints
+) -> None:
+    done = recover(pruned, "reconstruct")
+    out = pruned.with_name("out-recovered")
+    again = shutil.copytree(pruned, pruned.with_name("again"))
+    assert recover(pruned, "reconstruct", resume=True) == done
+    for what, model, how, where, options in (
+        ("recovery", pruned, "lora", out, {}),
+        ("recovery", pruned, {"name": "reconstruct", "ridge": 0.5}, out, {}),
+        ("recovery", pruned, "reconstruct", again, {}),
+        ("model", again, "reconstruct", out, {}),
+        ("calibration", pruned, "reconstruct", out, {"calibration": {"samples": 3}}),
+    ):
+        with pytest.raises(RequestError, match=f"^resume: {where} was finished with another {what}; choose"):
+            recover(model, how, out=where, resume=True, **options)
+    shutil.rmtree(pruned)
+    asked = PRUNED["2:4"] | {"method": "magnitude"}
+    prune(checkpoints("llama"), asked, out=pruned)
+    text = {"samples": 4, "length": 16}
+    with pytest.raises(RequestError, match="was finished with another pruning"):
+        recover(pruned, "reconstruct", calibration=text, resume=True)
