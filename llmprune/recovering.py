@@ -58,7 +58,7 @@ def recover(
     text = {**earlier.recipe["calibration"], **(calibration or {})}
     if tokens is not None:
         text |= _size(tokens)
-    recipe = _walk_recipe(text)
+    recipe = _walk_recipe(recovery, text)
     if run.resume and (done := _already_done(folder, earlier, recovery, recipe, run)):
         return done
     pruned = job.checkpoint_job(str(folder), recipe, run)
@@ -186,11 +186,13 @@ def _dense_name(earlier: Report) -> str:
     return f"{name}@{revision}" if revision else str(name)
 
 
-def _walk_recipe(text: dict[str, Any]) -> Recipe:
+def _walk_recipe(recovery: Recovery, text: dict[str, Any]) -> Recipe:
     """A recipe that removes nothing, for what it takes to walk both models and hold a layer's Gram matrix."""
-    nothing = {"method": "magnitude", "pattern": {"name": "units", "multiple": 1}, "sparsity": 0}
-    costs = {"repair": "least_squares", "layout": "padded", "propagation": "layer"}
-    return Recipe.parse({**nothing, **costs, "calibration": text})
+    nothing: dict[str, Any] = {"method": "wanda", "sparsity": 0, "propagation": "layer"}
+    if recovery.knows_parts:
+        units = {"name": "units", "multiple": 1}
+        nothing |= {"method": "magnitude", "pattern": units, "repair": "least_squares", "layout": "padded"}
+    return Recipe.parse({**nothing, "calibration": text})
 
 
 def _require_alike(pruned: Job, dense: Job) -> None:

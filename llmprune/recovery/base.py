@@ -40,6 +40,9 @@ class Recovered:
 class Recovery:
     """Override `recover`. The fields of a subclass are its options."""
 
+    knows_parts: ClassVar[bool] = True
+    """Whether it must know where a family's blocks end their attention and their feed-forward network."""
+
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
 
     def recover(self, task: Task) -> Recovered:

@@ -7,7 +7,7 @@ adapters (LoRA, arXiv:2106.09685) follows its influence, the angle by which it t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -27,6 +27,8 @@ from llmprune.walk import Walk
 @dataclass(frozen=True)
 class Lora(Recovery):
     """Holds the whole pruned model in memory. Zeros of a masked or padded checkpoint stay zeros."""
+
+    knows_parts: ClassVar = False
 
     rank: Annotated[int, Field(ge=1)] = 8
     """Mean over the blocks."""

@@ -72,6 +72,16 @@ def test_a_checkpoint_in_half_precision_is_checked_as_it_was_stored(
     assert {t.dtype for t in tensors(tmp_path / "out-recovered").values()} == {torch.bfloat16}
 
 
+def test_adapters_need_no_row_for_a_family(
+    checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "check", check_here)
+    asked = PRUNED["2:4"] | {"calibration": {"samples": 4, "length": 32}}
+    prune(checkpoints("olmo"), asked, out=tmp_path / "out")
+    report = recover(tmp_path / "out", HOW)
+    assert report.recovery is not None and len(report.recovery["losses"]) == 6 * 2
+
+
 def require_same(cut: Path, whole: Path) -> None:
     """Both hold the same files, with the same bytes where these are weights."""
     assert {path.name for path in cut.iterdir()} == {path.name for path in whole.iterdir()}
