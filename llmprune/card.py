@@ -26,7 +26,7 @@ TEXT = """---
 | sparsity of the pruned layers | {sparsity:.2%} of {prunable:,} weights |
 | parameters | {parameters_before:,} before, {parameters:,} after, {zeros:,} of them zeros by pruning |
 | bytes of the weight files | {bytes_before:,} before, {bytes_after:,} after |
-| calibration | {calibration} |
+| calibration | {calibration} |{recovered}
 
 {use} Its quality has not been measured here unless numbers are given below.
 
@@ -65,7 +65,7 @@ def make(report: Report, source: Source | None, out: Path) -> str:
     folder = out.resolve().name
     recipe, totals = report.recipe, report.totals
     base = report.model["source"] or report.model["family"]
-    data = _metadata(recipe, source)
+    data = _metadata(report, source)
     checked = report.reload or {}
     difference = checked.get("max_abs_logit_difference")
     return TEXT.format(
@@ -86,6 +86,7 @@ def make(report: Report, source: Source | None, out: Path) -> str:
         bytes_before=totals["bytes_before"],
         bytes_after=totals["bytes_after"],
         calibration=_calibration(report.calibration),
+        recovered=_recovered(report.recovery),
         line=str(checked.get("line", "")).replace(str(out), folder),
         folder=folder,
         checked=f"{checked.get('compared')}"
@@ -167,26 +168,29 @@ def _result(task: str, name: str, kind: str, metric: str, value: float) -> EvalR
     )
 
 
-def _metadata(recipe: dict[str, Any], source: Source | None) -> ModelCardData:
-    base = source.name if source and source.revision else None
+def _metadata(report: Report, source: Source | None) -> ModelCardData:
+    recipe, theirs = report.recipe, _card_of(source)
+    ours = source is not None and (source.folder / "llmprune_report.json").is_file()
+    pruned_before = theirs.get("base_model") if ours else None
+    base = report.model["source"] if report.model.get("revision") else pruned_before
     return ModelCardData(
         base_model=base,
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=_licence(source),
+        license=licence if isinstance(licence := theirs.get("license"), str) else None,
         tags=["pruned", "llmprune", recipe["method"]["name"], _pattern(recipe["pattern"])],
     )
 
 
-def _licence(source: Source | None) -> str | None:
-    """The base model's licence, which stays in force."""
+def _card_of(source: Source | None) -> dict[str, Any]:
+    """What the card of the model that was pruned says; its licence stays in force."""
     if source is None or not (source.folder / "README.md").is_file():
-        return None
+        return {}
     try:
-        licence = ModelCard.load(source.folder / "README.md").data.get("license")
-    except Exception:  # somebody else's card, in any state; only its licence is lost
-        return None
-    return licence if isinstance(licence, str) else None
+        said: dict[str, Any] = ModelCard.load(source.folder / "README.md").data.to_dict()
+    except Exception:  # somebody else's card, in any state; only what it says is lost
+        return {}
+    return said
 
 
 def _pattern(pattern: Any) -> str:
@@ -198,3 +202,10 @@ def _calibration(record: dict[str, Any] | None) -> str:
         return "none"
     windows = f"{record['samples']} windows of {record['length']} tokens"
     return f"{record['dataset']}, {windows}, seed {record['seed']}"
+
+
+def _recovered(record: dict[str, Any] | None) -> str:
+    """A row of its own, if anything was recovered."""
+    if record is None:
+        return ""
+    return f"\n| recovered by | {record['name']}, on {_calibration(record['calibration'])} |"

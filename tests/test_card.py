@@ -1,0 +1,50 @@
+"""The card tells what was done to which model, and leaves alone what others wrote into it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from llmprune import prune, recover
+from llmprune.checkpoint import reload, source
+from llmprune.checkpoint.source import Source
+from tests import tiny
+from tests.test_families import check_here
+
+TEXT = {"samples": 4, "length": 16}
+ASKED = {"method": "magnitude", "pattern": "2:4", "calibration": TEXT}
+
+
+@pytest.fixture(autouse=True)
+def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "check", check_here)
+
+
+@pytest.fixture
+def dense(checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a dense model that goes by the name org/base on the Hub."""
+    folder = Path(shutil.copytree(checkpoints("llama"), tmp_path / "dense"))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.setattr(source, "_on_hub", lambda repo, *_: Source(repo, folder, "a" * 40))
+    monkeypatch.setattr(Source, "tensors", property(lambda self: source.shards.read_headers(self.folder)))
+    return folder
+
+
+def metadata(folder: Path) -> dict[str, Any]:
+    return ModelCard.load(folder / "README.md").data.to_dict()
+
+
+def test_a_recovered_model_tells_its_base_and_how_it_was_recovered(dense: Path, tmp_path: Path) -> None:
+    prune("org/base", ASKED, out=tmp_path / "out")
+    recover(tmp_path / "out", "reconstruct")
+    prune(tmp_path / "out-recovered", ASKED, out=tmp_path / "again")
+    for name in ("out", "out-recovered", "again"):
+        told = metadata(tmp_path / name)
+        assert (told["base_model"], told["license"]) == ("org/base", "mit")
+    said = "| recovered by | reconstruct, on builtin, 4 windows of 16 tokens, seed 0 |\n"
+    assert said in (tmp_path / "out-recovered" / "README.md").read_text()
+    assert "recovered by" not in (tmp_path / "out" / "README.md").read_text()
