@@ -45,6 +45,7 @@ Checked after writing, in a fresh process with transformers {transformers}: {che
 """
 
 
+LICENCE = ("license", "license_name", "license_link")
 QUALITY, SPEED = "## Quality", "## Speed"
 HEAD = ["| measured | dense | pruned | protocol |", "|---|---|---|---|"]
 MASKED = (
@@ -172,12 +173,13 @@ def _metadata(report: Report, source: Source | None) -> ModelCardData:
     recipe, theirs = report.recipe, _card_of(source)
     ours = source is not None and (source.folder / "llmprune_report.json").is_file()
     pruned_before = theirs.get("base_model") if ours else None
+    licence: dict[str, Any] = {key: theirs.get(key) for key in LICENCE}
     base = report.model["source"] if report.model.get("revision") else pruned_before
     return ModelCardData(
         base_model=base,
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=licence if isinstance(licence := theirs.get("license"), str) else None,
+        **licence,
         tags=["pruned", "llmprune", recipe["method"]["name"], _pattern(recipe["pattern"])],
     )
 

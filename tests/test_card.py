@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,17 @@ def test_a_recovered_model_tells_its_base_and_how_it_was_recovered(dense: Path, 
     said = "| recovered by | reconstruct, on builtin, 4 windows of 16 tokens, seed 0 |\n"
     assert said in (tmp_path / "out-recovered" / "README.md").read_text()
     assert "recovered by" not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "licence",
+    [
+        {"license": "other", "license_name": "own", "license_link": "https://example.com/LICENSE"},
+        {"license": ["apache-2.0", "mit"]},
+    ],
+)
+def test_a_licence_is_taken_over_whole(licence: dict[str, Any], dense: Path, tmp_path: Path) -> None:
+    (dense / "README.md").write_text(f"---\n{json.dumps(licence)}\n---\n")
+    prune(dense, ASKED, out=tmp_path / "out")
+    told = metadata(tmp_path / "out")
+    assert {key: told[key] for key in told if key.startswith("license")} == licence
