@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from llmprune.checkpoint import reload
 from llmprune.checkpoint.source import Source
 from llmprune.report import Report
 
@@ -36,7 +38,7 @@ TEXT = """---
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = {line}
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained({place})
 ```
 {otherwise}
 Checked after writing, in a fresh process with transformers {transformers}: {checked}.
@@ -46,6 +48,7 @@ Checked after writing, in a fresh process with transformers {transformers}: {che
 
 
 LICENCE = ("license", "license_name", "license_link")
+LOADING = re.compile(r'^((?:model|tokenizer) = Auto\w+\.from_pretrained\()"(?:[^"\\\n]|\\.)*"', re.MULTILINE)
 QUALITY, SPEED = "## Quality", "## Speed"
 HEAD = ["| measured | dense | pruned | protocol |", "|---|---|---|---|"]
 MASKED = (
@@ -88,8 +91,8 @@ def make(report: Report, source: Source | None, out: Path) -> str:
         bytes_after=totals["bytes_after"],
         calibration=_calibration(report.calibration),
         recovered=_recovered(report.recovery),
-        line=str(checked.get("line", "")).replace(str(out), folder),
-        folder=folder,
+        line=_line(folder, str(checked.get("line", ""))),
+        place=_literal(folder),
         checked=f"{checked.get('compared')}"
         + ("" if difference is None else f", which differ by at most {difference:.1g}"),
     )
@@ -110,6 +113,22 @@ def evaluated(folder: Path, report: Report) -> None:
     if "bench" in evaluation:
         card.text = _with(card.text, SPEED, _speeds(evaluation["bench"]))
     file.write_text(f"---\n{card.data.to_yaml()}\n---\n{card.text}")
+
+
+def addressed(text: str, repo: str) -> str:
+    """A card whose loading lines name a repository on the Hub."""
+    return LOADING.sub(lambda line: line[1] + _literal(repo), text)
+
+
+def _line(folder: str, checked: str) -> str:
+    """How to load a folder from where it lies, as it was loaded when it was checked."""
+    trust = ", trust_remote_code=True" if checked.endswith(", trust_remote_code=True)") else ""
+    return reload.LINE.format(folder=_literal(folder)[1:-1], trust=trust)
+
+
+def _literal(name: str) -> str:
+    """A name as Python reads it, in the quotes of the card."""
+    return json.dumps(name, ensure_ascii=False)
 
 
 def _with(text: str, title: str, lines: list[str]) -> str:

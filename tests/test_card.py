@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from llmprune import prune, recover
+from llmprune import card, prune, recover
 from llmprune.checkpoint import reload, source
 from llmprune.checkpoint.source import Source
 from tests import tiny
@@ -63,3 +64,28 @@ def test_a_licence_is_taken_over_whole(licence: dict[str, Any], dense: Path, tmp
     prune(dense, ASKED, out=tmp_path / "out")
     told = metadata(tmp_path / "out")
     assert {key: told[key] for key in told if key.startswith("license")} == licence
+
+
+@pytest.mark.parametrize("name", ["o", "a 'quoted\" name", "back\\slash"])
+def test_the_loading_lines_are_python_whatever_the_folder_is_called(
+    name: str, checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    prune(checkpoints("llama"), ASKED, out=".")
+    assert loaded_names((tmp_path / name / "README.md").read_text()) == [name, name]
+
+
+def loaded_names(card: str) -> list[str]:
+    """What the two loading lines of a card name."""
+    code = card.split("```python\n")[1].split("```")[0]
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    return [ast.literal_eval(call.args[0]) for call in calls]
+
+
+def test_on_the_hub_the_loading_lines_name_the_repository() -> None:
+    line = 'model = AutoModelForCausalLM.from_pretrained("{}", trust_remote_code=True)\n'
+    other = '# AutoTokenizer.from_pretrained("theirs")\n'
+    text = line.format('a \\"b') + 'tokenizer = AutoTokenizer.from_pretrained("a")\n' + other
+    then = line.format("me/a") + 'tokenizer = AutoTokenizer.from_pretrained("me/a")\n' + other
+    assert card.addressed(text, "me/a") == then
