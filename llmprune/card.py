@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ Checked after writing, in a fresh process with transformers {transformers}: {che
 
 
 LICENCE = ("license", "license_name", "license_link")
-LOADING = re.compile(r'^((?:model|tokenizer) = Auto\w+\.from_pretrained\()"(?:[^"\\\n]|\\.)*"', re.MULTILINE)
+LOADING = re.compile(rb'^((?:model|tokenizer) = Auto\w+\.from_pretrained\()"(?:[^"\\\n]|\\.)*"', re.MULTILINE)
 QUALITY, SPEED = "## Quality", "## Speed"
 HEAD = ["| measured | dense | pruned | protocol |", "|---|---|---|---|"]
 MASKED = (
@@ -115,9 +117,21 @@ def evaluated(folder: Path, report: Report) -> None:
     file.write_text(f"---\n{card.data.to_yaml()}\n---\n{card.text}")
 
 
-def addressed(text: str, repo: str) -> str:
-    """A card whose loading lines name a repository on the Hub."""
-    return LOADING.sub(lambda line: line[1] + _literal(repo), text)
+@contextmanager
+def addressed(folder: Path, repo: str) -> Iterator[None]:
+    """Let a folder's card name the repository that it is pushed to; if that fails, it is as it was."""
+    file = folder / "README.md"
+    before = file.read_bytes() if file.is_file() else b""
+    after = LOADING.sub(lambda line: line[1] + _literal(repo).encode(), before)
+    if after == before:
+        yield
+        return
+    file.write_bytes(after)
+    try:
+        yield
+    except BaseException:
+        file.write_bytes(before)
+        raise
 
 
 def _line(folder: str, checked: str) -> str:

@@ -8,7 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from llmprune import report
+from llmprune import card, report
 from llmprune.checkpoint import draft, shards
 from llmprune.errors import JobError, LlmpruneError, RequestError
 from llmprune.progress import say, track
@@ -68,6 +68,7 @@ def push(
 ) -> dict[str, Any]:
     """Upload a finished folder to the Hub; pushing it once more sends only what differs, or nothing.
 
+    The card's loading lines name the repository from then on, here too.
     The token is the one that huggingface_hub finds (`hf auth login`, or HF_TOKEN).
 
     Args:
@@ -86,6 +87,8 @@ def push(
         JobError: the Hub, or the way to it, did not let it be done; the folder is as it was.
     """
     require_pushable_name(repo)
+    if revision == "":
+        raise RequestError("revision", "it is empty, and a branch has a name; give one, or leave it out")
     place = Path(folder).expanduser()
     tag = _tag(place)
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
@@ -100,7 +103,9 @@ def push(
             f"HF_TOKEN ({place} is kept)"
         )
     api = HfApi(token=token, library_name="llmprune", library_version=report.versions()["llmprune"])
-    with _explained(repo, place, token):
+    # What a pull request brings is for the repository's owner to word.
+    named = nullcontext() if create_pr else card.addressed(place, repo)
+    with _explained(repo, place, token), named:
         return _pushed(api, place, repo, private, revision, None if create_pr else tag)
 
 

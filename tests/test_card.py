@@ -83,9 +83,11 @@ def loaded_names(card: str) -> list[str]:
     return [ast.literal_eval(call.args[0]) for call in calls]
 
 
-def test_on_the_hub_the_loading_lines_name_the_repository() -> None:
+def test_on_the_hub_the_loading_lines_name_the_repository(tmp_path: Path) -> None:
     line = 'model = AutoModelForCausalLM.from_pretrained("{}", trust_remote_code=True)\n'
     other = '# AutoTokenizer.from_pretrained("theirs")\n'
-    text = line.format('a \\"b') + 'tokenizer = AutoTokenizer.from_pretrained("a")\n' + other
+    file = tmp_path / "README.md"
+    file.write_text(line.format('a \\"b') + 'tokenizer = AutoTokenizer.from_pretrained("a")\n' + other)
     then = line.format("me/a") + 'tokenizer = AutoTokenizer.from_pretrained("me/a")\n' + other
-    assert card.addressed(text, "me/a") == then
+    with card.addressed(tmp_path, "me/a"):
+        assert file.read_text() == then

@@ -71,6 +71,15 @@ def test_only_what_differs_is_sent(worker: Worker, hub: WritableHub, folder: Pat
     assert f"stays at {first['commit'][:12]}" in again["err"]
 
 
+def test_the_card_names_the_repository(worker: Worker, hub: WritableHub, folder: Path) -> None:
+    assert '.from_pretrained("me/other")' not in (folder / "README.md").read_text()
+    said = worker.push(folder, "me/other")
+    card = hub.versioned["me/other"].commits[said["commit"]]["README.md"].decode()
+    assert card == (folder / "README.md").read_text()
+    assert card.count('.from_pretrained("me/other")') == 2
+    assert worker.push(folder, "me/other")["uploaded"] == 0
+
+
 def test_what_the_hub_remarks_on_the_card_is_news(worker: Worker, hub: WritableHub, finished: Path) -> None:
     hub.faults.append(Fault("yaml", 200, answer={"warnings": [{"message": "no licence"}]}))
     said = worker.push(finished, "me/small")

@@ -109,6 +109,11 @@ def test_a_token_that_may_not_write_is_one_sentence(
     assert token not in sentence
 
 
+def test_a_branch_without_a_name_is_refused(finished: Path) -> None:
+    with pytest.raises(RequestError, match=r"^revision: it is empty"):
+        pushing.push(finished, "me/small", revision="")
+
+
 def test_a_place_of_others_is_one_sentence(worker: Worker, hub: WritableHub, finished: Path) -> None:
     assert "name a repository of yours" in worker.fails(finished, "others/new")
     worker.push(finished, "me/small")
