@@ -51,6 +51,7 @@ Checked after writing, in a fresh process with transformers {transformers}: {che
 
 LICENCE = ("license", "license_name", "license_link")
 LOADING = re.compile(rb'^((?:model|tokenizer) = Auto\w+\.from_pretrained\()"(?:[^"\\\n]|\\.)*"', re.MULTILINE)
+CUT_ALIKE = ("dataset", "split", "length", "stride", "bos")  # what a text's windows hang on but its tokens
 QUALITY, SPEED = "## Quality", "## Speed"
 HEAD = ["| measured | dense | pruned | protocol |", "|---|---|---|---|"]
 MASKED = (
@@ -167,11 +168,10 @@ def _table(evaluation: dict[str, Any]) -> list[str]:
     """What was measured of the model, beside the dense one."""
     dense, pruned = evaluation.get("baseline", {}), evaluation["model"]
     lines = []
-    before = {text["dataset"]: text["perplexity"] for text in dense.get("perplexity", [])}
     for text in pruned["perplexity"]:
-        own = f"{before[text['dataset']]:.3f}" if text["dataset"] in before else ""
-        name = Path(text["dataset"]).name
-        lines.append(f"| perplexity, {name} | {own} | {text['perplexity']:.3f} | {text['protocol']} |")
+        own, name = _dense_figure(text, dense.get("perplexity", [])), _cell(Path(text["dataset"]).name)
+        how = _cell(text["protocol"])
+        lines.append(f"| perplexity, {name} | {own} | {text['perplexity']:.3f} | {how} |")
     for name, values in pruned.get("tasks", {}).items():
         if metric := values["metric"]:
             other = dense.get("tasks", {}).get(name)
@@ -181,6 +181,21 @@ def _table(evaluation: dict[str, Any]) -> list[str]:
                 how += f", {asked['asked']} of {asked['of']} questions"
             lines.append(f"| {name} | {own} | {values[metric]:.4f} | {how} |")
     return lines
+
+
+def _dense_figure(text: dict[str, Any], dense: list[dict[str, Any]]) -> str:
+    """The dense model's perplexity, where it was measured alike: per token, and so of the same tokens."""
+    alike = [other for other in dense if all(text.get(key) == other.get(key) for key in CUT_ALIKE)]
+    same = [other for other in alike if text.get("tokenizer") == other.get("tokenizer")]
+    found = [other["perplexity"] for other in same if text.get("windows") == other.get("windows")]
+    if found:
+        return f"{found[0]:.3f}"
+    return "another tokenizer" if alike and not same else ""
+
+
+def _cell(text: str) -> str:
+    """A text as it is shown in a table."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _results(pruned: dict[str, Any]) -> list[EvalResult]:

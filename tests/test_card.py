@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,28 @@ def test_on_the_hub_the_loading_lines_name_the_repository(tmp_path: Path) -> Non
     then = line.format("me/a") + 'tokenizer = AutoTokenizer.from_pretrained("me/a")\n' + other
     with card.addressed(tmp_path, "me/a"):
         assert file.read_text() == then
+
+
+def perplexity(dataset: str, value: float, **how: Any) -> dict[str, Any]:
+    stamp = {"split": "s", "length": 8, "stride": 8, "bos": False, "tokenizer": "t"} | how
+    return {"dataset": dataset, "perplexity": value, "protocol": f"{dataset}, {stamp}", **stamp}
+
+
+def quality(pruned: dict[str, Any], dense: dict[str, Any]) -> list[str]:
+    """The cells of the one row of a card about two perplexities, but the protocol."""
+    evaluation = {"model": {"perplexity": [pruned]}, "baseline": {"perplexity": [dense]}}
+    (row,) = card._table(evaluation)
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:4]]
+
+
+def test_a_perplexity_of_other_tokens_stands_not_beside() -> None:
+    own = perplexity("t", 5)
+    assert quality(own, perplexity("t", 4)) == ["perplexity, t", "4.000", "5.000"]
+    assert quality(own, perplexity("t", 4, tokenizer="u")) == ["perplexity, t", "another tokenizer", "5.000"]
+    for how in ({"length": 4}, {"windows": 2}):
+        assert quality(own, perplexity("t", 4, **how)) == ["perplexity, t", "", "5.000"]
+
+
+def test_a_name_does_not_break_the_table() -> None:
+    row = quality(perplexity("a|b <i>.txt", 5), perplexity("a|b <i>.txt", 4))
+    assert row == [r"perplexity, a\|b &lt;i>.txt", "4.000", "5.000"]
