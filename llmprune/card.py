@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.source import Source
+from llmprune.errors import RequestError
 from llmprune.report import Report
 
 TEXT = """---
@@ -101,21 +102,44 @@ def make(report: Report, source: Source | None, out: Path) -> str:
     )
 
 
-def evaluated(folder: Path, report: Report) -> None:
-    """Put what was measured into the card of a folder: sections of its own, and what the Hub shows.
+def evaluated(folder: Path, report: Report) -> str:
+    """A folder's card with what was measured: sections of its own, and what the Hub shows.
 
-    Whatever else somebody wrote into the card stays.
+    Whatever else somebody wrote into the card stays; one that is gone is written anew.
+
+    Raises:
+        RequestError: the card that is there cannot be read.
     """
-    file = folder / "README.md"
-    card = ModelCard.load(file)
+    card = opened(folder, report)
     evaluation = report.evaluation or {}
     if "model" in evaluation:
         card.text = _with(card.text, QUALITY, _table(evaluation))
-        card.data.model_name = folder.resolve().name
-        card.data.eval_results = _results(evaluation["model"])
+        card.data.model_name = card.data.model_name or folder.resolve().name
+        ours = _results(evaluation["model"])
+        known = {_identity(result) for result in ours}
+        theirs = [result for result in card.data.eval_results or [] if _identity(result) not in known]
+        card.data.eval_results = ours + theirs
     if "bench" in evaluation:
         card.text = _with(card.text, SPEED, _speeds(evaluation["bench"]))
-    file.write_text(f"---\n{card.data.to_yaml()}\n---\n{card.text}")
+    return f"---\n{card.data.to_yaml()}\n---\n{card.text}"
+
+
+def opened(folder: Path, report: Report) -> Any:
+    """A folder's card, or a new one if there is none.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    file = folder / "README.md"
+    if not file.is_file():
+        return ModelCard(make(report, None, folder))
+    try:
+        return ModelCard(file.read_text(encoding="utf-8-sig"))
+    except Exception as error:  # somebody wrote into it, and YAML and the Hub's client fail in many ways
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RequestError(
+            "save", f"{file} cannot be read as a model card ({why}); mend its metadata, or move it away"
+        ) from error
 
 
 @contextmanager
@@ -147,11 +171,13 @@ def _literal(name: str) -> str:
 
 
 def _with(text: str, title: str, lines: list[str]) -> str:
-    """A card's text with this section, in place of the one of that title."""
+    """A card's text with this section's table, in place of the one that stands under that title."""
     section = f"{title}\n\n" + "\n".join(HEAD + lines) + "\n"
-    found = re.compile(rf"{title}\n.*?(?=\n## |\Z)", re.DOTALL)
+    found = re.compile(rf"^{title}[ \t]*\n+(?:\|.*(?:\n|\Z))*\n*", re.MULTILINE)
     text = text.rstrip() + "\n"
-    return found.sub(lambda _: section, text) if found.search(text) else f"{text}\n{section}"
+    if not found.search(text):
+        return f"{text}\n{section}"
+    return found.sub(lambda _: section + "\n", text, count=1).rstrip() + "\n"
 
 
 def _speeds(bench: dict[str, Any]) -> list[str]:
@@ -209,6 +235,11 @@ def _results(pruned: dict[str, Any]) -> list[EvalResult]:
         if metric := values["metric"]:
             found.append(_result("text-generation", name, name, metric, values[metric]))
     return found
+
+
+def _identity(result: EvalResult) -> tuple[Any, ...]:
+    """What tells two figures apart but their values."""
+    return (result.task_type, result.dataset_type, result.dataset_name, result.metric_type)
 
 
 def _result(task: str, name: str, kind: str, metric: str, value: float) -> EvalResult:

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from llmprune_eval import keeping
 
 from llmprune import card, prune, recover
 from llmprune.checkpoint import reload, source
 from llmprune.checkpoint.source import Source
+from llmprune.errors import RequestError
+from llmprune.report import Report
 from tests import tiny
 from tests.test_families import check_here
 
@@ -117,3 +120,68 @@ def test_a_perplexity_of_other_tokens_stands_not_beside() -> None:
 def test_a_name_does_not_break_the_table() -> None:
     row = quality(perplexity("a|b <i>.txt", 5), perplexity("a|b <i>.txt", 4))
     assert row == [r"perplexity, a\|b &lt;i>.txt", "4.000", "5.000"]
+
+
+THEIRS = """# small
+
+### Quality
+Mine, by hand.
+{ours}
+A remark below the table.
+
+### A smaller heading
+More.
+"""
+RESULT = {"task": {"type": "text-generation"}, "dataset": {"name": "mine", "type": "mine"}}
+INDEX = [{"name": "my-name", "results": [RESULT | {"metrics": [{"type": "f1", "value": 0.5}]}]}]
+
+
+@pytest.fixture
+def measured(checkpoints: tiny.Checkpoints, tmp_path: Path) -> tuple[Path, Report]:
+    """A pruned folder, and its report with a perplexity."""
+    found = prune(checkpoints("llama"), ASKED, out=tmp_path / "out")
+    return tmp_path / "out", found.model_copy(
+        update={"evaluation": {"model": {"perplexity": [perplexity("t", 5)]}}}
+    )
+
+
+def test_what_others_wrote_into_the_card_stays(measured: tuple[Path, Report]) -> None:
+    folder, found = measured
+    file = folder / "README.md"
+    data = f"---\n{json.dumps({'model-index': INDEX})}\n---\n"
+    for ours in ("", "\n## Quality\n\n| measured | old |\n|---|---|\n| gone | 1 |\n"):
+        file.write_text(data + THEIRS.format(ours=ours))
+        said = card.evaluated(folder, found)
+        for line in (*THEIRS.split("{ours}")[0].splitlines(), *THEIRS.split("{ours}")[1].splitlines()):
+            assert f"{line}\n" in said
+        assert said.count("\n## Quality\n\n| measured | dense |") == 1
+        assert "gone" not in said
+        file.write_text(said)
+        assert card.evaluated(folder, found) == said
+        told = ModelCard(said).data
+        assert told.model_name == "my-name"
+        assert [(r.dataset_name, r.metric_value) for r in told.eval_results] == [("t", 5), ("mine", 0.5)]
+
+
+def test_a_card_that_is_gone_is_written_anew(measured: tuple[Path, Report]) -> None:
+    folder, found = measured
+    before = (folder / "README.md").read_text()
+    (folder / "README.md").unlink()
+    said = card.evaluated(folder, found)
+    assert before.split("---\n")[2].rstrip() in said and "## Quality" in said
+
+
+@pytest.mark.parametrize("metadata", ["license: [", "model-index: [1]", "- a list"])
+def test_a_card_that_cannot_be_read_is_a_sentence_before_anything_is_written(
+    metadata: str, measured: tuple[Path, Report]
+) -> None:
+    folder, found = measured
+    (folder / "README.md").write_text(f"---\n{metadata}\n---\n")
+    before = (folder / "llmprune_report.json").read_text()
+    for refused in (
+        lambda: keeping.require_ours([str(folder)]),
+        lambda: keeping.keep({"model": {"name": str(folder), **found.evaluation["model"]}}),
+    ):
+        with pytest.raises(RequestError, match=r"^save: .*README\.md cannot be read as a model card"):
+            refused()
+    assert (folder / "llmprune_report.json").read_text() == before

@@ -19,13 +19,16 @@ TEXT, PROTOCOL = "builtin", Protocol(windows=16)
 
 
 def require_ours(models: list[str]) -> None:
-    """Refuse to keep anything in a folder that llmprune did not write.
+    """Refuse to keep anything in a folder that llmprune did not write, or whose card cannot be read.
 
     Raises:
         RequestError: it names the first.
     """
     for name in models:
-        if report.read(Path(name)) is None:
+        found = report.read(Path(name))
+        if found is not None:
+            card.opened(Path(name), found)
+        else:
             raise RequestError("save", f"{name} is no folder that llmprune wrote; leave out --save")
 
 
@@ -65,8 +68,9 @@ def _add(folder: Path, figures: dict[str, Any], stays: tuple[str, ...]) -> None:
     assert kept is not None
     known = kept.evaluation or {}
     kept.evaluation = {key: known[key] for key in stays if key in known} | figures
+    said = card.evaluated(folder, kept)
     (folder / "llmprune_report.json").write_text(kept.to_json())
-    card.evaluated(folder, kept)
+    (folder / "README.md").write_text(said, encoding="utf-8")
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:
