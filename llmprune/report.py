@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from llmprune.errors import RequestError
+
 SCHEMA = 1
 
 
@@ -111,6 +113,17 @@ def versions() -> dict[str, str]:
 
 
 def read(folder: Path) -> Report | None:
-    """The report of a finished folder, or None."""
+    """The report of a finished folder, or None.
+
+    Raises:
+        RequestError: there is one that cannot be read.
+    """
     file = folder / "llmprune_report.json"
-    return Report.from_json(file.read_text()) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return Report.from_json(file.read_text())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RequestError(
+            "model", f"{file} cannot be read as a report of llmprune; restore it, or prune anew"
+        ) from error
