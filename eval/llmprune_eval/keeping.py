@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llmprune import card, report
 from llmprune.errors import RequestError
 from llmprune.progress import say
-from llmprune_eval import evaluation
+from llmprune_eval import evaluation, runs
 from llmprune_eval.perplexity import Protocol
 from llmprune_eval.tasks import Ask
 
@@ -48,29 +50,59 @@ def _plain(asked: Ask) -> dict[str, Any]:
 
 
 def keep(results: dict[str, Any], asked: dict[str, Any] | None = None) -> None:
-    """Add to every model's report and card its own figures and the baseline's, without single answers."""
-    dense = results.get("baseline")
+    """Add to every model's report and card its own figures and the baseline's, without single answers.
+
+    What was measured before stays, but for what has been measured alike.
+    """
+    dense = _short(results["baseline"]) if "baseline" in results else None
     for role, found in results.items():
-        if role == "baseline":
-            continue
-        beside = {"baseline": _short(dense)} if dense else {}
-        _add(Path(found["name"]), {"asked": asked, "model": _short(found), **beside}, stays=("bench",))
+        if role != "baseline":
+            _add(Path(found["name"]), partial(_merged, model=_short(found), dense=dense, asked=asked))
 
 
 def keep_speed(folder: Path, found: dict[str, Any]) -> None:
     """Add what a bench measured to a model's report and card."""
-    _add(folder, {"bench": found}, stays=("asked", "model", "baseline"))
+    _add(folder, lambda known: known | {"bench": found})
 
 
-def _add(folder: Path, figures: dict[str, Any], stays: tuple[str, ...]) -> None:
-    """Add figures to those of an evaluation that stay as they are."""
+def _add(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the evaluation in a report, and tell it in the card."""
     kept = report.read(folder)
     assert kept is not None
-    known = kept.evaluation or {}
-    kept.evaluation = {key: known[key] for key in stays if key in known} | figures
+    kept.evaluation = change(kept.evaluation or {})
     said = card.evaluated(folder, kept)
     (folder / "llmprune_report.json").write_text(kept.to_json())
     (folder / "README.md").write_text(said, encoding="utf-8")
+
+
+def _merged(
+    known: dict[str, Any], model: dict[str, Any], dense: dict[str, Any] | None, asked: dict[str, Any] | None
+) -> dict[str, Any]:
+    """An evaluation with new figures of the model, and of the dense one if it was measured too."""
+    figures = {**known, "model": _joined(known.get("model", {}), model)}
+    before = known.get("baseline", {})
+    if dense is not None and before.get("name") != dense["name"]:
+        before = {}  # two models' figures must not pass for one's
+    tasks = {name: values for name, values in before.get("tasks", {}).items() if name not in model["tasks"]}
+    if dense is not None:
+        figures["baseline"] = _joined(before | {"tasks": tasks}, dense)
+    elif before:
+        figures["baseline"] = before | {"tasks": tasks}
+    scored = (known.get("asked") or {}).get("tasks", [])
+    whole = before == known.get("baseline", {}) and not {*scored} & {*model["tasks"]}
+    return figures | {"asked": asked or (known.get("asked") if whole else None)}
+
+
+def _joined(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """One model's figures: the new ones, and the earlier ones that were measured otherwise."""
+    measured = [_key(text) for text in new["perplexity"]]
+    texts = [text for text in known.get("perplexity", []) if _key(text) not in measured]
+    both = {key: known.get(key, {}) | new.get(key, {}) for key in ("tasks", "versions")}
+    return {**known, **new, **both, "perplexity": texts + new["perplexity"]}
+
+
+def _key(text: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(text.get(name) for name in runs.PROTOCOL)
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""What is measured later stands beside what was measured before, and takes the place of its like only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llmprune_eval import keeping
+from llmprune_eval.tasks import Ask
+
+from llmprune import prune, report
+from llmprune.checkpoint import reload
+from tests import tiny
+from tests.test_families import check_here
+
+
+@pytest.fixture
+def folder(checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(reload, "check", check_here)
+    prune(checkpoints("llama"), {"method": "magnitude", "pattern": "2:4"}, out=tmp_path / "out")
+    return tmp_path / "out"
+
+
+def figures(
+    name: object, texts: dict[str, float], tasks: dict[str, float], length: int = 8
+) -> dict[str, Any]:
+    """What an evaluation of a model gives, in short."""
+    stamp = {"protocol": "p", "length": length, "tokenizer": "t"}
+    perplexity = [{"dataset": text, "perplexity": value, **stamp} for text, value in texts.items()]
+    scored = {task: {"metric": "acc", "acc": value, "examples": {}} for task, value in tasks.items()}
+    return {"name": str(name), "perplexity": perplexity, "tasks": scored}
+
+
+def kept(folder: Path, role: str) -> tuple[dict[tuple[str, int], float], dict[str, float]]:
+    """The perplexities by text and length, and the scores by task."""
+    found = report.read(folder)
+    assert found is not None and found.evaluation is not None
+    one = found.evaluation[role]
+    texts = {(text["dataset"], text["length"]): text["perplexity"] for text in one["perplexity"]}
+    return texts, {name: values["acc"] for name, values in one["tasks"].items()}
+
+
+def test_what_was_measured_otherwise_stays(folder: Path) -> None:
+    both = {"baseline": figures("dense", {"a": 4}, {}), "model": figures(folder, {"a": 5}, {"x": 0.5})}
+    keeping.keep(both)
+    keeping.keep({"model": figures(folder, {"a": 6}, {"x": 0.6, "y": 0.7})})
+    keeping.keep({"model": figures(folder, {"a": 7, "b": 8}, {}, length=16)})
+    assert kept(folder, "baseline") == ({("a", 8): 4}, {})
+    assert kept(folder, "model") == ({("a", 8): 6, ("a", 16): 7, ("b", 16): 8}, {"x": 0.6, "y": 0.7})
+    assert (folder / "README.md").read_text().count("| perplexity, a |") == 2
+
+
+def test_a_dense_score_stands_only_beside_what_it_was_measured_with(folder: Path) -> None:
+    keeping.keep({"baseline": figures("dense", {}, {"x": 1, "y": 1}), "model": figures(folder, {}, {"x": 0})})
+    keeping.keep({"model": figures(folder, {}, {"x": 0.5})})
+    assert kept(folder, "baseline") == ({}, {"y": 1})
+    keeping.keep({"baseline": figures("other", {"a": 3}, {}), "model": figures(folder, {"a": 4}, {})})
+    assert kept(folder, "baseline") == ({("a", 8): 3}, {})
+
+
+def test_what_was_asked_for_is_not_measured_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[str] = []
+
+    def evaluate(names: dict[str, str], *_: Any) -> dict[str, Any]:
+        rounds.append(names["model"])
+        return {role: figures(name, {"builtin": 4}, {"x": 0.5}) for role, name in names.items()}
+
+    monkeypatch.setattr(keeping.evaluation, "evaluate", evaluate)
+    keeping.judge(folder, "dense", Ask(("x",)), {})
+    keeping.keep({"model": figures(folder, {"a": 4}, {"y": 0.5})})
+    keeping.judge(folder, "dense", Ask(("x",)), {})
+    assert len(rounds) == 1
+    keeping.keep({"model": figures(folder, {}, {"x": 0.4})})
+    keeping.judge(folder, "dense", Ask(("x",)), {})
+    assert len(rounds) == 2
