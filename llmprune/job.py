@@ -111,9 +111,24 @@ class Job:
         )
 
     def windows(self, tokenizer: Any, tokens: Tensor | None) -> Windows | None:
-        """The calibration tokens [N, L], or None if neither method nor allocation asks for any."""
+        """The calibration tokens [N, L], or None if neither method nor allocation asks for any.
+
+        Raises:
+            RequestError: the model has no such tokens.
+        """
         if not self.plan.tokens:
             return None
+        found = self._windows(tokenizer, tokens)
+        least, most = (int(end) for end in found.tokens.aminmax())
+        if least < 0 or most >= self.anatomy.vocabulary:
+            raise RequestError(
+                "tokenizer" if tokens is None else "tokens",
+                f"ids from {least} to {most} were given, and the model's go from 0 to "
+                f"{self.anatomy.vocabulary - 1}; use the tokenizer that it was trained with",
+            )
+        return found
+
+    def _windows(self, tokenizer: Any, tokens: Tensor | None) -> Windows:
         if tokens is not None:
             return Windows(tokens.cpu(), "tokens given by the caller", None)
         asked, length = self.recipe.calibration, self.plan.length
