@@ -274,6 +274,17 @@ def _from_hub(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]
         yield item
 
 
+def size_of(tokens: Tensor) -> dict[str, int]:
+    """How much text the caller's windows [N, L] are, in a recipe's words.
+
+    Raises:
+        RequestError: they are no windows.
+    """
+    if tokens.ndim != 2 or not tokens.numel():
+        raise RequestError("tokens", f"windows [N, L] are needed, and the shape is {list(tokens.shape)}")
+    return {"samples": tokens.shape[0], "length": tokens.shape[1]}
+
+
 def batched(tokens: Tensor, size: int) -> list[Tensor]:
     """Windows [N, L] as batches of at most `size` windows."""
     return list(tokens.split(size))

@@ -51,10 +51,8 @@ def prune(
     """
     asked, run = job.request(recipe, options)
     if tokens is not None:
-        if tokens.ndim != 2 or not tokens.numel():
-            raise RequestError("tokens", f"windows [N, L] are needed, and the shape is {list(tokens.shape)}")
-        length = {"samples": tokens.shape[0], "length": tokens.shape[1]}
-        asked = asked.model_copy(update={"calibration": asked.calibration.model_copy(update=length)})
+        size = calibration.size_of(tokens)
+        asked = asked.model_copy(update={"calibration": asked.calibration.model_copy(update=size)})
     if not isinstance(model, str | Path):
         todo: Job | Report = job.live_job(model, asked, recovering.first(asked, run))
     elif run.out is None:

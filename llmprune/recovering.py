@@ -11,7 +11,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from llmprune import finish, job, plugins, report
+from llmprune import finish, job, layout, plugins, report
+from llmprune.calibration import size_of
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
@@ -57,7 +58,7 @@ def recover(
     run = _run(out if out is not None else beside(folder), options)
     text = {**earlier.recipe["calibration"], **(calibration or {})}
     if tokens is not None:
-        text |= _size(tokens)
+        text |= size_of(tokens)
     recipe = _walk_recipe(recovery, text)
     if run.resume and (done := _already_done(folder, earlier, recovery, recipe, run)):
         return done
@@ -134,17 +135,6 @@ def _run(out: str | Path, options: dict[str, Any]) -> Run:
     if unknown:
         raise RequestError(unknown[0], f"there is no such option; there are {', '.join(sorted(known))}")
     return Run(out=out, **options)
-
-
-def _size(tokens: Tensor) -> dict[str, int]:
-    """How much text the caller's windows [N, L] are, in the words of a recipe's `calibration`.
-
-    Raises:
-        RequestError: they are no windows.
-    """
-    if tokens.ndim != 2 or not tokens.numel():
-        raise RequestError("tokens", f"windows [N, L] are needed, and the shape is {list(tokens.shape)}")
-    return {"samples": tokens.shape[0], "length": tokens.shape[1]}
 
 
 def _already_done(
@@ -237,9 +227,8 @@ def _carried_out(
     draft = Draft(pruned.out, pruned.plan.blocks)
     if draft.begun(identity) is None:
         draft.begin({"fingerprint": identity})
-    layout = earlier.recipe["layout"]
     with job.within_memory():
-        done = recovery.recover(Task(pruned, dense, windows.tokens, draft, layout))
+        done = recovery.recover(Task(pruned, dense, windows.tokens, draft, earlier.recipe["layout"]))
     spent = {"total_s": time.perf_counter() - start}
     result = earlier.model_copy(
         update={
@@ -251,5 +240,5 @@ def _carried_out(
     assert pruned.source is not None
     for file in (pruned.source.folder / "config.json", *pruned.source.copied_files()):
         draft.copy(file)
-    finish.seal(pruned, draft, done.logits, result, trust=layout == "per_layer")
+    finish.seal(pruned, draft, done.logits, result, trust=bool(layout.earlier(pruned.anatomy, "layout")))
     return result

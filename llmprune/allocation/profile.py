@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import yaml
+
 from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
 from llmprune.anatomy import Anatomy
 from llmprune.errors import RequestError
-from llmprune.recipe_text import read_yaml
 from llmprune.sites import Site
 from llmprune.widths import Allowed, settle
 
@@ -62,8 +63,8 @@ class Profile(Allocator):
 def _read(name: str) -> list[float]:
     """The list in a YAML file."""
     try:
-        found = read_yaml(Path(name).read_text())
-    except (OSError, RequestError, UnicodeDecodeError) as error:
+        found = yaml.safe_load(Path(name).read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError("allocation.blocks", f"{name!r} is no YAML file that can be read") from error
     if not isinstance(found, list):
         raise RequestError("allocation.blocks", f"{name} is not a list of numbers")
