@@ -186,8 +186,10 @@ TABLES = {
             "the first policy, where a text can be had | WikiText-2 validation, 32 x 1024 | `affine`": (
                 "prunenet-20-affine-text prunenet-30-affine-text"
             ),
+            "`wanda` on channels | synthetic | none": "wanda-20 wanda-30",
             "`random` | none | none": "random-20 random-30",
             "`row_norm`, the gate's, as in PruneNet's paper | none | none": "row_norm-20 row_norm-30",
+            "`spectral` | none | none": "spectral-20 spectral-30",
         },
     ),
     "textless-flap": Table(
