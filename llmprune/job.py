@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune import calibration, layout, plan, report, sampling, synthetic, widths
 from llmprune.allocation.base import Budget, Problem
@@ -174,12 +174,7 @@ class Job:
         if given is not None:
             return given
         where = self.source.folder if self.source else self.model_facts["source"]
-        try:
-            return AutoTokenizer.from_pretrained(where, trust_remote_code=self.run.trust_remote_code)
-        except Exception as error:
-            raise RequestError(
-                "tokenizer", f"none could be loaded from {str(where)!r}; add its files there, or pass one"
-            ) from error
+        return source.tokenizer(where, trust_remote_code=self.run.trust_remote_code)
 
     def fits_whole(self) -> bool:
         """Whether the reloaded model would fit into memory as a whole, in the dtype of the walk."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from llmprune_kernels.acceleration import accelerate
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from llmprune import plan
 from llmprune.checkpoint import source
@@ -38,7 +38,7 @@ def load(
         raise RequestError("kernels", f"{kernels!r} is not known; allowed: auto, none")
     found = source.find(path, trust_remote_code=trust_remote_code)
     where = plan.resources(device, dtype, None, found.size[1], text=True)
-    tokenizer = tokenizer_of(found)
+    tokenizer = source.tokenizer(found.folder, trust_remote_code=trust_remote_code)
     found.fetch()
     model = AutoModelForCausalLM.from_pretrained(
         found.folder, dtype=where.dtype, trust_remote_code=trust_remote_code
@@ -47,17 +47,3 @@ def load(
     if kernels == "auto":
         say(str(accelerate(model)))
     return model, tokenizer
-
-
-def tokenizer_of(found: source.Source) -> Any:
-    """The tokenizer of a checkpoint.
-
-    Raises:
-        RequestError: it has none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(found.folder, trust_remote_code=found.trust_remote_code)
-    except Exception as error:
-        raise RequestError(
-            "tokenizer", f"none could be loaded from {found.name!r}; add its files there"
-        ) from error

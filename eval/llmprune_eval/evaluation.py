@@ -8,7 +8,7 @@ from typing import Any
 
 from llmprune.checkpoint import source
 from llmprune.checkpoint.source import Source
-from llmprune.loading import load, tokenizer_of
+from llmprune.loading import load
 from llmprune_eval import agreement, comparison, perplexity, tasks
 from llmprune_eval.perplexity import Protocol
 from llmprune_eval.tasks import Ask
@@ -63,7 +63,8 @@ def evaluate(
 
 def _checked(sources: list[Source], texts: list[str], protocol: Protocol) -> Protocol:
     """One protocol for all of the models, after a look at the first window of every text."""
-    tokenizers = {perplexity.stamp(one): one for one in map(tokenizer_of, sources)}
+    each = [source.tokenizer(one.folder, trust_remote_code=one.trust_remote_code) for one in sources]
+    tokenizers = {perplexity.stamp(one): one for one in each}
     if not texts:
         return protocol
     protocol = perplexity.settled(protocol, *(one.config for one in sources))

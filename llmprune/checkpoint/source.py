@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub import errors as hub_errors
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -116,6 +116,20 @@ class Source:
             and not any(path.match(pattern) for pattern in WEIGHTS)
             and not path.name.endswith(".index.json")
         ]
+
+
+def tokenizer(where: str | Path, *, trust_remote_code: bool) -> Any:
+    """The tokenizer of a folder, or of a model that transformers knows by its name.
+
+    Raises:
+        RequestError: it has none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise RequestError(
+            "tokenizer", f"none could be loaded from {str(where)!r}; add its files there"
+        ) from error
 
 
 def find(name: str, *, trust_remote_code: bool = False) -> Source:
