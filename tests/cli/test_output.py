@@ -1,0 +1,95 @@
+"""Help, JSON and the settled recipe: what the command line prints where nothing is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import MODEL, OUT, USUAL, filled, main, run
+
+
+@pytest.mark.parametrize("words", [["--help"], ["prune", "--help"], ["eval", "--help"]])
+def test_help_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(monkeypatch, words) == 0
+    out, err = capsys.readouterr()
+    assert "Usage" in out
+    assert err == ""
+
+
+def test_no_words_at_all_show_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(monkeypatch, []) in (0, 2)
+    out, err = capsys.readouterr()
+    assert "Usage" in out + err
+    assert "Traceback" not in err
+
+
+def test_help_comes_within_a_second() -> None:
+    """Of computing time, which other work on the machine does not lengthen."""
+    before = os.times()
+    assert run(["--help"]).returncode == 0
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert 0 < spent < 1.0
+
+
+@pytest.mark.parametrize(
+    "words", [["inspect", MODEL, "--json"], ["inspect", MODEL, *USUAL, "--json"], ["methods", "--json"]]
+)
+def test_json_is_one_object_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: dict[str, str],
+    words: list[str],
+) -> None:
+    assert main(monkeypatch, filled(words, place)) == 0
+    out = capsys.readouterr().out
+    assert isinstance(json.loads(out), dict)
+    assert out.count("\n") == 1
+
+
+def test_a_prune_with_json_prints_the_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: dict[str, str]
+) -> None:
+    checked = {"line": "load({folder})", "compared": "logits", "max_abs_logit_difference": 0.0}
+    monkeypatch.setattr("llmprune.checkpoint.reload.check", lambda *_: checked)
+    assert main(monkeypatch, filled(["prune", MODEL, "--out", OUT, *USUAL, "--json"], place)) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads(Path(place["out"], "llmprune_report.json").read_text())
+    assert out.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_flags_win_over_the_recipe_and_set_over_both(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: dict[str, str]
+) -> None:
+    file = Path(place["tmp"], "mine.yaml")
+    file.write_text("method: magnitude\nsparsity: 0.1\ncalibration: {seed: 5, samples: 9}\n")
+    words = ["inspect", MODEL, "--recipe", str(file), "--method", "sparsegpt", "--sparsity", "0.2"]
+    words += ["--samples", "3", "--set", "sparsity=3e-1", "--set", "method.damping=0.5", "--json"]
+    assert main(monkeypatch, filled(words, place)) == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert recipe["sparsity"] == 0.3
+    assert recipe["method"] == {
+        "name": "sparsegpt",
+        "damping": 0.5,
+        "block_size": 128,
+        "precision": "float64",
+    }
+    assert recipe["calibration"]["samples"] == 3
+    assert recipe["calibration"]["seed"] == 5
+
+
+def test_inspect_keeps_to_the_method_of_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: dict[str, str]
+) -> None:
+    file = Path(place["tmp"], "mine.yaml")
+    file.write_text("method: magnitude\n")
+    assert main(monkeypatch, filled(["inspect", MODEL, "--recipe", str(file), "--json"], place)) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["method"]["name"] == "magnitude"
