@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import random
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -152,19 +153,26 @@ def _found(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
     named = ", ".join(asked.tasks)
     try:
         return _evaluated(model, tokenizer, asked)
-    except OSError as error:
-        raise JobError(
-            f"the data of {named} is out of reach ({_reason(error)}); give --data a folder that "
-            "holds it under its Hub name, such as allenai/ai2_arc"
-        ) from error
     except ImportError as error:
         raise RequestError(
             "tasks", f"{named} cannot be scored without a package ({_reason(error)}); install it"
         ) from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
+        if _about_data(error):
+            raise JobError(
+                f"the data of {named} is out of reach ({_reason(error)}); give --data a folder that "
+                "holds it under its Hub name, such as allenai/ai2_arc"
+            ) from error
         raise RequestError(
             "tasks", f"lm-eval cannot score {named} as asked ({_reason(error)}); ask otherwise"
         ) from error
+
+
+def _about_data(error: Exception) -> bool:
+    """Whether it is about reading data, rather than about what was asked of them."""
+    frames = traceback.walk_tb(error.__traceback__)
+    inside = any(frame.f_globals.get("__name__", "").startswith("datasets.") for frame, _ in frames)
+    return inside or isinstance(error, OSError)
 
 
 def _reason(error: Exception) -> str:

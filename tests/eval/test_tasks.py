@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,14 @@ def test_why_lm_eval_cannot_score_is_told_apart(
     monkeypatch.setitem(sys.modules, "langdetect", None)
     with pytest.raises(error, match=said):
         tasks.score(*load(str(MODEL), kernels="none"), asked)
+
+
+@needs_shared
+def test_a_local_copy_of_half_a_data_set_is_data_out_of_reach(tmp_path: Path) -> None:
+    half = Path("allenai/ai2_arc/ARC-Challenge")
+    shutil.copytree(DATA / half, tmp_path / half)
+    with pytest.raises(JobError, match=r"the data of arc_easy is out of reach .*ARC-Easy"):
+        tasks.score(*load(str(MODEL), kernels="none"), Ask(("arc_easy",), limit=2, data=tmp_path))
 
 
 def test_questions_without_a_score_of_their_own_are_left_out() -> None:
