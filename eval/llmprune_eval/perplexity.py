@@ -111,7 +111,7 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
     asked = settled(protocol or Protocol(), model.config)
     total, predictions, size, count = 0.0, 0, 0, 0
     for window in track(windows_of(tokenizer, text, asked), f"perplexity on {text}", asked.windows):
-        _require_known(model, window.ids)
+        require_known(model, int(window.ids.max()))
         total += loss_from(model, window.ids, window.first)
         predictions += len(window.predicted)
         size += _bytes(tokenizer, window)
@@ -135,8 +135,13 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
     )
 
 
-def _require_known(model: Any, ids: Tensor) -> None:
-    known, largest = len(model.get_input_embeddings().weight), int(ids.max())
+def require_known(model: Any, largest: int) -> None:
+    """Refuse a tokenizer whose largest id has no embedding.
+
+    Raises:
+        RequestError: it says what was given and what the model knows.
+    """
+    known = len(model.get_input_embeddings().weight)
     if largest >= known:
         said = f"it gives the id {largest}, and the model knows {known}; put the model's own beside it"
         raise RequestError("tokenizer", said)

@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 
 from llmprune.errors import JobError, RequestError
+from llmprune_eval.perplexity import require_known
 
 HERE = Path(__file__).parent
 SUITES = HERE / "suites" if (HERE / "suites").is_dir() else HERE.parent / "suites"
@@ -138,7 +139,8 @@ def score(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
         one, and how many `questions` were asked of how many there are; `versions` of the tasks.
 
     Raises:
-        RequestError: lm-eval cannot score a task as asked, or lacks a package for it.
+        RequestError: lm-eval cannot score a task as asked, or lacks a package for it; or the tokenizer is
+            another model's.
         JobError: a task's data is out of reach.
     """
     import lm_eval
@@ -166,6 +168,9 @@ def _found(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
         raise RequestError(
             "tasks", f"lm-eval cannot score {named} as asked ({_reason(error)}); ask otherwise"
         ) from error
+    except (IndexError, RuntimeError):
+        require_known(model, max(tokenizer.get_vocab().values()))
+        raise
 
 
 def _about_data(error: Exception) -> bool:

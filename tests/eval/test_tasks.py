@@ -137,6 +137,14 @@ def test_a_local_copy_of_half_a_data_set_is_data_out_of_reach(tmp_path: Path) ->
         tasks.score(*load(str(MODEL), kernels="none"), Ask(("arc_easy",), limit=2, data=tmp_path))
 
 
+@needs_shared
+def test_a_tokenizer_of_another_model_is_refused() -> None:
+    model, _ = load(str(MODEL), kernels="none")
+    _, other = load(str(SHARED / "models" / "stories15M"), kernels="none")
+    with pytest.raises(RequestError, match="tokenizer: it gives the id 31999, and the model knows 512"):
+        tasks.score(model, other, Ask(("arc_easy",), limit=2, data=DATA))
+
+
 def test_questions_without_a_score_of_their_own_are_left_out() -> None:
     samples = [{"doc_id": n, "word_perplexity": (-3.5, 2), "acc": np.float64(n)} for n in range(2)]
     found = {"samples": {"wikitext": samples}, "higher_is_better": {"wikitext": {"word_perplexity": False}}}
