@@ -159,6 +159,8 @@ def _parts(dataset: str, half: Half, asked: Calibration, limit: int | None, fiel
     elif path.suffix in FORMATS and path.is_file():
         table = {"path": FORMATS[path.suffix], "data_files": glob.escape(str(path)), "split": "train"}
         documents = _from_file(table, asked.text_column, dataset, field)
+    elif path.suffix in (*PLAIN, *FORMATS) and not path.exists():
+        raise RequestError(field, f"there is no file {dataset}; give one that is there")
     elif existing(dataset) or not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):
         allowed = ", ".join((*PLAIN, *FORMATS))
         textless = TEXTLESS if half == "calibration" else ()

@@ -201,11 +201,17 @@ def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path, tokenizer: Any)
     assert raised.value.field == "calibration"
 
 
-@pytest.mark.parametrize("dataset", ["no such text", "a/b/c", "/nowhere/text.txt", "wikitext", ""])
+@pytest.mark.parametrize("dataset", ["no such text", "a/b/c", "/nowhere/text.doc", "wikitext", ""])
 def test_a_nonsense_name_is_refused(dataset: str) -> None:
     with pytest.raises(RequestError, match="is not builtin") as raised:
         text_of(dataset)
     assert raised.value.field == "calibration"
+
+
+@pytest.mark.parametrize("dataset", ["/nowhere/text.txt", "my/text.jsonl"])
+def test_a_file_that_is_not_there_is_no_hub_id(dataset: str) -> None:
+    with pytest.raises(RequestError, match=f"there is no file {dataset}"):
+        text_of(dataset)
 
 
 def test_a_folder_or_an_unknown_suffix_is_refused(tmp_path: Path) -> None:

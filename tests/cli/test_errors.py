@@ -41,7 +41,7 @@ WRONG: dict[str, tuple[list[str], str, str]] = {
     ),
     "empty text": ([*USUAL, "--calibration", "{tmp}/empty.txt"], "calibration", "holds no text"),
     "short text": ([*USUAL, "--calibration", "{tmp}/short.txt"], "calibration", "fewer than one window"),
-    "no text": ([*USUAL, "--calibration", "{tmp}/absent.txt"], "calibration", "is not builtin"),
+    "no text": ([*USUAL, "--calibration", "{tmp}/absent.txt"], "calibration", "there is no file"),
     "too long": (["--method", "wanda", "--length", "65"], "calibration.length", "context is 64"),
     "no samples": ([*USUAL, "--samples", "0"], "calibration.samples", "greater"),
     "wrong key": (["--recipe", "{tmp}/wrong.yaml"], "sparcity", "no such option"),

@@ -35,7 +35,7 @@ def test_models_of_different_contexts_are_measured_on_the_same_windows(tmp_path,
     ("others", "texts", "said"),
     [
         (["nowhere"], [], "model: 'nowhere' is no folder"),
-        ([], ["nothere.txt"], "perplexity: 'nothere.txt' is not builtin"),
+        ([], ["nothere.txt"], "perplexity: there is no file nothere.txt"),
         ([], ["short.txt"], "fewer than one window"),
     ],
 )
