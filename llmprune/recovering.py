@@ -14,6 +14,7 @@ from torch import Tensor
 from llmprune import finish, job, layout, plugins, report
 from llmprune.calibration import size_of
 from llmprune.checkpoint import draft as drafts
+from llmprune.checkpoint import source
 from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
 from llmprune.job import Job, Run
@@ -61,6 +62,7 @@ def recover(
         text |= size_of(tokens)
     recipe = _walk_recipe(recovery, text)
     if run.resume and (done := _already_done(folder, earlier, recovery, recipe, run)):
+        _require_taught_by(baseline, done, run)
         return done
     pruned = job.checkpoint_job(str(folder), recipe, run)
     where = baseline or _dense_name(earlier)
@@ -163,6 +165,21 @@ def _already_done(
     if differing:
         raise RequestError("resume", f"{out} was finished with another {differing[0]}; choose another --out")
     return done
+
+
+def _require_taught_by(baseline: str | None, done: Report, run: Run) -> None:
+    """Refuse to take a finished folder for one that learned from another dense model.
+
+    Raises:
+        RequestError: it was learned from another.
+    """
+    if baseline is None:
+        return
+    dense = source.find(baseline, trust_remote_code=run.trust_remote_code)
+    if (done.fingerprint or {}).get("dense") != dense.hashes:
+        raise RequestError(
+            "resume", f"{run.out} was finished with another dense model than {baseline}; choose another --out"
+        )
 
 
 def _asked(recovery: Recovery) -> dict[str, Any]:
