@@ -186,6 +186,16 @@ TABLES = {
             "the first policy, where a text can be had | WikiText-2 validation, 32 x 1024 | `affine`": (
                 "prunenet-20-affine-text prunenet-30-affine-text"
             ),
+            "`prunenet`, learned again on another machine | the model's own | none": (
+                "prunenet-20-again prunenet-30-again"
+            ),
+            "the policy learned again | the model's own | `affine`": (
+                "prunenet-20-affine-again prunenet-30-affine-again"
+            ),
+            "the policy learned again | C4, 32 x 1024 | none": "prunenet-20-c4 prunenet-30-c4",
+            "the policy learned again | C4, 32 x 1024 | `affine`": "prunenet-20-affine-c4 prunenet-30-affine-c4",
+            "`wanda` on channels | the model's own | none": "wanda-20-self wanda-30-self",
+            "`wanda` on channels | the model's own | `affine`": ("wanda-20-affine-self wanda-30-affine-self"),
             "`wanda` on channels | synthetic | none": "wanda-20 wanda-30",
             "`random` | none | none": "random-20 random-30",
             "`row_norm`, the gate's, as in PruneNet's paper | none | none": "row_norm-20 row_norm-30",

@@ -21,22 +21,29 @@ CHANNELS = {"pattern": {"name": "units", "parts": "ffn"}, "layout": "uniform", "
 SYNTHETIC = {"dataset": "synthetic", "samples": 128, "length": 128, "redraws": 2}
 LONGER = {"samples": 32, "length": 512}  # as in the recipes
 SHORT = {"samples": 256, "length": 64}
+OWN = {"dataset": "self", **SHORT}
 
 
-def rows(policy: str | None) -> dict[str, dict[str, Any]]:
+def rows(policy: str | None, shared: Path) -> dict[str, dict[str, Any]]:
     """What is asked, by name; `policy` is a trained one, or every row trains its own.
 
-    Rows that end in `-text` get the tokens of against_authors.py instead: what a real text would give.
+    Rows that end in `-text` get the tokens of against_authors.py, a text of the kind that is evaluated;
+    those that end in `-c4` one of another kind.
     """
     learned = {"name": "prunenet", "policy": policy}
+    another = {"dataset": str(shared / "data/calib/c4/train.parquet"), "samples": 32, "length": 1024}
     found: dict[str, dict[str, Any]] = {}
     for share in (0.2, 0.3):
         percent = round(100 * share)
-        for text, more in ({"": {}, "-synthetic": {"calibration": SYNTHETIC}}).items():
+        texts = {"": {}, "-synthetic": {"calibration": SYNTHETIC}, "-c4": {"calibration": another}}
+        for text, more in texts.items():
             asked = {"method": learned, "sparsity": share, **CHANNELS, **more}
             found[f"prunenet-{percent}{text}"] = asked
             found[f"prunenet-{percent}-affine{text}"] = asked | {"repair": "affine"}
         found[f"prunenet-{percent}-affine-text"] = found[f"prunenet-{percent}-affine"]
+        asked = {"method": "wanda", "sparsity": share, **CHANNELS, "calibration": OWN}
+        found[f"wanda-{percent}-self"] = asked
+        found[f"wanda-{percent}-affine-self"] = asked | {"repair": "affine"}
         for method in ("row_norm", "spectral", "random", "wanda"):
             asked = {"method": method, "sparsity": share, **CHANNELS, "calibration": SYNTHETIC}
             found[f"{method}-{percent}"] = asked
@@ -62,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     test = tokens_of(arguments.shared, "test", AutoTokenizer.from_pretrained(arguments.model))
     measured = []
-    for name, asked in rows(arguments.policy).items():
+    for name, asked in rows(arguments.policy, arguments.shared).items():
         if arguments.rows and name not in arguments.rows:
             continue
         out = Path(tempfile.mkdtemp()) / "out"
