@@ -193,7 +193,9 @@ TABLES = {
                 "prunenet-20-affine-again prunenet-30-affine-again"
             ),
             "the policy learned again | C4, 32 x 1024 | none": "prunenet-20-c4 prunenet-30-c4",
-            "the policy learned again | C4, 32 x 1024 | `affine`": "prunenet-20-affine-c4 prunenet-30-affine-c4",
+            "the policy learned again | C4, 32 x 1024 | `affine`": (
+                "prunenet-20-affine-c4 prunenet-30-affine-c4"
+            ),
             "`wanda` on channels | the model's own | none": "wanda-20-self wanda-30-self",
             "`wanda` on channels | the model's own | `affine`": ("wanda-20-affine-self wanda-30-affine-self"),
             "`wanda` on channels | synthetic | none": "wanda-20 wanda-30",
