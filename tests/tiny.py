@@ -37,7 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {"tie_word_embeddings": True},
     "olmo2": {},
     "olmo": {},
-    "granite": {},
+    "granite": {"attention_multiplier": 1 / 8},  # one over the size of a head, as released ones have
     "smollm3": {},
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": CONTEXT, "n_inner": 48},
     "gpt_neox": {**MULTI_HEAD},
