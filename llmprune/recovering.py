@@ -14,7 +14,6 @@ from torch import Tensor
 from llmprune import finish, job, layout, plugins, report
 from llmprune.calibration import size_of
 from llmprune.checkpoint import draft as drafts
-from llmprune.checkpoint import source
 from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
 from llmprune.job import Job, Run
@@ -61,15 +60,10 @@ def recover(
     if tokens is not None:
         text |= size_of(tokens)
     recipe = _walk_recipe(recovery, text)
-    if run.resume and (done := _already_done(folder, earlier, recovery, recipe, run)):
-        _require_taught_by(baseline, done, run)
+    if run.resume and (done := _already_done(folder, earlier, recovery, recipe, run, baseline)):
         return done
     pruned = job.checkpoint_job(str(folder), recipe, run)
-    where = baseline or _dense_name(earlier)
-    try:
-        dense = job.checkpoint_job(where, recipe, dataclasses.replace(run, out=None, resume=False))
-    except RequestError as error:
-        raise RequestError("baseline", f"the dense model is needed, and {error}") from error
+    dense = _dense(baseline or _dense_name(earlier), recipe, run)
     _require_alike(pruned, dense)
     return _carried_out(recovery, pruned, dense, earlier, tokens)
 
@@ -139,10 +133,22 @@ def _run(out: str | Path, options: dict[str, Any]) -> Run:
     return Run(out=out, **options)
 
 
+def _dense(name: str, recipe: Recipe, run: Run) -> Job:
+    """The job of walking the dense model.
+
+    Raises:
+        RequestError: there is none of that name.
+    """
+    try:
+        return job.checkpoint_job(name, recipe, dataclasses.replace(run, out=None, resume=False))
+    except RequestError as error:
+        raise RequestError("baseline", f"the dense model is needed, and {error}") from error
+
+
 def _already_done(
-    folder: Path, earlier: Report, recovery: Recovery, recipe: Recipe, run: Run
+    folder: Path, earlier: Report, recovery: Recovery, recipe: Recipe, run: Run, baseline: str | None
 ) -> Report | None:
-    """The report of a folder that needs no going on with.
+    """The report of a folder that needs no going on with; the dense model is looked at if it was named.
 
     Raises:
         RequestError: the folder was finished with something else.
@@ -152,34 +158,18 @@ def _already_done(
     if done is None:
         return None
     then = done.fingerprint or {}
-    differing = [
-        what
-        for what, was, now in (
-            ("recovery", then.get("recovery"), _asked(recovery)),
-            ("model", then.get("model", [None])[0], str(folder)),
-            ("pruning", done.recipe, earlier.recipe),
-            ("calibration", then.get("recipe", {}).get("calibration"), recipe.calibration.model_dump()),
-        )
-        if was != now
+    compared = [
+        ("recovery", then.get("recovery"), _asked(recovery)),
+        ("model", then.get("model", [None])[0], str(folder)),
+        ("pruning", done.recipe, earlier.recipe),
+        ("calibration", then.get("recipe", {}).get("calibration"), recipe.calibration.model_dump()),
     ]
+    if baseline and (dense := _dense(baseline, recipe, run).source):
+        compared.append(("dense model", then.get("dense"), dense.hashes))
+    differing = [what for what, was, now in compared if was != now]
     if differing:
         raise RequestError("resume", f"{out} was finished with another {differing[0]}; choose another --out")
     return done
-
-
-def _require_taught_by(baseline: str | None, done: Report, run: Run) -> None:
-    """Refuse to take a finished folder for one that learned from another dense model.
-
-    Raises:
-        RequestError: it was learned from another.
-    """
-    if baseline is None:
-        return
-    dense = source.find(baseline, trust_remote_code=run.trust_remote_code)
-    if (done.fingerprint or {}).get("dense") != dense.hashes:
-        raise RequestError(
-            "resume", f"{run.out} was finished with another dense model than {baseline}; choose another --out"
-        )
 
 
 def _asked(recovery: Recovery) -> dict[str, Any]:
