@@ -100,8 +100,9 @@ def quiet() -> None:
     import huggingface_hub.utils
     import transformers
 
-    for library in (transformers, datasets, huggingface_hub):
+    for library in (transformers, huggingface_hub):
         library.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # its errors are raised, too
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)

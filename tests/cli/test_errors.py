@@ -59,26 +59,6 @@ WRONG: dict[str, tuple[list[str], str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("words", "field", "said"), WRONG.values(), ids=WRONG)
-def test_a_wrong_request_is_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    place: dict[str, str],
-    words: list[str],
-    field: str,
-    said: str,
-) -> None:
-    code = main(monkeypatch, filled(["prune", MODEL, "--out", OUT, *words], place))
-    out, err = capsys.readouterr()
-    assert code == 2
-    assert out == ""
-    *before, last = err.splitlines()
-    assert last.startswith(f"llmprune: {field}: ")
-    assert said in last
-    assert not [line for line in before if line.startswith(("Traceback", "llmprune:"))]
-    assert not Path(place["out"]).exists()
-
-
 # Whole commands, the field that is named, and what is said of it.
 COMMANDS: dict[str, tuple[list[str], str, str]] = {
     "folder without a model": (["prune", "{tmp}/bare", "--out", OUT, *USUAL], "model", "no config.json"),
@@ -104,7 +84,7 @@ COMMANDS: dict[str, tuple[list[str], str, str]] = {
     "inspect": (["inspect", "{tmp}/bare", "--json"], "model", "no config.json"),
     "inspect with 4:4": (["inspect", MODEL, "--pattern", "4:4"], "pattern", "N must be"),
     "eval of nothing": (["eval", MODEL], "perplexity", "nothing was asked"),
-    "eval of no text": (["eval", MODEL, "--perplexity", "{tmp}/absent.txt"], "", "absent.txt"),
+    "eval of no text": (["eval", MODEL, "--perplexity", "{tmp}/absent.txt"], "perplexity", "absent.txt"),
     "eval of a broken table": (["eval", MODEL, "--perplexity", "{tmp}/broken.jsonl"], "perplexity", "whole?"),
     "eval without a tokenizer": (
         ["eval", "{tmp}/wordless", "--perplexity", "builtin"],
@@ -122,8 +102,13 @@ COMMANDS: dict[str, tuple[list[str], str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("words", "field", "said"), COMMANDS.values(), ids=COMMANDS)
-def test_a_wrong_command_is_one_line(
+PRUNES = {name: (["prune", MODEL, "--out", OUT, *words], *told) for name, (words, *told) in WRONG.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "said"), [*PRUNES.values(), *COMMANDS.values()], ids=[*PRUNES, *COMMANDS]
+)
+def test_a_wrong_request_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     place: dict[str, str],
@@ -136,9 +121,10 @@ def test_a_wrong_command_is_one_line(
     out, err = capsys.readouterr()
     assert code == 2
     assert out == ""
-    last = err.splitlines()[-1]
-    assert last.startswith(f"llmprune: {field}")
+    *before, last = err.splitlines()
+    assert last.startswith(f"llmprune: {field}: ")
     assert said in last
+    assert not [line for line in before if line.startswith(("Traceback", "llmprune:"))]
     assert not Path(place["out"]).exists()
     assert [path.name for path in Path(place["tmp"], "full").iterdir()] == ["notes"]
     assert {path: path.stat().st_mtime_ns for path in Path(place["model"]).iterdir()} == model
