@@ -33,7 +33,7 @@ TEXT = """---
 | bytes of the weight files | {bytes_before:,} before, {bytes_after:,} after |
 | calibration | {calibration} |{recovered}
 
-{use} Its quality has not been measured here unless numbers are given below.
+{about}{use} Its quality has not been measured here unless numbers are given below.
 
 ## Load it
 
@@ -83,6 +83,7 @@ def make(report: Report, source: Source | None, out: Path) -> str:
         version=report.versions["llmprune"],
         transformers=report.versions["transformers"],
         method=recipe["method"]["name"],
+        about=f"{report.about}\n\n" if report.about else "",
         pattern=_pattern(recipe["pattern"]),
         sparsity=totals["sparsity"],
         prunable=totals["prunable_parameters"],

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llmprune import card, layout, learning, report
+from llmprune import card, layout, learning, plugins, report
 from llmprune.calibration import Windows
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint import reload
@@ -82,6 +82,7 @@ def report_of(
     return Report(
         model=facts,
         recipe=todo.recipe.resolved(),
+        about=plugins.about(type(todo.recipe.method)),
         calibration=windows.record() if windows else None,
         sites=sites,
         totals=report.totals(sites, facts, facts["parameters"], todo.plan.checkpoint_bytes),

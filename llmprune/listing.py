@@ -42,10 +42,9 @@ def text() -> str:
 
 def _part(package: str, name: str, base: type[Any]) -> dict[str, Any]:
     cls = plugins.find(package, name, base)
-    module = __import__(cls.__module__, fromlist=["__doc__"])
     return {
         "name": name,
-        "about": " ".join((module.__doc__ or "").split("\n\n")[0].split()),
+        "about": plugins.about(cls),
         "options": {field.name: field.default for field in dataclasses.fields(cls)},
     }
 

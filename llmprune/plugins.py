@@ -43,3 +43,9 @@ def find(package: str, name: str, base: type[T]) -> type[T]:
     if len(found) != 1:
         raise ValueError(f"{path} must define one {base.__name__}, and defines {len(found)}")
     return found[0]
+
+
+def about(part: type) -> str:
+    """What a part says of itself: the first paragraph of its file."""
+    text = import_module(part.__module__).__doc__ or ""
+    return " ".join(text.split("\n\n")[0].split())

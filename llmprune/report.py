@@ -49,6 +49,8 @@ class Report(BaseModel):
     schema_: int = SCHEMA
     model: dict[str, Any]
     recipe: dict[str, Any]
+    about: str = ""
+    """What the method says of itself, and of where it wins or loses."""
     calibration: dict[str, Any] | None
     sites: list[SiteRecord]
     totals: dict[str, float | int]

@@ -48,6 +48,8 @@ def test_a_recovered_model_tells_its_base_and_how_it_was_recovered(dense: Path, 
     prune("org/base", ASKED, out=tmp_path / "out")
     recover(tmp_path / "out", "reconstruct")
     prune(tmp_path / "out-recovered", ASKED, out=tmp_path / "again")
+    about = "Magnitude pruning (Han et al., 2015, arXiv:1506.02626): small weights go. Looks at no data."
+    assert f"\n\n{about}\n\n" in (tmp_path / "out" / "README.md").read_text()
     for name in ("out", "out-recovered", "again"):
         told = metadata(tmp_path / name)
         assert (told["base_model"], told["license"]) == ("org/base", "mit")

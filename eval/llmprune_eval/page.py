@@ -66,6 +66,7 @@ def _section(run: Run) -> Markup:
         "section",
         element("h2", f"{run.number}  {run.name}"),
         element("p", tables.sentence(run), class_="lead"),
+        *([element("p", run.record.about, class_="note")] if run.record.about else []),
         _pairs("What was done", tables.done(run)),
         *_results(run),
         element("h3", "Layer by layer"),

@@ -161,6 +161,7 @@ class Record(Part):
 
     model: Model
     recipe: Recipe
+    about: str = ""
     calibration: Calibration | None = None
     sites: list[Site] = Field(min_length=1)
     totals: Totals

@@ -1,4 +1,5 @@
-"""PruneNet (Sengupta et al., 2025, arXiv:2501.15296): a policy, learned without data, ranks the units.
+"""PruneNet (Sengupta et al., 2025, arXiv:2501.15296): a policy, learned without data, ranks the units. On
+SmolLM2-135M it wins where there is no text, by little over `wanda` on text that the model writes itself.
 
 One small network scores the units of all blocks. It is trained by policy gradient to change the singular
 values of the blocks' outputs as little as it can, and does not know how many units will go: one policy serves

@@ -111,6 +111,7 @@ def test_the_page_of_every_run_is_whole_and_loads_nothing(folders):
         assert read.loaded == []
         assert "AutoModelForCausalLM.from_pretrained" in read.words
         assert "Not measured yet" in read.words
+        assert json.loads((folder / REPORT).read_text())["about"] in read.words
     text = page.page(read_all(list(folders.values())))
     together = Reader(text)
     assert together.loaded == [] and len(set(together.ids)) == len(together.ids) == len(folders)

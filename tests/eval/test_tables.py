@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from benchmarks import tables
 
+from llmprune import listing
+
 RECIPES = sorted((tables.ROOT / "recipes").glob("*.yaml"))
 
 
@@ -24,6 +26,17 @@ def test_the_tables_of_the_readme_are_current() -> None:
     text = tables.README.read_text()
     assert sorted(name for _, name, _ in tables.MARKED.findall(text)) == sorted(tables.TABLES)
     assert tables.written(text) == text, "run python eval/benchmarks/tables.py"
+
+
+@pytest.mark.parametrize("share", ["20", "30"])
+def test_who_wins_without_text_is_what_the_methods_say(share: str) -> None:
+    listed = {method["name"]: method["about"] for method in listing.everything()["methods"]}
+    assert all("on SmolLM2-135M loses to `random`" in listed[name] for name in ("row_norm", "spectral"))
+    assert "On SmolLM2-135M it wins where there is no text, by little over `wanda`" in listed["prunenet"]
+    found = {row["name"]: row["perplexity"] for row in tables.rows_of("textless")}
+    order = [f"prunenet-{share}-again", f"wanda-{share}-self", f"random-{share}", f"row_norm-{share}"]
+    assert sorted(order, key=lambda name: found[name]) == order  # the first two on the same text
+    assert found[f"spectral-{share}"] > found[f"random-{share}"]
 
 
 def test_another_figure_makes_another_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
