@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from against_authors import calibration_tokens, write
-from llmprune_eval import comparison, evaluation, tasks
-from llmprune_eval.perplexity import Protocol
+from llmprune_eval import comparison, tasks
+from shared_beginnings import SharedBeginnings
 
 import llmprune
 from llmprune.recipe import Recipe
@@ -41,9 +41,8 @@ def pruned(model: str, shared: Path, recipe: str, out: Path) -> dict[str, Any]:
 
 def scores(folder: str, asked: tasks.Ask) -> dict[str, Any]:
     """What lm-eval says of a model."""
-    where = {"dtype": "float32", "trust_remote_code": True}
-    found = evaluation.evaluate({"model": folder}, [], Protocol(), asked, where)
-    return dict(found["model"]["tasks"])
+    model, tokenizer = llmprune.load(folder, kernels="none", dtype="float32", trust_remote_code=True)
+    return dict(tasks.score(model, tokenizer, asked, SharedBeginnings)["tasks"])
 
 
 def answers(scored: dict[str, Any]) -> dict[str, str]:
@@ -85,8 +84,8 @@ def protocol(asked: tasks.Ask) -> str:
     """How it is measured, in a sentence."""
     return (
         f"{', '.join(asked.tasks)}; 0-shot, lm-eval's own prompts and scores, at most {asked.limit} "
-        f"questions a task drawn with seed {asked.seed}, batch size {asked.batch_size}, float32 on the CPU; "
-        "intervals: paired bootstrap over questions, 95 %"
+        f"questions a task drawn with seed {asked.seed}, float32 on the CPU, a question computed once "
+        "for all of its answers; intervals: paired bootstrap over questions, 95 %"
     )
 
 
@@ -97,16 +96,14 @@ def main() -> None:
     parser.add_argument("shared", type=Path)
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
     parser.add_argument("--tasks", default="paper")
-    parser.add_argument("--limit", type=int, default=200)
+    parser.add_argument("--limit", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", default="8")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     asked = tasks.ask(
         given.tasks,
         limit=given.limit,
         seed=given.seed,
-        batch_size=given.batch_size,
         data=given.shared / "data",
     )
     known = json.loads(given.out.read_text()) if given.out.exists() else {"rows": []}

@@ -130,8 +130,14 @@ def _manager() -> Any:
     return TaskManager()
 
 
-def score(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
+def score(model: Any, tokenizer: Any, asked: Ask, scorer: type | None = None) -> dict[str, Any]:
     """The scores of a model.
+
+    Args:
+        model: any that lm-eval can score.
+        tokenizer: its own.
+        asked: which tasks, and how.
+        scorer: computes the likelihoods; lm-eval's `HFLM` where none is given.
 
     Returns:
         `tasks`: for each task or group its metrics and standard errors as lm-eval names them, with `metric`,
@@ -145,16 +151,16 @@ def score(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
     """
     import lm_eval
 
-    found = _found(model, tokenizer, asked)
+    found = _found(model, tokenizer, asked, scorer)
     tasks = {name: _scores(name, values, found) for name, values in found["results"].items()}
     return {"tasks": tasks, "versions": {"lm_eval": lm_eval.__version__, **found["versions"]}}
 
 
-def _found(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
+def _found(model: Any, tokenizer: Any, asked: Ask, scorer: type | None) -> dict[str, Any]:
     """All that lm-eval finds, or in a sentence why it finds nothing."""
     named = ", ".join(asked.tasks)
     try:
-        return _evaluated(model, tokenizer, asked)
+        return _evaluated(model, tokenizer, asked, scorer)
     except ImportError as error:
         raise RequestError(
             "tasks", f"{named} cannot be scored without a package ({_reason(error)}); install it"
@@ -184,15 +190,15 @@ def _reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _evaluated(model: Any, tokenizer: Any, asked: Ask) -> dict[str, Any]:
+def _evaluated(model: Any, tokenizer: Any, asked: Ask, scorer: type | None) -> dict[str, Any]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
     width = asked.batch_size if asked.batch_size == "auto" else int(asked.batch_size)
-    scorer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=width)
+    lm = (scorer or HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=width)
     with _inside(asked.data), contextlib.redirect_stdout(sys.stderr):  # it prints what it finds out
         found = lm_eval.simple_evaluate(
-            scorer,
+            lm,
             tasks=list(asked.tasks),
             num_fewshot=asked.num_fewshot,
             task_manager=_manager(),
