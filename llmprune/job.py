@@ -173,8 +173,13 @@ class Job:
         """The one that was given, or the checkpoint's."""
         if given is not None:
             return given
-        where = self.source.folder if self.source else self.model_facts["source"]
-        return source.tokenizer(where, trust_remote_code=self.run.trust_remote_code)
+        trust = self.run.trust_remote_code
+        if self.source is None:
+            name = self.model_facts["source"]
+            return source.tokenizer(
+                name, trust_remote_code=trust, way_out="pass the model's own as tokenizer="
+            )
+        return source.tokenizer(self.source.folder, trust_remote_code=trust)
 
     def fits_whole(self) -> bool:
         """Whether the reloaded model would fit into memory as a whole, in the dtype of the walk."""

@@ -118,8 +118,13 @@ class Source:
         ]
 
 
-def tokenizer(where: str | Path, *, trust_remote_code: bool) -> Any:
+def tokenizer(where: str | Path, *, trust_remote_code: bool, way_out: str = "add its files there") -> Any:
     """The tokenizer of a folder, or of a model that transformers knows by its name.
+
+    Args:
+        where: the folder, or the name.
+        trust_remote_code: as in transformers.
+        way_out: what to do where there is none.
 
     Raises:
         RequestError: it has none.
@@ -127,9 +132,7 @@ def tokenizer(where: str | Path, *, trust_remote_code: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise RequestError(
-            "tokenizer", f"none could be loaded from {str(where)!r}; add its files there"
-        ) from error
+        raise RequestError("tokenizer", f"none could be loaded from {str(where)!r}; {way_out}") from error
 
 
 def find(name: str, *, trust_remote_code: bool = False) -> Source:
