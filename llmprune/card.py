@@ -28,7 +28,7 @@ TEXT = """---
 |---|---|
 | method | {method} |
 | pattern | {pattern} |
-| sparsity of the pruned layers | {sparsity:.2%} of {prunable:,} weights |
+| sparsity of the pruned layers | {sparsity:.2%} of {prunable:,} weights, {model_sparsity:.2%} of the model |
 | parameters | {parameters_before:,} before, {parameters:,} after, {zeros:,} of them zeros by pruning |
 | bytes of the weight files | {bytes_before:,} before, {bytes_after:,} after |
 | calibration | {calibration} |{recovered}
@@ -59,9 +59,8 @@ MASKED = (
     "The zeros are stored: this checkpoint is as large as the dense one and runs as fast in a runtime that "
     "does not use them."
 )
-CUT = (
-    "Whole channels and groups of heads are gone: the checkpoint is smaller, and runs faster on any hardware."
-)
+CUT = "Whole {units} are gone: the checkpoint is smaller, and less is computed."
+UNITS = {"all": "channels and groups of heads", "ffn": "channels", "attention": "groups of heads"}
 OTHERWISE = """
 Its layers differ in size, which `modeling_llmprune.py` tells transformers. Where llmprune is installed,
 `import llmprune` before loading does instead of `trust_remote_code=True`.
@@ -87,9 +86,10 @@ def make(report: Report, source: Source | None, out: Path) -> str:
         pattern=_pattern(recipe["pattern"]),
         sparsity=totals["sparsity"],
         prunable=totals["prunable_parameters"],
+        model_sparsity=totals["model_sparsity"],
         zeros=totals["zero_parameters"],
         parameters_before=totals["parameters_before"],
-        use=CUT if recipe.get("layout") else MASKED,
+        use=_use(recipe["pattern"], totals),
         otherwise=OTHERWISE if recipe.get("layout") == "per_layer" else "",
         parameters=totals["parameters_after"],
         bytes_before=totals["bytes_before"],
@@ -273,6 +273,13 @@ def _card_of(source: Source | None) -> dict[str, Any]:
     except Exception:  # somebody else's card, in any state; only what it says is lost
         return {}
     return said
+
+
+def _use(pattern: Any, totals: dict[str, float | int]) -> str:
+    """What removing buys: nothing where all of it stands in the file as zeros."""
+    if totals["parameters_after"] >= totals["parameters_before"]:
+        return MASKED
+    return CUT.format(units=UNITS[pattern["parts"]])
 
 
 def _pattern(pattern: Any) -> str:

@@ -72,6 +72,33 @@ def test_a_licence_is_taken_over_whole(licence: dict[str, Any], dense: Path, tmp
     assert {key: told[key] for key in told if key.startswith("license")} == licence
 
 
+@pytest.mark.parametrize(
+    ("parts", "layout", "said"),
+    [
+        ("all", "per_layer", "Whole channels and groups of heads are gone"),
+        ("ffn", "per_layer", "Whole channels are gone"),
+        ("attention", "per_layer", "Whole groups of heads are gone"),
+        ("ffn", "padded", "The zeros are stored"),  # the first block keeps all
+    ],
+)
+def test_what_is_gone_is_told(
+    parts: str, layout: str, said: str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    report = prune(
+        checkpoints("llama"),
+        method="magnitude",
+        sparsity=0.4,
+        pattern={"name": "units", "multiple": 4, "parts": parts},
+        allocation={"name": "profile", "blocks": [0, 0.6, 0.6]},
+        layout=layout,
+        out=tmp_path / "out",
+    )
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert said in text
+    assert text.count(" are gone") + text.count("The zeros are stored") == 1
+    assert f" weights, {report.totals['model_sparsity']:.2%} of the model |" in text
+
+
 @pytest.mark.parametrize("name", ["o", "a 'quoted\" name", "back\\slash"])
 def test_the_loading_lines_are_python_whatever_the_folder_is_called(
     name: str, checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
