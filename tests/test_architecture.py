@@ -43,7 +43,7 @@ FLOORS = {
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 _KERNELS = (
-    "errors device epilogue",
+    "errors device closeness epilogue",
     "tuning formats job",
     "dense",
     "sp24",

@@ -85,7 +85,7 @@ def _protocol(load: Load, model: dict[str, Any]) -> str:
     """The stamp that is printed beside the figures."""
     return (
         f"batch {load.batch}, prompt {load.prompt}, {load.new_tokens} new tokens, {model['dtype']}, "
-        f"{model['device']}; medians of {load.repeats} in turns, after a warm-up"
+        f"{model['device']}, eager; medians of {load.repeats} in turns, after a warm-up"
     )
 
 
@@ -169,17 +169,16 @@ class _Runner:
         self._torch, self._load = torch, load
         self._model, _ = opened(name, kernels="none", **where)
         _require_positions(self._model, name, load)
-        parameters = list(self._model.parameters())
-        self._device = parameters[0].device
+        self._device = self._model.device
         vocabulary = self._model.config.get_text_config(decoder=True).vocab_size
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, vocabulary, (load.batch, load.prompt), generator=generator)
         self._ids = ids.to(self._device)
         self.facts = {
-            "parameters": sum(p.numel() for p in parameters),
+            "parameters": sum(p.numel() for p in self._model.parameters()),
             "kernels": str(accelerate(self._model)) if kernels else "",
             "weight_bytes": stored_bytes(self._model),
-            "dtype": str(parameters[0].dtype).removeprefix("torch."),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
             "device": self._device_name(),
         }
         if self._device.type == "cuda":

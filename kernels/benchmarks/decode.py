@@ -1,7 +1,7 @@
 """A whole model at one token a time, in a CUDA graph: dense, 2:4, and with 30 % of its channels cut.
 
 Random weights in the shape of Llama-3-8B, since speed does not depend on them; a figure is the median of
-REPLAYS steps of the same graph.
+ROUNDS rounds of AT_ONCE steps of the same graph.
 
     python kernels/benchmarks/decode.py --out kernels/results
 """
@@ -19,7 +19,7 @@ import triton
 from llmprune_kernels import tuning
 from llmprune_kernels.acceleration import accelerate
 from registry import weight_24
-from timing import REPLAYS, graph_ms
+from timing import AT_ONCE, ROUNDS, graph_ms
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
@@ -43,7 +43,7 @@ def build(kind: str) -> LlamaForCausalLM:
 @torch.inference_mode()
 def step_ms(model: LlamaForCausalLM) -> float:
     """The median time of one decoding step after CONTEXT tokens."""
-    cache = StaticCache(config=model.config, max_cache_len=2 * CONTEXT)
+    cache = StaticCache(config=model.config, max_cache_len=2 * CONTEXT)  # every replay adds a token
     ids = torch.randint(0, 128256, (1, CONTEXT), device="cuda")
     model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     token = torch.zeros(1, 1, dtype=torch.long, device="cuda")
@@ -78,7 +78,8 @@ def main() -> None:
     facts = {
         "card": torch.cuda.get_device_name(),
         "versions": {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda},
-        "protocol": f"Llama-3-8B, batch 1, step after {CONTEXT} tokens, CUDA graph, median of {REPLAYS}",
+        "protocol": f"Llama-3-8B, batch 1, steps after {CONTEXT} tokens, CUDA graph, "
+        f"median of {ROUNDS} rounds of {AT_ONCE}",
     }
     asked.out.mkdir(parents=True, exist_ok=True)
     file = asked.out / f"{tuning.card(torch.device('cuda'))}_decode.json"

@@ -98,7 +98,8 @@ def cusparselt_searched(n: int, k: int, dtype: torch.dtype) -> Product:
 
     def run(x: Tensor) -> Tensor:
         m = len(x)
-        x = pad(x, (0, 0, 0, -m % 8))
+        if missing := -m % 8:
+            x = pad(x, (0, 0, 0, missing))
         if m not in found:
             found[m] = int(torch._cslt_sparse_mm_search(blob, x.t(), transpose_result=True))
         return torch._cslt_sparse_mm(blob, x.t(), transpose_result=True, alg_id=found[m])[:m]

@@ -1,7 +1,7 @@
 """Time every provider on every shape beside dense cuBLAS in the same run, and write CSV and JSON.
 
 Calls are captured in a CUDA graph, over as many weights as exceed four times the cache, on random data; a
-figure is the median of REPLAYS replays. Only ratios within a run are worth quoting.
+figure is the median of ROUNDS rounds of AT_ONCE replays. Only ratios within a run are worth quoting.
 
     python kernels/benchmarks/run.py --out kernels/results
     LLMPRUNE_AUTOTUNE=1 python kernels/benchmarks/run.py --out kernels/results     # searches first
@@ -23,7 +23,7 @@ import torch
 import triton
 from llmprune_kernels import tuning
 from registry import Product
-from timing import REPLAYS, graph_ms
+from timing import AT_ONCE, ROUNDS, graph_ms
 from torch import Tensor
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -108,7 +108,8 @@ def main() -> None:
         "card": torch.cuda.get_device_name(),
         "dtype": asked.dtype,
         "versions": {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda},
-        "protocol": f"CUDA graphs over weights of more than 4 x L2, random data, median of {REPLAYS} replays",
+        "protocol": "CUDA graphs over weights of more than 4 x L2, random data, "
+        f"median of {ROUNDS} rounds of {AT_ONCE} replays",
     }
     asked.out.mkdir(parents=True, exist_ok=True)
     rows = with_ratios(rows)

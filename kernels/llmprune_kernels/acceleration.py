@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from llmprune_kernels.closeness import CLOSE, distance
 from llmprune_kernels.device import why_not
 from llmprune_kernels.errors import KernelError
 from llmprune_kernels.modules import Inference, ShrunkMLP, Sp24Linear, Sp24MLP, is_24
 
 TYPES = (torch.float16, torch.bfloat16)
-CLOSE = 0.02
-"""Both layers round to 16 bits a few times; a layer that computes something else is further off than this."""
-SCALES = (1.0, 100.0)
-"""Of the inputs on which layers are compared: a limit on large values shows with the second."""
+SCALES = (1.0, 10.0, 100.0)
+"""Of the inputs on which layers are compared: a limit on large values shows with the larger ones."""
+COMPARED = (4, 64, 200)
+"""Numbers of tokens on which layers are compared: each takes another way through the kernels."""
 TOKENS = (1, 64)
 """Numbers of tokens that are timed: a kernel must win with the first, and not lose with the second."""
 NO_LOSS = 0.98
@@ -38,8 +40,8 @@ class Choice:
     """Microseconds of the dense layer and of the kernel, for each of TOKENS; none if the kernel failed."""
     min_gain: float
     count: int = 0
-    kept: list[str] = field(default_factory=list)
-    """Why single layers of this shape stay dense."""
+    notes: list[str] = field(default_factory=list)
+    """Why single layers of this shape stay dense, or have one copy where two were asked."""
 
     @property
     def gain(self) -> float:
@@ -52,6 +54,11 @@ class Choice:
         no_loss = all(dense >= NO_LOSS * ours for dense, ours in self.times)
         return bool(self.times) and self.gain >= self.min_gain and no_loss
 
+    def note(self, line: str) -> None:
+        """Say something of single layers, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+
     def __str__(self) -> str:
         chosen = self.layer if self.wins else "dense"
         times = f"{'not timed':>27}"
@@ -59,7 +66,7 @@ class Choice:
             dense, ours = self.times[0]
             times = f"{dense:>7.1f} us{ours:>7.1f} us{self.gain:>6.2f}x"
         line = f"{self.layer:<12}{self.shape:<16}{self.count:>7}{times}  {chosen}"
-        return "\n".join([line, *(f"    dense: {why}" for why in self.kept)])
+        return "\n".join([line, *(f"    {note}" for note in self.notes)])
 
 
 @dataclass
@@ -78,7 +85,8 @@ class Choices:
 
 
 Kind = type[Sp24Linear | Sp24MLP | ShrunkMLP]
-Chosen = dict[tuple[Kind, tuple[int, ...]], Choice]
+Key = tuple[Kind, tuple[int, ...], bool]
+Chosen = dict[Key, Choice]
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,11 @@ class Candidate:
         weight = self.old.weight if self.kind is Sp24Linear else self.old.gate_proj.weight
         return tuple(weight.shape)
 
+    @property
+    def key(self) -> Key:
+        """What layers have alike that take the same time; an MLP's `down` may be 2:4 or not."""
+        return self.kind, self.shape, self.kind is Sp24MLP and is_24(self.old.down_proj.weight)
+
     def build(self) -> Sp24Linear | Sp24MLP | ShrunkMLP:
         """What could stand there."""
         make = self.kind.from_linear if issubclass(self.kind, Sp24Linear) else self.kind.from_mlp
@@ -112,7 +125,8 @@ def accelerate(
 ) -> Choices:
     """Replace layers in place by kernels that are faster on this GPU, and say what was chosen.
 
-    Every layer is compared with what would replace it, and stays if they differ or if the kernel fails.
+    Every layer is compared with what would replace it, and stays if they differ or if the kernel fails. The
+    parameters of a model that got a kernel ask for no gradient any more.
 
     Args:
         model: in evaluation mode, on one GPU, in float16 or bfloat16; otherwise nothing is replaced.
@@ -129,6 +143,11 @@ def accelerate(
         return Choices(reason)
     chosen: Chosen = {}
     _descend(model, chosen, prefill, min_gain)
+    if any(isinstance(module, Inference) for module in model.modules()):
+        model.requires_grad_(False)  # a compiler would trace their backward, which there is not
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch._C._cuda_clearCublasWorkspaces()  # one for each stream on which something was timed
     return Choices("no layer has a form that a kernel knows", [*chosen.values()])
 
 
@@ -188,7 +207,7 @@ def _hooked(module: nn.Module) -> bool:
 
 def _consider(candidate: Candidate, chosen: Chosen, prefill: str, min_gain: float) -> None:
     """Replace a layer if its shape wins and it computes the same; its shape is timed when it is first met."""
-    key = candidate.kind, candidate.shape
+    key = candidate.key
     first = key not in chosen
     if first:
         chosen[key] = Choice(candidate.kind.__name__, " x ".join(map(str, candidate.shape)), [], min_gain)
@@ -202,13 +221,20 @@ def _consider(candidate: Candidate, chosen: Chosen, prefill: str, min_gain: floa
         if first:
             choice.times = [_times(candidate.old, new, m, candidate.shape[-1]) for m in TOKENS]
         if choice.wins and not why:
-            if prefill == "dual" and not isinstance(new, ShrunkMLP):
-                new.keep_second_copy()
             setattr(candidate.parent, candidate.name, new)
     except Exception as error:  # a kernel that cannot do this layer must not cost the user the model
-        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    if why and why not in choice.kept:
-        choice.kept.append(why)
+        why = _told(error)
+    if why:
+        choice.note(f"dense: {why}")
+    elif choice.wins and prefill == "dual" and not isinstance(new, ShrunkMLP):
+        try:
+            new.keep_second_copy()
+        except Exception as error:  # the one copy computes the same
+            choice.note(f"one copy: {_told(error)}")
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 @torch.no_grad()
@@ -216,10 +242,12 @@ def _difference(old: nn.Module, new: Inference, columns: int) -> str:
     """How a layer computes something else than what would replace it, or nothing."""
     weight = next(old.parameters())
     generator = torch.Generator(weight.device).manual_seed(0)
-    for scale in SCALES:
-        x = scale * torch.randn(4, columns, device=weight.device, generator=generator)
-        wanted, found = (layer(x.to(weight.dtype)).float() for layer in (old, new))
-        error = float((found - wanted).norm()) / max(float(wanted.norm()), 1e-30)
+    for scale, tokens in product(SCALES, COMPARED):
+        x = scale * torch.randn(tokens, columns, device=weight.device, generator=generator)
+        wanted, found = (layer(x.to(weight.dtype)) for layer in (old, new))
+        if scale > SCALES[0] and not wanted.isfinite().all():
+            continue  # float16 ends at 65504 for both
+        error = distance(found, wanted)
         if not error < CLOSE and not torch.equal(found, wanted):
             return f"it computes something else (by {error:.2g} of its output)"
     return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
+import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
 
@@ -22,11 +22,16 @@ def interpreting() -> bool:
 
 @functools.cache
 def triton_version() -> str | None:
-    """Of the Triton that is installed, if one is."""
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
+    """Of the Triton that is installed, under whatever name its wheel goes, if one is."""
+    if importlib.util.find_spec("triton") is None:
         return None
+    import triton
+
+    return str(triton.__version__)
+
+
+capability = functools.cache(torch.cuda.get_device_capability)
+"""Of a GPU; every launch asks."""
 
 
 def on_device(x: torch.Tensor) -> AbstractContextManager[object]:
@@ -43,8 +48,8 @@ def why_not(device: torch.device) -> str | None:
         return f"the kernels need Triton 3.6 or newer, and {version} is installed"
     if device.type != "cuda":
         return f"the kernels need a GPU, and the model is on {device.type}"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST:
-        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    if torch.version.hip is None and capability(device) < OLDEST:
+        found = ".".join(map(str, capability(device)))
         return f"the kernels need compute capability 8.0 (Ampere) or newer, and {device} has {found}"
     return None
 

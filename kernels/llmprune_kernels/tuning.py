@@ -31,6 +31,7 @@ def bucket(m: int) -> int:
     return next((largest for largest in BUCKETS if m <= largest), 2 * BUCKETS[-1])
 
 
+@functools.cache
 def card(device: torch.device) -> str:
     """A file name for the GPU."""
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")

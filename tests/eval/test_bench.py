@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 from llmprune_eval import bench, figures, keeping
 from llmprune_eval.bench import Load, compare, rows
 from llmprune_eval.runs import read_all
+from llmprune_kernels import acceleration
+from torch import nn
 
 from llmprune import prune
 from llmprune.errors import RequestError
@@ -48,6 +52,23 @@ def test_a_cut_model_is_measured_beside_the_dense_one(checkpoints, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.count("## Speed") == 1
     assert f"| decode, tokens per second | {dense['decode_tokens_per_s']:.1f} |" in card
+
+
+def test_nothing_holds_on_to_weights_that_kernels_replace(checkpoints, monkeypatch):
+    """They would count as the pruned model's memory."""
+    alive = []
+
+    def replace(model):
+        mlp = model.model.layers[0].mlp
+        old = weakref.ref(mlp.gate_proj.weight)
+        mlp.gate_proj = nn.Identity()
+        gc.collect()
+        alive.append(old() is not None)
+
+    monkeypatch.setattr(acceleration, "accelerate", replace)
+    where = {"device": "cpu", "dtype": "float32", "trust_remote_code": False}
+    bench._Runner(str(checkpoints("llama")), Load(1, 8, 2, 1), where, kernels=True)
+    assert alive == [False]
 
 
 def test_speed_and_quality_are_kept_beside_each_other(checkpoints, tmp_path):

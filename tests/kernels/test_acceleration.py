@@ -50,8 +50,7 @@ def test_a_model_compiles_as_one_graph() -> None:
     accelerate(model)
     ids = torch.randint(3, 100, (1, 7))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        assert torch.equal(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+    assert torch.equal(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
 
 
 @pytest.mark.usefixtures("on_gpu")
@@ -98,6 +97,39 @@ def test_an_mlp_that_computes_something_else_stays(change: Callable[[Tensor], Te
 
 
 @pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("sparse_layers", [True, False])
+def test_an_mlp_that_overflows_in_float16_is_replaced(sparse_layers: bool) -> None:
+    """As wide ones do on large inputs, whoever computes them."""
+    model = tiny.model("llama", torch.float16)
+    for layer in model.model.layers:
+        for part in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            part.weight.data *= 8
+    if sparse_layers:
+        make_24(model)
+    mlp = model.model.layers[0].mlp
+    assert not mlp(100 * torch.randn(4, model.config.hidden_size, dtype=torch.float16)).isfinite().all()
+    choices = accelerate(model)
+    assert {Sp24MLP if sparse_layers else ShrunkMLP} < kinds(model)
+    assert not [note for row in choices.rows for note in row.notes]
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("wrong_from", [9, 129])
+def test_a_kernel_that_is_wrong_with_many_tokens_stays_out(
+    wrong_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Sp24Linear.forward
+    monkeypatch.setattr(
+        Sp24Linear,
+        "forward",
+        lambda self, x: right(self, x) * (1 if x.numel() < wrong_from * self.in_features else 2),
+    )
+    model = llama(True)
+    assert "dense: it computes something else" in str(accelerate(model))
+    assert Sp24Linear not in kinds(model)
+
+
+@pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
 def test_every_family_keeps_its_logits(family: str) -> None:
     """Also those that fuse, gate otherwise, or share weights: what is no linear layer stays."""
@@ -108,7 +140,7 @@ def test_every_family_keeps_its_logits(family: str) -> None:
     choices = accelerate(model)
     assert kernels_in(model) == (family not in OTHER_CLASSES)
     assert error(model(ids).logits, dense(ids).logits) < 3e-2
-    assert not [why for row in choices.rows for why in row.kept]
+    assert not [note for row in choices.rows for note in row.notes]
 
 
 @pytest.mark.usefixtures("on_gpu")
@@ -215,6 +247,7 @@ def test_a_second_copy_serves_many_tokens_where_it_wins(wins: bool, monkeypatch:
     monkeypatch.setattr(torch, "_cslt_sparse_mm_search", lambda *_, **__: 7)
     monkeypatch.setattr(torch, "_cslt_sparse_mm", multiply)
     monkeypatch.setattr(prefill, "_seconds", seconds)
+    monkeypatch.setattr(prefill, "_FOUND", {})
     monkeypatch.setattr(prefill, "BUCKETS", (256,))
     monkeypatch.setattr(prefill, "SIDES", 8)
     model, dense = llama(True), llama(True)
@@ -228,3 +261,18 @@ def test_a_second_copy_serves_many_tokens_where_it_wins(wins: bool, monkeypatch:
     assert not called
     with pytest.raises(KernelError, match="prefill is 'single' or 'dual', not 'both'"):
         accelerate(model, prefill="both")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_without_cusparselt_one_copy_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(weight: Tensor) -> Tensor:
+        raise RuntimeError("cuSPARSELt not supported on your machine")
+
+    monkeypatch.setattr(torch, "_cslt_compress", refused)
+    monkeypatch.setattr(prefill, "_FOUND", {})
+    monkeypatch.setattr(prefill, "SIDES", 8)
+    model = llama(True)
+    table = str(accelerate(model, prefill="dual"))
+    assert {Sp24Linear, Sp24MLP} < kinds(model)
+    assert "    one copy: RuntimeError: cuSPARSELt not supported on your machine" in table
+    assert "dense: " not in table

@@ -15,12 +15,17 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
+
+from llmprune_kernels.closeness import CLOSE, distance
+from llmprune_kernels.device import on_device
 
 BUCKETS = (256, 1024, 4096)
 """Numbers of tokens for which the paths are compared; in between, the next larger one's choice serves."""
 ROWS, SIDES = 8, 16  # cuSPARSELt takes tokens, and sides of a weight, in multiples of these in 16 bits
 REPEATS = 20
+_FOUND: dict[tuple[torch.Size, torch.dtype, torch.device], dict[int, int]] = {}
+"""The algorithms that win, by the weight's shape: each is searched once."""
 
 
 class SecondCopy(nn.Module):
@@ -43,13 +48,23 @@ class SecondCopy(nn.Module):
         """
         if weight.shape[0] % SIDES or weight.shape[1] % SIDES:
             return None
-        copy = cls(torch._cslt_compress(weight), {})
+        key = weight.shape, weight.dtype, weight.device
+        with on_device(weight):
+            if key not in _FOUND:
+                _FOUND[key] = cls(torch._cslt_compress(weight), {})._faster(weight, dense)
+            return cls(torch._cslt_compress(weight), _FOUND[key]) if _FOUND[key] else None
+
+    def _faster(self, weight: Tensor, dense: Callable[[Tensor], Tensor]) -> dict[int, int]:
+        """The fastest algorithm for each number of tokens where it beats the product from the own copy."""
+        found = {}
         for m in BUCKETS:
             x = torch.randn(m, weight.shape[1], dtype=weight.dtype, device=weight.device)
-            algorithm = int(torch._cslt_sparse_mm_search(copy.blob, x.t(), transpose_result=True))
-            if _seconds(partial(copy._product, x, None, algorithm)) < _seconds(partial(dense, x)):
-                copy.algorithms[m] = algorithm
-        return copy if copy.algorithms else None
+            algorithm = int(torch._cslt_sparse_mm_search(self.blob, x.t(), transpose_result=True))
+            run = partial(self._product, x, None, algorithm)
+            right = distance(run(), linear(x, weight)) < CLOSE
+            if right and _seconds(run) < _seconds(partial(dense, x)):
+                found[m] = algorithm
+        return found
 
     def wins(self, m: int) -> bool:
         """Whether this copy is faster for M tokens."""
@@ -60,7 +75,8 @@ class SecondCopy(nn.Module):
         return self._product(x, bias, self.algorithms[_bucket(len(x))])
 
     def _product(self, x: Tensor, bias: Tensor | None, algorithm: int) -> Tensor:
-        padded = pad(x, (0, 0, 0, -len(x) % ROWS))
+        missing = -len(x) % ROWS
+        padded = pad(x, (0, 0, 0, missing)) if missing else x  # by nothing, it would still copy
         out = torch._cslt_sparse_mm(self.blob, padded.t(), bias=bias, transpose_result=True, alg_id=algorithm)
         return out[: len(x)]
 
