@@ -17,7 +17,7 @@ from llmprune.cli.options import (
     Dtype,
     Json,
     Length,
-    Model,
+    Measured,
     Save,
     Trust,
 )
@@ -26,7 +26,7 @@ from llmprune.errors import JobError, RequestError
 
 @app.command()
 def bench(
-    model: Model,
+    model: Measured,
     baseline: Annotated[str | None, typer.Option(help="The dense model, measured in turns with it.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 1,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 512,
@@ -38,7 +38,7 @@ def bench(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Measure how fast MODEL reads and writes, and the memory it takes, beside the dense model."""
+    """Measure how fast MODEL reads and writes, and its memory; with --baseline, in turns with that."""
     from llmprune_eval import keeping
     from llmprune_eval.bench import Load, compare, rows
 
@@ -59,7 +59,8 @@ def bench(
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="One or more: a folder, a .gguf file or a Hub id.")],
     perplexity: Annotated[
-        list[str] | None, typer.Option(help="A text, as for --calibration; repeatable.")
+        list[str] | None,
+        typer.Option(help="builtin, wikitext2, c4, a text file or table, or a Hub id; repeatable."),
     ] = None,
     length: Length = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Only the first so many windows.")] = None,
@@ -86,7 +87,7 @@ def evaluate(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Measure MODELS, and the model they came from beside them."""
+    """Measure MODELS; with --baseline, beside the dense model under the same protocol."""
     from llmprune_eval import evaluation, keeping
     from llmprune_eval import tasks as scored
     from llmprune_eval.perplexity import Protocol
@@ -162,7 +163,7 @@ def report_(
 
 @app.command()
 def methods(as_json: Json = False) -> None:
-    """List what a recipe can name: methods, allocations and shipped recipes, with their options."""
+    """List what a recipe can name, with its options: methods, allocations, repairs, recoveries, recipes."""
     from llmprune import listing
 
     if as_json:

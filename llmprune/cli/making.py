@@ -143,7 +143,10 @@ def recover_(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Bring quality back to a pruned checkpoint, into a new folder; sizes and zeros stay."""
+    """Bring quality back to a pruned checkpoint, into a new folder; sizes and zeros stay.
+
+    The text is that with which it was pruned, unless another is named.
+    """
     from llmprune import recovering
     from llmprune.job import Run
     from llmprune.recipe_text import assigned, text_words

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[
-    str, typer.Argument(help="A folder, a .gguf file, a Hub id org/name[@revision], or a recipe.")
-]
+WHERE = "A folder, a .gguf file, or a Hub id: org/name or org/name@revision"
+Model = Annotated[str, typer.Argument(help=f"{WHERE}; or a recipe that names one.")]
+Measured = Annotated[str, typer.Argument(help=f"{WHERE}.")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="A shipped recipe's name, or a YAML file.")]
 Method = Annotated[str | None, typer.Option(help="See `llmprune methods`.")]
 Pattern = Annotated[
@@ -32,8 +32,11 @@ Text = Annotated[
     str | None,
     typer.Option(help="builtin, wikitext2, c4, self, synthetic, a text file or table, or a Hub id."),
 ]
-Samples = Annotated[int | None, typer.Option(help="Calibration windows (128).")]
-Length = Annotated[int | None, typer.Option(help="Tokens per window (2048, or the model's context).")]
+Samples = Annotated[int | None, typer.Option(help="Calibration windows (128, or the method's own).")]
+Length = Annotated[
+    int | None,
+    typer.Option(help="Tokens per window (2048 or the model's context; some methods have their own)."),
+]
 Seed = Annotated[int | None, typer.Option(help="Places the calibration windows (0).")]
 Column = Annotated[str | None, typer.Option(help="The column of a table that holds the text (text).")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
