@@ -1,8 +1,9 @@
 """Zero-shot scores of recipes beside the dense model's: a suite of lm-eval's tasks, seeded questions of each.
 
 Calibrated on the tokens of against_authors.py where a recipe needs text; float32. The figures of a model are
-written as soon as they are there; asked again, this goes on with the models that are missing. `answers` holds
-every question's score, in the order of their numbers, so that any two rows can be compared in pairs.
+written as soon as they are there; asked again, this goes on with the models that are missing, or that were
+asked fewer questions. `answers` holds every question's score, in the order of their numbers, so that rows of
+as many questions can be compared in pairs.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ def row(
 def protocol(asked: tasks.Ask) -> str:
     """How it is measured, in a sentence."""
     return (
-        f"{', '.join(asked.tasks)}; 0-shot, lm-eval's own prompts and scores, at most {asked.limit} "
-        f"questions a task drawn with seed {asked.seed}, float32 on the CPU, a question computed once "
-        "for all of its answers; intervals: paired bootstrap over questions, 95 %"
+        f"{', '.join(asked.tasks)}; 0-shot, lm-eval's own prompts and scores, of each task at most as many "
+        f"questions as the row says, drawn with seed {asked.seed}, fewer ones among more; float32 on the "
+        "CPU; intervals: paired bootstrap over questions, 95 %"
     )
 
 
@@ -110,16 +111,18 @@ def main() -> None:
     if known["rows"] and known["protocol"] != protocol(asked):
         parser.error(f"{given.out} holds figures of another protocol; give another --out")
     rows = {one["name"]: one for one in known["rows"]}
+    if rows and rows["dense"]["questions"] > given.limit:
+        parser.error(f"the dense model was asked {rows['dense']['questions']} questions; give as many")
     for name in ("dense", *given.recipes):
-        if name in rows:
+        if name in rows and rows[name]["questions"] >= given.limit:
             continue
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as work:
             folder = given.model if name == "dense" else f"{work}/{name}"
             about = {} if name == "dense" else pruned(given.model, given.shared, name, Path(folder))
             scored = scores(folder, asked)
-        about["seconds"] = round(time.monotonic() - start)
-        rows[name] = row(name, about, scored, rows["dense"]["answers"] if rows else None)
+        about |= {"seconds": round(time.monotonic() - start), "questions": given.limit}
+        rows[name] = row(name, about, scored, None if name == "dense" else rows["dense"]["answers"])
         write(given.out, protocol(asked), known.get("model", given.model), list(rows.values()))
         print(json.dumps({key: rows[name][key] for key in ("name", "seconds", "tasks")}), flush=True)
 
