@@ -28,6 +28,11 @@ def test_the_tables_of_the_readme_are_current() -> None:
     assert tables.written(text) == text, "run python eval/benchmarks/tables.py"
 
 
+def test_every_model_was_asked_as_many_questions_as_the_readme_says() -> None:
+    (asked,) = {row["questions"] for row in tables.rows_of("zero_shot")}
+    assert f"**{asked} questions a task**" in tables.README.read_text()
+
+
 @pytest.mark.parametrize("share", ["20", "30"])
 def test_who_wins_without_text_is_what_the_methods_say(share: str) -> None:
     listed = {method["name"]: method["about"] for method in listing.everything()["methods"]}
