@@ -59,6 +59,7 @@ class Draft:
         _require_same(lines[0]["fingerprint"], fingerprint, self.out)
         with _explained(self.folder / JOURNAL):
             _rewrite(self.folder / JOURNAL, lines)
+            self._drop_halves()
         self.done = lines[1:]
         return lines[0]
 
@@ -68,6 +69,7 @@ class Draft:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in (JOURNAL, STATE):  # of a run whose first line was not written to its end
                 (self.folder / left).unlink(missing_ok=True)
+            self._drop_halves()
         except OSError as error:
             raise RequestError("out", f"{self.out} cannot be written: {error.strerror}") from error
         self._append(header)
@@ -139,6 +141,11 @@ class Draft:
         with _explained(self.folder / READY):
             (self.folder / READY).touch()
         move_up(self.out)
+
+    def _drop_halves(self) -> None:
+        """Remove what safetensors was writing, under a hidden name, when a run was killed."""
+        for half in self.folder.glob(".*"):
+            half.unlink()
 
     def _append(self, line: dict[str, Any]) -> None:
         with _explained(self.folder / JOURNAL), (self.folder / JOURNAL).open("a") as journal:

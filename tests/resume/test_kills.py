@@ -167,6 +167,20 @@ def test_a_journal_line_that_was_cut_off_is_dropped(
         require_same(out, reference)
 
 
+@pytest.mark.parametrize("journal", ["kept", "cut in its first line"])
+def test_what_was_being_written_does_not_move_up(
+    begun: Path, references: References, model: Path, process: Process, tmp_path: Path, journal: str
+) -> None:
+    """Safetensors writes under a hidden name, which a kill leaves behind."""
+    out = tmp_path / "out"
+    shutil.copytree(begun, out)
+    (out / WORK / ".tmpa1B2c3").write_bytes(b"half a shard")
+    if journal != "kept":
+        (out / WORK / JOURNAL).write_text('{"fingerp')
+    process.finish(model, out, WANDA)
+    require_same(out, references(WANDA)[0])
+
+
 def test_resume_of_nothing_is_a_plain_run(
     references: References, model: Path, process: Process, tmp_path: Path
 ) -> None:
