@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import re
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -38,6 +37,7 @@ ANSWERS = {
 }
 TROUBLE = "the Hub has trouble of its own; push again later"
 REFUSAL = "that is a refusal; mend what it names, then push again"
+STORED = re.compile(r"HTTP status \w+ error \((\d{3}) ([^)]*)\)")  # as the client's storage words it
 UNFIT = "only a folder that `llmprune prune` finished can be pushed"
 
 
@@ -232,20 +232,23 @@ def _is_same(file: Path, there: Any) -> bool:
 def _upload(
     api: HfApi, folder: Path, repo: str, revision: str | None, todo: Difference, *, create_pr: bool
 ) -> Any:
-    """One commit on top of the one that was looked at; the client retries, and sends no file twice."""
+    """One commit on top of the one that was looked at; the client sends no file twice.
+
+    `upload_folder` would make several, where files go in chunks: what was half there could be loaded.
+    """
     say(f"sending {len(todo.new)} files ({todo.bytes:,} bytes) to {repo}")
     if todo.stale:
         say(f"removing weights of an earlier checkpoint from {repo}: {', '.join(todo.stale)}")
+    added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in todo.new]
+    removed = [CommitOperationDelete(name, is_folder=False) for name in todo.stale]
     with warnings.catch_warnings(record=True, action="always") as remarks:
-        done = api.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
+        done = api.create_commit(
+            repo,
+            [*removed, *added],
             commit_message=MESSAGE,
             revision=revision,
             create_pr=create_pr,
             parent_commit=todo.head,
-            allow_patterns=[glob.escape(path.relative_to(folder).as_posix()) for path in todo.new],
-            delete_patterns=[glob.escape(name) for name in todo.stale] or None,
         )
     for remark in remarks:
         if not issubclass(remark.category, DeprecationWarning):  # those are for the client's authors
@@ -272,11 +275,9 @@ def _reason(error: BaseException) -> str:
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, HTTP_ERROR):
         inner = inner.__cause__  # the client wraps what went wrong with a single file
-    response = getattr(inner, "response", None)
-    if response is not None:
-        status = int(response.status_code)
-        said = _one_line(getattr(inner, "server_message", None) or response.reason_phrase)
-        todo = TROUBLE if status >= 500 else ANSWERS.get(status, REFUSAL)
+    if answer := _answer(inner) or STORED.findall(str(error)):
+        status, said = answer[0]
+        todo = TROUBLE if int(status) >= 500 else ANSWERS.get(int(status), REFUSAL)
         return f"the Hub answered {status} ({said}): {todo}"
     if inner is not None or isinstance(error, ConnectionError | TimeoutError):
         said = _one_line(inner or error)
@@ -287,6 +288,15 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, KeyError | json.JSONDecodeError):
         return f"{constants.ENDPOINT} does not answer as a Hub does; look at HF_ENDPOINT and the network"
     return f"{_one_line(error)}; mend that, then push again"
+
+
+def _answer(error: BaseException | None) -> list[tuple[str, str]]:
+    """The status and the words of the answer that an error holds, if it holds one."""
+    response = getattr(error, "response", None)
+    if response is None:
+        return []
+    said = getattr(error, "server_message", None) or response.reason_phrase
+    return [(str(response.status_code), _one_line(said))]
 
 
 def _one_line(what: object) -> str:

@@ -165,16 +165,16 @@ def _found(model: Any, tokenizer: Any, asked: Ask, scorer: type | None) -> dict[
         raise RequestError(
             "tasks", f"{named} cannot be scored without a package ({_reason(error)}); install it"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, IndexError, RuntimeError) as error:
         if _about_data(error):
             raise JobError(
                 f"the data of {named} is out of reach ({_reason(error)}); give --data a folder that "
                 "holds it under its Hub name, such as allenai/ai2_arc"
             ) from error
-        raise RequestError(
-            "tasks", f"lm-eval cannot score {named} as asked ({_reason(error)}); ask otherwise"
-        ) from error
-    except (IndexError, RuntimeError):
+        if isinstance(error, OSError | ValueError):
+            raise RequestError(
+                "tasks", f"lm-eval cannot score {named} as asked ({_reason(error)}); ask otherwise"
+            ) from error
         require_known(model, max(tokenizer.get_vocab().values()))
         raise
 

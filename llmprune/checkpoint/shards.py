@@ -23,6 +23,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BLOB = re.compile(r"/blobs/([0-9a-f]{64})$")  # a large file in the Hub's cache, by its sha256
 PACKED = re.compile(r"\.(compressed|bitmask|weight_packed|qweight|row_offsets)$")
 
 
@@ -150,10 +151,9 @@ def _require_sound(entry: dict[str, Any]) -> None:
 
 
 def sha256(file: Path) -> str:
-    """The hash of a file's content; free for the Hub's cache, whose files are named by it."""
-    name = file.resolve().name
-    if re.fullmatch(r"[0-9a-f]{64}", name):
-        return name
+    """The hash of a file's content; free for the Hub's cache, where it is what a file links to."""
+    if file.is_symlink() and (blob := BLOB.search(file.readlink().as_posix())):
+        return blob[1]
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -24,7 +24,8 @@ from llmprune.paths import existing
 from llmprune.progress import track
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-UNREACHABLE = (OSError, getattr(hub_errors, "HTTPError", OSError))  # what the Hub's client raises, by version
+# What the Hub's client raises, by version, and the RuntimeError of its storage for large files.
+UNREACHABLE = (OSError, RuntimeError, getattr(hub_errors, "HTTPError", OSError))
 WEIGHTS = (
     "*.safetensors",
     "*.bin",

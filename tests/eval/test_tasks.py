@@ -130,6 +130,16 @@ def test_why_lm_eval_cannot_score_is_told_apart(
 
 
 @needs_shared
+def test_storage_that_fails_is_data_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Task error: File reconstruction error")  # as the Hub's client words it
+
+    monkeypatch.setattr("datasets.load.dataset_module_factory", fail)
+    with pytest.raises(JobError, match=r"the data of arc_easy is out of reach .*reconstruction"):
+        tasks.score(*load(str(MODEL), kernels="none"), Ask(("arc_easy",), limit=2, data=DATA))
+
+
+@needs_shared
 def test_a_local_copy_of_half_a_data_set_is_data_out_of_reach(tmp_path: Path) -> None:
     half = Path("allenai/ai2_arc/ARC-Challenge")
     shutil.copytree(DATA / half, tmp_path / half)

@@ -50,9 +50,9 @@ def environment(home: Path, endpoint: str, **more: str) -> dict[str, str]:
 class Worker:
     """A process that runs one command line after another; the client reads its environment but once."""
 
-    def __init__(self, home: Path, hub: WritableHub) -> None:
+    def __init__(self, home: Path, hub: WritableHub, **more: str) -> None:
         self.hub, self.home, self.errors = hub, home, home.with_name("errors.txt")
-        pipe, env = subprocess.PIPE, environment(home, hub.endpoint)
+        pipe, env = subprocess.PIPE, environment(home, hub.endpoint, **more)
         with self.errors.open("w") as errors:
             command = [sys.executable, "-c", WORKER]
             self._process = subprocess.Popen(
