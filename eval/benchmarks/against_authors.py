@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -97,10 +98,22 @@ def block_weights(folder: str | Path) -> int:
     return sum(m.weight.numel() for m in blocks.modules() if isinstance(m, torch.nn.Linear))
 
 
-def write(file: Path, about: str, model: str, rows: list[dict[str, Any]]) -> None:
-    """A file of results: how it was measured, on what, and the rows."""
-    told = {"protocol": " ".join(about.split()), "model": Path(model).name, "rows": rows}
-    file.write_text(json.dumps(told, indent=1) + "\n")
+def write(folder: Path, about: str, model: str, row: dict[str, Any]) -> None:
+    """A row's own file of results: how it was measured, on what, with which commit, and the figures."""
+    measured = {"protocol": " ".join(about.split()), "model": Path(model).name, "commit": commit()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{row['name']}.json").write_text(json.dumps(measured | row, indent=1) + "\n")
+
+
+def commit() -> str:
+    """The commit of llmprune that is measured, with a `+` where its code was changed since."""
+    here = ["git", "-C", str(Path(__file__).parents[2])]
+    code = ["llmprune", "kernels/llmprune_kernels", "eval/llmprune_eval", "recipes"]
+    at = subprocess.run(
+        [*here, "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True
+    )
+    changed = subprocess.run([*here, "diff", "--quiet", "HEAD", "--", *code], check=False).returncode
+    return at.stdout.strip() + "+" * changed
 
 
 def run(
@@ -140,22 +153,21 @@ def main() -> None:
     parser.add_argument("shared", type=Path)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--propagation", choices=["dense", "block", "layer"])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="a folder of eval/results, for a file a row")
     arguments = parser.parse_args()
     baselines = json.loads((arguments.shared / BASELINES).read_text())["rows"]
     authors = {row["name"]: row for row in baselines}
     tokens = calibration_tokens(arguments.model, arguments.shared)
     test = tokens_of(arguments.shared, "test", AutoTokenizer.from_pretrained(arguments.model))
-    rows = []
     for name in arguments.rows:
         asked = ROWS[name] | ({"propagation": arguments.propagation} if arguments.propagation else {})
-        rows.append(run(arguments.model, name, asked, tokens, test))
+        row = run(arguments.model, name, asked, tokens, test)
         theirs = authors.get(name.partition(",")[0], {})
-        rows[-1]["authors_perplexity"] = theirs.get("ppl_32_windows")
-        rows[-1]["authors_ratio"] = theirs.get("time_over_one_forward")
-        print(json.dumps(rows[-1]), flush=True)
+        row["authors_perplexity"] = theirs.get("ppl_32_windows")
+        row["authors_ratio"] = theirs.get("time_over_one_forward")
+        print(json.dumps(row), flush=True)
         if arguments.out:
-            write(arguments.out, str(__doc__), arguments.model, rows)
+            write(arguments.out, str(__doc__), arguments.model, row)
 
 
 if __name__ == "__main__":

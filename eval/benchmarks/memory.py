@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from against_authors import commit
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -97,6 +98,7 @@ def main() -> None:
         printed.seek(0)
         report = json.load(printed)
     result = {
+        "commit": commit(),
         "method": asked.method,
         "pattern": asked.pattern,
         "blocks": asked.blocks,

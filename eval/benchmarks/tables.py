@@ -16,6 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 RESULTS, README = ROOT / "eval" / "results", ROOT / "README.md"
+MODEL = "smollm2-135m"
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOT_MEASURED = "not measured"
 TASKS = yaml.safe_load((ROOT / "eval" / "suites" / "paper.yaml").read_text())["tasks"]
@@ -35,8 +36,8 @@ def authors(row: Row) -> str:
 
 def transcribed(row: Row) -> str:
     """The same of their algorithm, written out plainly, on this machine."""
-    found = [one for one in rows_of("transcribed") if one["name"] == row["name"]]
-    return perplexity(found[0]) if found else ""
+    found = rows("transcribed").get(row["name"])
+    return perplexity(found) if found else ""
 
 
 def _figure(value: float | None) -> str:
@@ -100,8 +101,8 @@ def lost(row: Row) -> str:
 class Table:
     """Lines of fixed cells, each followed by what the columns say of the rows that it names."""
 
-    files: tuple[str, ...]
-    """Of the results, without `smollm2-135m_` and `.json`."""
+    folders: tuple[str, ...]
+    """Of the model's results."""
 
     head: str
     columns: tuple[Callable[[Row], str], ...]
@@ -110,29 +111,39 @@ class Table:
 
     def text(self) -> str:
         """In Markdown."""
-        rows = {row["name"]: row for name in self.files for row in rows_of(name)}
         rule = "|" + "---|" * len(self.head.split("|"))
-        return "\n".join([f"| {self.head} |", rule, *(self._line(line, rows) for line in self.lines)])
+        known = rows(*self.folders)
+        return "\n".join([f"| {self.head} |", rule, *(self._line(line, known) for line in self.lines)])
 
-    def _line(self, fixed: str, rows: dict[str, Row]) -> str:
+    def _line(self, fixed: str, known: dict[str, Row]) -> str:
         cells = [fixed]
         for name in self.lines[fixed].split():
-            if name in rows:
-                cells += [column(rows[name]) for column in self.columns]
+            if name in known:
+                cells += [column(known[name]) for column in self.columns]
             else:
                 cells += [NOT_MEASURED, *[""] * (len(self.columns) - 1)]
         return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"
 
 
-def rows_of(name: str) -> list[Row]:
-    """The rows of a file of results."""
-    found: list[Row] = json.loads((RESULTS / f"smollm2-135m_{name}.json").read_text())["rows"]
-    return found
+def rows(*folders: str) -> dict[str, Row]:
+    """The model's rows of some results, by name."""
+    return {row["name"]: row for folder in folders for row in rows_of(RESULTS / MODEL / folder)}
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """The rows of one folder, the dense model's first, then by what they score where they do."""
+    found = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    return sorted(found, key=_rank)
+
+
+def _rank(row: Row) -> tuple[bool, float, str]:
+    mean = row.get("tasks", {}).get("mean", {}).get("score", 0.0)
+    return row["name"] != "dense", -mean, row["name"]
 
 
 TABLES = {
     "cost": Table(
-        ("speed_and_fidelity",),
+        ("against_authors",),
         "recipe | perplexity | authors' code | written out | time | authors' time",
         (perplexity, authors, transcribed, both_times, authors_time),
         {
@@ -146,7 +157,7 @@ TABLES = {
         },
     ),
     "smaller": Table(
-        ("units",),
+        ("against_authors",),
         "recipe | removed | parameters | perplexity | authors' code | written out | time",
         (removed, parameters, perplexity, authors, transcribed, time),
         {
@@ -205,7 +216,7 @@ TABLES = {
         },
     ),
     "textless-flap": Table(
-        ("units", "textless"),
+        ("against_authors", "textless"),
         "FLAP, 20 % of the blocks, heads too | perplexity",
         (perplexity,),
         {
@@ -219,10 +230,7 @@ TABLES = {
         ("zero_shot",),
         " | ".join(["recipe", *TASKS, "mean", "mean, to dense"]),
         (*map(score, [*TASKS, "mean"]), lost),
-        {
-            name if name == "dense" else f"`{name}`": name
-            for name in (row["name"] for row in rows_of("zero_shot"))
-        },
+        {name if name == "dense" else f"`{name}`": name for name in rows("zero_shot")},
     ),
 }
 

@@ -65,10 +65,9 @@ def main() -> None:
     parser.add_argument("shared", type=Path)
     parser.add_argument("--policy", help="a policy.safetensors, to spare the training")
     parser.add_argument("--rows", nargs="+")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="a folder of eval/results, for a file a row")
     arguments = parser.parse_args()
     test = tokens_of(arguments.shared, "test", AutoTokenizer.from_pretrained(arguments.model))
-    measured = []
     for name, asked in rows(arguments.policy, arguments.shared).items():
         if arguments.rows and name not in arguments.rows:
             continue
@@ -84,10 +83,9 @@ def main() -> None:
             "training": report.learned,
         }
         shutil.rmtree(out.parent)
-        measured.append(row)
         print(json.dumps(row), flush=True)
         if arguments.out:
-            write(arguments.out, str(__doc__), arguments.model, measured)
+            write(arguments.out, str(__doc__), arguments.model, row)
 
 
 if __name__ == "__main__":

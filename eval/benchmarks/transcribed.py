@@ -185,18 +185,17 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("shared", type=Path)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="a folder of eval/results, for a file a row")
     arguments = parser.parse_args()
     samples = calibration_tokens(arguments.model, arguments.shared)
     test = tokens_of(arguments.shared, "test", AutoTokenizer.from_pretrained(arguments.model))
-    rows = []
     for name in arguments.rows:
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
         ROWS[name](model, samples)
-        rows.append({"name": name, "perplexity": perplexity_of(model, test)})
-        print(json.dumps(rows[-1]), flush=True)
+        row = {"name": name, "perplexity": perplexity_of(model, test)}
+        print(json.dumps(row), flush=True)
         if arguments.out:
-            write(arguments.out, str(__doc__), arguments.model, rows)
+            write(arguments.out, str(__doc__), arguments.model, row)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Zero-shot scores of recipes beside the dense model's: a suite of lm-eval's tasks, seeded questions of each.
 
 Calibrated on the tokens of against_authors.py where a recipe needs text; float32. The figures of a model are
-written as soon as they are there; asked again, this goes on with the models that are missing, or that were
-asked fewer questions. `answers` holds every question's score, in the order of their numbers, so that rows of
-as many questions can be compared in pairs.
+written as soon as they are there, into a file of its own; asked again, this goes on with the models that are
+missing, or that were asked fewer questions. `answers` holds every question's score, in the order of their
+numbers, so that rows of as many questions can be compared in pairs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from against_authors import calibration_tokens, write
 from llmprune_eval import comparison, tasks
 from shared_beginnings import SharedBeginnings
+from tables import RESULTS, rows_of
 
 import llmprune
 from llmprune.recipe import Recipe
@@ -28,7 +29,7 @@ RECIPES = (
     *("prunenet-20", "magnitude-50", "flap-50", "prunenet-30", "cfsp-50", "flap-20-self", "cfsp-30-recover"),
     *("flap-20-synthetic", "owl-70"),
 )
-OUT = Path(__file__).parents[1] / "results" / "smollm2-135m_zero_shot.json"
+OUT = RESULTS / "smollm2-135m" / "zero_shot"
 
 
 def pruned(model: str, shared: Path, recipe: str, out: Path) -> dict[str, Any]:
@@ -107,10 +108,9 @@ def main() -> None:
         seed=given.seed,
         data=given.shared / "data",
     )
-    known = json.loads(given.out.read_text()) if given.out.exists() else {"rows": []}
-    if known["rows"] and known["protocol"] != protocol(asked):
+    rows = {one["name"]: one for one in rows_of(given.out)}
+    if any(one["protocol"] != protocol(asked) for one in rows.values()):
         parser.error(f"{given.out} holds figures of another protocol; give another --out")
-    rows = {one["name"]: one for one in known["rows"]}
     if rows and rows["dense"]["questions"] > given.limit:
         parser.error(f"the dense model was asked {rows['dense']['questions']} questions; give as many")
     for name in ("dense", *given.recipes):
@@ -123,7 +123,7 @@ def main() -> None:
             scored = scores(folder, asked)
         about |= {"seconds": round(time.monotonic() - start), "questions": given.limit}
         rows[name] = row(name, about, scored, None if name == "dense" else rows["dense"]["answers"])
-        write(given.out, protocol(asked), known.get("model", given.model), list(rows.values()))
+        write(given.out, protocol(asked), given.model, rows[name])
         print(json.dumps({key: rows[name][key] for key in ("name", "seconds", "tasks")}), flush=True)
 
 

@@ -17,9 +17,8 @@ RECIPES = sorted((tables.ROOT / "recipes").glob("*.yaml"))
 
 def perplexities() -> dict[str, float]:
     """What was measured, by the recipe's name with underscores."""
-    files = ("speed_and_fidelity", "units", "textless")
-    rows = [row for file in files for row in tables.rows_of(file)]
-    return {row["name"].replace("-", "_"): row["perplexity"] for row in rows}
+    rows = tables.rows("against_authors", "textless")
+    return {name.replace("-", "_"): row["perplexity"] for name, row in rows.items()}
 
 
 def test_the_tables_of_the_readme_are_current() -> None:
@@ -28,8 +27,19 @@ def test_the_tables_of_the_readme_are_current() -> None:
     assert tables.written(text) == text, "run python eval/benchmarks/tables.py"
 
 
+def test_every_result_says_what_was_measured_and_how() -> None:
+    files = [*tables.RESULTS.glob("*/*/*.json")]
+    assert len(files) > 80
+    for file in files:
+        told = json.loads(file.read_text())
+        assert re.fullmatch(r"[0-9a-f]{12}\+?", told["commit"]), file
+        if file.parent.name != "memory":  # these say what they ran in words of their own
+            assert told["protocol"] and told["model"], file
+            assert told["name"] == file.stem, file
+
+
 def test_every_model_was_asked_as_many_questions_as_the_readme_says() -> None:
-    (asked,) = {row["questions"] for row in tables.rows_of("zero_shot")}
+    (asked,) = {row["questions"] for row in tables.rows("zero_shot").values()}
     assert f"**{asked} questions a task**" in tables.README.read_text()
 
 
@@ -38,7 +48,7 @@ def test_who_wins_without_text_is_what_the_methods_say(share: str) -> None:
     listed = {method["name"]: method["about"] for method in listing.everything()["methods"]}
     assert all("on SmolLM2-135M loses to `random`" in listed[name] for name in ("row_norm", "spectral"))
     assert "On SmolLM2-135M it wins where there is no text, by little over `wanda`" in listed["prunenet"]
-    found = {row["name"]: row["perplexity"] for row in tables.rows_of("textless")}
+    found = {name: row["perplexity"] for name, row in tables.rows("textless").items()}
     order = [f"prunenet-{share}-again", f"wanda-{share}-self", f"random-{share}", f"row_norm-{share}"]
     assert sorted(order, key=lambda name: found[name]) == order  # the first two on the same text
     assert found[f"spectral-{share}"] > found[f"random-{share}"]
@@ -48,12 +58,10 @@ def test_another_figure_makes_another_table(tmp_path: Path, monkeypatch: pytest.
     before = tables.TABLES["smaller"].text()
     results = Path(shutil.copytree(tables.RESULTS, tmp_path / "results"))
     monkeypatch.setattr(tables, "RESULTS", results)
-    file = results / "smollm2-135m_units.json"
-    told = json.loads(file.read_text())
-    rows = {row["name"]: row for row in told["rows"]}
-    rows["flap_30"]["perplexity"] = 1234.5
-    told["rows"] = [row for name, row in rows.items() if name != "cfsp_50"]
-    file.write_text(json.dumps(told))
+    folder = results / tables.MODEL / "against_authors"
+    told = json.loads((folder / "flap_30.json").read_text())
+    (folder / "flap_30.json").write_text(json.dumps(told | {"perplexity": 1234.5}))
+    (folder / "cfsp_50.json").unlink()
     changed = set(tables.TABLES["smaller"].text().splitlines()) - set(before.splitlines())
     assert len(changed) == 2
     assert any("| 1,234 |" in line for line in changed)
