@@ -6,8 +6,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,27 +16,13 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from llmprune import card, report
+from llmprune.answers import explained, one_line
 from llmprune.checkpoint import draft, shards
-from llmprune.errors import JobError, LlmpruneError, RequestError
+from llmprune.errors import JobError, RequestError
 from llmprune.progress import say, track
 
 MESSAGE = "Upload a checkpoint pruned with llmprune"
 WEIGHTS = re.compile(rf"[^/]*\.safetensors|{re.escape(shards.INDEX)}")  # of the folder itself
-HTTP_ERROR: type[Exception] = getattr(hub_errors, "HTTPError", OSError)  # of the client's own HTTP library
-CLIENT_ERRORS = (OSError, HTTP_ERROR, RuntimeError, ValueError, KeyError)
-ANSWERS = {
-    400: "what was sent was not taken; push again, and files that the Hub lacks are sent anew",
-    401: "the token is not valid; log in again with `hf auth login`, or set HF_TOKEN",
-    402: "the namespace has no room for this; free some, or name another repository",
-    403: "the token may not write there; use one with write access, or name a repository of yours",
-    404: "the repository or branch is not there, or hidden from this token; check the names and the token",
-    409: "something else is being done in the repository; push again in a moment",
-    412: "the repository was changed by somebody else meanwhile; push again",
-    429: "too much was asked of it; push again in a few minutes",
-}
-TROUBLE = "the Hub has trouble of its own; push again later"
-REFUSAL = "that is a refusal; mend what it names, then push again"
-STORED = re.compile(r"HTTP status \w+ error \((\d{3}) ([^)]*)\)")  # as the client's storage words it
 UNFIT = "only a folder that `llmprune prune` finished can be pushed"
 
 
@@ -95,7 +80,7 @@ def push(
         raise RequestError("revision", "a pull request goes to the main branch; leave the revision out")
     if constants.HF_HUB_OFFLINE:
         raise JobError(f"cannot push to {repo}: HF_HUB_OFFLINE is set; unset it ({place} is kept)")
-    with _explained(repo, place, ""):
+    with explained(repo, place, ""):
         token = get_token()
     if token is None:
         raise JobError(
@@ -105,7 +90,7 @@ def push(
     api = HfApi(token=token, library_name="llmprune", library_version=report.versions()["llmprune"])
     # What a pull request brings is for the repository's owner to word.
     named = nullcontext() if create_pr else card.addressed(place, repo)
-    with _explained(repo, place, token), named:
+    with explained(repo, place, token), named:
         return _pushed(api, place, repo, private, revision, None if create_pr else tag)
 
 
@@ -252,52 +237,5 @@ def _upload(
         )
     for remark in remarks:
         if not issubclass(remark.category, DeprecationWarning):  # those are for the client's authors
-            say(_one_line(remark.message))
+            say(one_line(remark.message))
     return done
-
-
-@contextmanager
-def _explained(repo: str, folder: Path, token: str) -> Iterator[None]:
-    """Turn what the client raises into a sentence."""
-    try:
-        yield
-    except LlmpruneError:
-        raise
-    except CLIENT_ERRORS as error:
-        why = _reason(error)
-        if token:  # a server may repeat what it was sent; its own words are in no traceback either
-            why = why.replace(token, "(token)")
-        raise JobError(f"cannot push to {repo}: {why} ({folder} is kept)") from None
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, and what to do."""
-    inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, HTTP_ERROR):
-        inner = inner.__cause__  # the client wraps what went wrong with a single file
-    if answer := _answer(inner) or STORED.findall(str(error)):
-        status, said = answer[0]
-        todo = TROUBLE if int(status) >= 500 else ANSWERS.get(int(status), REFUSAL)
-        return f"the Hub answered {status} ({said}): {todo}"
-    if inner is not None or isinstance(error, ConnectionError | TimeoutError):
-        said = _one_line(inner or error)
-        return (
-            f"the connection to {constants.ENDPOINT} failed ({said}); push again when it is back, and files "
-            "that arrived are not sent again"
-        )
-    if isinstance(error, KeyError | json.JSONDecodeError):
-        return f"{constants.ENDPOINT} does not answer as a Hub does; look at HF_ENDPOINT and the network"
-    return f"{_one_line(error)}; mend that, then push again"
-
-
-def _answer(error: BaseException | None) -> list[tuple[str, str]]:
-    """The status and the words of the answer that an error holds, if it holds one."""
-    response = getattr(error, "response", None)
-    if response is None:
-        return []
-    said = getattr(error, "server_message", None) or response.reason_phrase
-    return [(str(response.status_code), _one_line(said))]
-
-
-def _one_line(what: object) -> str:
-    return " ".join(str(what).split()).rstrip(".") or type(what).__name__

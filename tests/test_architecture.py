@@ -24,7 +24,7 @@ HOMES = {
 # A file imports only from floors below its own, or from its own folder.
 FLOORS = {
     0: ["errors", "paths", "progress", "llmprune_kernels"],
-    1: ["ops", "spectrum", "plugins"],
+    1: ["ops", "spectrum", "plugins", "answers"],
     2: ["statistics", "patterns", "sites", "tokenizing"],
     3: ["anatomy", "methods", "calibration", "repair"],
     4: ["stage", "checkpoint", "widths", "policy"],
