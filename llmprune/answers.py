@@ -14,7 +14,8 @@ from huggingface_hub import errors as hub_errors
 from llmprune.errors import JobError, LlmpruneError
 
 HTTP_ERROR: type[Exception] = getattr(hub_errors, "HTTPError", OSError)  # of the client's own HTTP library
-CLIENT_ERRORS = (OSError, HTTP_ERROR, RuntimeError, ValueError, KeyError)
+UNREACHABLE = (OSError, HTTP_ERROR, RuntimeError)  # the last is what its storage for large files raises
+CLIENT_ERRORS = (*UNREACHABLE, ValueError, KeyError)
 ANSWERS = {
     400: "what was sent was not taken; push again, and files that the Hub lacks are sent anew",
     401: "the token is not valid; log in again with `hf auth login`, or set HF_TOKEN",

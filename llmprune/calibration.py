@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from llmprune.errors import JobError, RequestError
+from llmprune.errors import JobError, RequestError, first_line
 from llmprune.paths import existing
 from llmprune.tokenizing import tokenize
 
@@ -240,8 +240,9 @@ def _from_file(where: dict[str, Any], column: str, dataset: str, field: str) -> 
     except RequestError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RequestError(field, f"{dataset} cannot be read as a table ({reason}); is it whole?") from error
+        raise RequestError(
+            field, f"{dataset} cannot be read as a table ({first_line(error)}); is it whole?"
+        ) from error
 
 
 def _from_hub(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:
@@ -268,9 +269,8 @@ def _from_hub(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]
         if isinstance(item, RequestError):
             raise item
         if isinstance(item, Exception):
-            reason = (str(item).strip().splitlines() or [type(item).__name__])[0]
             raise JobError(
-                f"the data set {dataset!r} is out of reach ({reason}); "
+                f"the data set {dataset!r} is out of reach ({first_line(item)}); "
                 "use `builtin`, which needs no download, or a file"
             )
         yield item

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.source import Source
-from llmprune.errors import RequestError
+from llmprune.errors import RequestError, first_line
 from llmprune.report import Report
 
 TEXT = """---
@@ -137,7 +137,7 @@ def opened(folder: Path, report: Report) -> Any:
     try:
         return ModelCard(file.read_text(encoding="utf-8-sig"))
     except Exception as error:  # somebody wrote into it, and YAML and the Hub's client fail in many ways
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        why = first_line(error)
         raise RequestError(
             "save", f"{file} cannot be read as a model card ({why}); mend its metadata, or move it away"
         ) from error

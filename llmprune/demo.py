@@ -10,9 +10,9 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from llmprune.answers import UNREACHABLE
 from llmprune.checkpoint.gguf import cache_folder
 from llmprune.checkpoint.shards import sha256
-from llmprune.checkpoint.source import UNREACHABLE
 from llmprune.errors import JobError
 from llmprune.progress import say
 

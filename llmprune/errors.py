@@ -18,3 +18,8 @@ class RequestError(LlmpruneError):
 
 class JobError(LlmpruneError):
     """The request was sound, and carrying it out failed. Exit code 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from llmprune.errors import JobError, RequestError
+from llmprune.errors import JobError, RequestError, first_line
 from llmprune_eval.perplexity import require_known
 
 HERE = Path(__file__).parent
@@ -163,17 +163,17 @@ def _found(model: Any, tokenizer: Any, asked: Ask, scorer: type | None) -> dict[
         return _evaluated(model, tokenizer, asked, scorer)
     except ImportError as error:
         raise RequestError(
-            "tasks", f"{named} cannot be scored without a package ({_reason(error)}); install it"
+            "tasks", f"{named} cannot be scored without a package ({first_line(error)}); install it"
         ) from error
     except (OSError, ValueError, IndexError, RuntimeError) as error:
         if _about_data(error):
             raise JobError(
-                f"the data of {named} is out of reach ({_reason(error)}); give --data a folder that "
+                f"the data of {named} is out of reach ({first_line(error)}); give --data a folder that "
                 "holds it under its Hub name, such as allenai/ai2_arc"
             ) from error
         if isinstance(error, OSError | ValueError):
             raise RequestError(
-                "tasks", f"lm-eval cannot score {named} as asked ({_reason(error)}); ask otherwise"
+                "tasks", f"lm-eval cannot score {named} as asked ({first_line(error)}); ask otherwise"
             ) from error
         require_known(model, max(tokenizer.get_vocab().values()))
         raise
@@ -184,10 +184,6 @@ def _about_data(error: Exception) -> bool:
     frames = traceback.walk_tb(error.__traceback__)
     inside = any(frame.f_globals.get("__name__", "").startswith("datasets.") for frame, _ in frames)
     return inside or isinstance(error, OSError)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _evaluated(model: Any, tokenizer: Any, asked: Ask, scorer: type | None) -> dict[str, Any]:

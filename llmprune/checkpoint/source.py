@@ -17,15 +17,14 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from llmprune.answers import UNREACHABLE
 from llmprune.checkpoint import gguf, shards
 from llmprune.checkpoint.shards import Stored
-from llmprune.errors import JobError, RequestError
+from llmprune.errors import JobError, RequestError, first_line
 from llmprune.paths import existing
 from llmprune.progress import track
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-# What the Hub's client raises, by version, and the RuntimeError of its storage for large files.
-UNREACHABLE = (OSError, RuntimeError, getattr(hub_errors, "HTTPError", OSError))
 WEIGHTS = (
     "*.safetensors",
     "*.bin",
@@ -199,7 +198,7 @@ def _download(repo: str, revision: str | None, **patterns: Any) -> Path:
         raise RequestError(
             "model",
             f"{where} is no local folder, not in the Hub's cache, and could not be fetched: "
-            f"{_first_line(error)}",
+            f"{first_line(error)}",
         ) from error
 
 
@@ -209,15 +208,11 @@ def _sizes_on_hub(repo: str, revision: str) -> Counter[str]:
     try:
         files = HfApi().get_safetensors_metadata(repo, revision=revision).files_metadata
     except UNREACHABLE as error:
-        raise JobError(f"the weights of {repo} could not be looked up: {_first_line(error)}") from error
+        raise JobError(f"the weights of {repo} could not be looked up: {first_line(error)}") from error
     for file in files.values():
         for tensor in file.tensors.values():
             sizes[tensor.dtype] += tensor.data_offsets[1] - tensor.data_offsets[0]
     return sizes
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _require_supported(source: Source) -> None:

@@ -11,7 +11,7 @@ import pytest
 import llmprune
 from tests import tiny
 from tests.checkpoint.writable_hub import WritableHub
-from tests.pushing.worker import Worker
+from tests.pushing.worker import Worker, at_work
 
 
 @pytest.fixture(scope="session")
@@ -31,13 +31,8 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    home = tmp_path_factory.mktemp("hub") / "home"
-    with WritableHub().served() as hub:
-        assert isinstance(hub, WritableHub)
-        made = Worker(home, hub)
+    with at_work(tmp_path_factory.mktemp("hub") / "home", WritableHub()) as made:
         yield made
-        made.close()
-    assert made.errors.read_text() == ""
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from tests.checkpoint.writable_hub import Fault, WritableHub
 from tests.pushing.worker import Worker, names
 
@@ -27,19 +25,7 @@ def test_a_pushed_model_is_loaded_by_its_name(worker: Worker, hub: WritableHub, 
     files = there.commits[said["commit"]]
     assert set(files) == {*names(finished), ".gitattributes"}
     assert all(files[path.name] == path.read_bytes() for path in finished.iterdir())
-    code = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "from safetensors.torch import save_file\n"
-        f"model = AutoModelForCausalLM.from_pretrained('me/small', revision={said['tag']!r})\n"
-        "AutoTokenizer.from_pretrained('me/small')\n"
-        f"save_file(model.state_dict(), {str(worker.home.with_name('loaded'))!r})"
-    )
-    loaded = worker(code=code)
-    assert loaded["code"] == 0, loaded
-    weights = load_file(worker.home.with_name("loaded"))
-    for file in finished.glob("*.safetensors"):
-        for key, tensor in load_file(file).items():
-            assert weights[key].equal(tensor)
+    worker.require_loads(finished, "me/small", said["tag"])
 
 
 def test_the_tag_names_the_recipe(worker: Worker, hub: WritableHub, finished: Path) -> None:
@@ -130,13 +116,7 @@ def test_a_branch_is_made_where_there_is_none(worker: Worker, hub: WritableHub, 
 
 
 def test_a_pull_request_leaves_main_as_it_is(worker: Worker, hub: WritableHub, finished: Path) -> None:
-    said = worker.push(finished, "me/small", "--create-pr")
-    there = hub.versioned["me/small"]
-    assert there.requests == [said["commit"]]
-    assert there.branches["main"] != said["commit"]
-    assert said["url"] == f"{hub.endpoint}/me/small/discussions/1"
-    assert said["tag"] is None
-    assert there.tags == {}
+    worker.require_pulled(finished)
     sentence = worker.fails(finished, "me/small", "--create-pr", "--revision", "x", exit_code=2)
     assert sentence.startswith("llmprune: revision: ")
 

@@ -6,10 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.checkpoint.writable_hub import WritableHub
+from safetensors.torch import load_file
+
+from tests.checkpoint.writable_hub import Fault, WritableHub
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("llmprune")
@@ -89,12 +93,60 @@ class Worker:
         assert "Warning" not in said["err"]
         return last
 
+    def refused(self, folder: Path, fault: Fault) -> str:
+        """Push with a fault of the Hub: one sentence, no secret in it, and the folder as it was."""
+        self.hub.faults.append(fault)
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        sentence = self.fails(folder, "me/small")
+        assert sentence.startswith("llmprune: cannot push to me/small: ")
+        assert f"{folder} is kept" in sentence
+        assert not [secret for secret in ("signature", TOKEN) if secret in sentence]
+        assert before == {path: path.read_bytes() for path in folder.iterdir()}
+        return sentence
+
+    def require_pulled(self, folder: Path) -> None:
+        """Open a pull request, which leaves the main branch as it is and sets no tag."""
+        said = self.push(folder, "me/small", "--create-pr")
+        there = self.hub.versioned["me/small"]
+        assert there.requests == [said["commit"]]
+        assert there.branches["main"] != said["commit"]
+        assert said["url"] == f"{self.hub.endpoint}/me/small/discussions/1"
+        assert said["tag"] is None
+        assert there.tags == {}
+
+    def require_loads(self, folder: Path, repo: str, revision: str) -> None:
+        """Load a repository by its name with plain transformers: it has the folder's weights."""
+        out = self.home.with_name("loaded")
+        loaded = self(
+            code="from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            "from safetensors.torch import save_file\n"
+            f"model = AutoModelForCausalLM.from_pretrained({repo!r}, revision={revision!r})\n"
+            f"AutoTokenizer.from_pretrained({repo!r})\n"
+            f"save_file(model.state_dict(), {str(out)!r})"
+        )
+        assert loaded["code"] == 0, loaded
+        weights = load_file(out)
+        files = list(folder.glob("model*.safetensors"))
+        assert files
+        for file in files:
+            assert all(weights[key].equal(tensor) for key, tensor in load_file(file).items())
+
     def close(self) -> None:
         """End the process; it has said nothing past what was caught."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.close()
         self._process.wait(60)
         self._process.stdout.close()
+        assert self.errors.read_text() == ""
+
+
+@contextmanager
+def at_work(home: Path, hub: WritableHub, **more: str) -> Iterator[Worker]:
+    """A worker, and its Hub, while the context is open."""
+    with hub.served():
+        made = Worker(home, hub, **more)
+        yield made
+        made.close()
 
 
 def names(folder: Path) -> set[str]:
