@@ -1,0 +1,167 @@
+"""Golden bytes: what every shipped recipe writes must not change by a bit.
+
+`golden.json` holds the sha256 of the weights, with the machine on which they were taken, and is compared only
+there. Elsewhere the sizes and counts of every site are compared. A change that means to change numbers runs
+`python -m tests.test_golden`, which takes the values again, and says so in CHANGELOG.md under **numbers:**.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from llmprune import prune, recover
+from llmprune.checkpoint import reload
+from llmprune.recipe_text import load_data, shipped
+from tests import tiny
+from tests.conftest import SHARED
+from tests.test_families import check_here
+
+FILE = Path(__file__).with_name("golden.json")
+RECIPES = shipped()
+TRAINED = SHARED / "models" / "stories15M"
+FAMILIES = ("llama", "phi3", "qwen2")  # separate projections, fused ones, biases
+TEXT = {"samples": 8, "length": 32}
+# What no shipped recipe reaches; `then` is a recovery of the result.
+BESIDES: dict[str, dict[str, Any]] = {
+    "global": {"method": "wanda", "sparsity": 0.4, "allocation": "global"},
+    "erk": {"method": "magnitude", "sparsity": 0.4, "allocation": "erk"},
+    "profile": {
+        "method": "random",
+        "sparsity": 0.4,
+        "allocation": {"name": "profile", "blocks": [0.5, 0.3, 0.4]},
+    },
+    "block": {"method": "sparsegpt", "sparsity": 0.5, "propagation": "block"},
+    "spectral": {
+        "method": "spectral",
+        "sparsity": 0.3,
+        "pattern": {"multiple": 4},
+        "repair": "least_squares",
+    },
+    "row-norm": {"method": "row_norm", "sparsity": 0.3, "pattern": {"multiple": 4}, "propagation": "layer"},
+    "padded": {
+        "method": "wanda",
+        "sparsity": 0.3,
+        "pattern": {"name": "units", "multiple": 4},
+        "layout": "padded",
+    },
+    "per-kind": {
+        "method": "flap",
+        "sparsity": 0.3,
+        "pattern": {"multiple": 4},
+        "allocation": {"name": "global_threshold", "per_kind": True},
+        "repair": "affine",
+        "propagation": "block",
+    },
+    "reconstruct-masked": {"method": "wanda", "pattern": "2:4", "then": "reconstruct"},
+    "reconstruct-cut": {"method": "flap", "sparsity": 0.3, "pattern": {"multiple": 4}, "then": "reconstruct"},
+    "lora-masked": {"method": "wanda", "pattern": "2:4", "then": "lora"},
+}
+CASES = [
+    *((recipe, family) for recipe in RECIPES for family in (*FAMILIES, TRAINED.name)),
+    *((name, "llama") for name in BESIDES),
+]
+
+
+def machine() -> dict[str, Any]:
+    """All that decides how sums are rounded."""
+    models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return {
+        "processor": f"{next(iter(models), '')}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def asked(name: str, family: str) -> tuple[dict[str, Any], str | None]:
+    """A case as a recipe of this size, and the recovery that follows."""
+    if name in BESIDES:
+        data = {"calibration": TEXT, **BESIDES[name]}
+        return data, data.pop("then", None)
+    data = load_data(name)
+    own = data.get("calibration", {})
+    data["calibration"] = own | TEXT | ({"dataset": "builtin"} if own.get("dataset") == "c4" else {})
+    if family in FAMILIES and "pattern" not in data and data["method"] != "sparsegpt":
+        data["pattern"] = {"multiple": 8}  # 64 is more than they have
+    return data, None
+
+
+def written(name: str, family: str, model: Path, out: Path) -> dict[str, Any]:
+    """The hash of all weights that a case leaves, and what its report counts for every site."""
+    data, then = asked(name, family)
+    report = prune(model, data, out=out)
+    if then is not None:
+        out = out.with_name("recovered")
+        report = recover(out.with_name("out"), then, out=out)
+    content = hashlib.sha256()
+    for file in sorted(out.glob("*.safetensors")):
+        content.update(file.name.encode() + file.read_bytes())
+    counts = [[site.dropped, site.zeros, *site.shape_after] for site in report.sites]
+    return {"sha256": content.hexdigest(), "counts": counts}
+
+
+def hangs_on_the_machine(name: str, family: str) -> bool:
+    """Whether rounding may change which units go: the text is the model's own, and budgets follow from it."""
+    return "self" in str(asked(name, family)[0])
+
+
+@pytest.fixture
+def _as_it_was_taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(reload, "check", check_here)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_as_it_was_taken")
+@pytest.mark.parametrize(("name", "family"), CASES)
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_the_bytes_are_those_of_before(
+    name: str, family: str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    if family == TRAINED.name and not TRAINED.is_dir():
+        pytest.skip(f"needs {TRAINED}")
+    golden = json.loads(FILE.read_text())
+    model = checkpoints(family) if family in FAMILIES else TRAINED
+    found, expected = written(name, family, model, tmp_path / "out"), golden["runs"][f"{name} {family}"]
+    if golden["taken on"] == machine():
+        assert found["sha256"] == expected["sha256"]
+    if golden["taken on"] == machine() or not hangs_on_the_machine(name, family):
+        assert found["counts"] == expected["counts"]
+
+
+def test_every_recipe_has_golden_bytes() -> None:
+    assert set(json.loads(FILE.read_text())["runs"]) == {f"{name} {family}" for name, family in CASES}
+
+
+def take() -> None:
+    """Write `golden.json`."""
+    torch.set_num_threads(1)
+    reload.check = check_here
+    runs = []
+    with tempfile.TemporaryDirectory() as work:
+        models = {family: tiny.save(family, Path(work) / family) for family in FAMILIES}
+        models[TRAINED.name] = TRAINED
+        for name, family in CASES:
+            torch.manual_seed(0)
+            os.environ["LLMPRUNE_CACHE"] = f"{work}/{name}-{family}/cache"
+            found = written(name, family, models[family], Path(work, f"{name}-{family}", "out"))
+            runs.append(f"{json.dumps(f'{name} {family}')}: {json.dumps(found)}")
+    lines = ",\n  ".join(runs)
+    FILE.write_text(f'{{"taken on": {json.dumps(machine())}, "runs": {{\n  {lines}\n}}}}\n')
+
+
+if __name__ == "__main__":
+    take()
