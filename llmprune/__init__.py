@@ -8,24 +8,24 @@ transformers to load checkpoints whose layers differ in size.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llmprune import arrival
+from llmprune.model import arrival
 
 if TYPE_CHECKING:
+    from llmprune.hub.pushing import push
     from llmprune.loading import load
     from llmprune.pruning import prune
-    from llmprune.pushing import push
     from llmprune.recipe import Recipe
     from llmprune.recovering import recover
-    from llmprune.report import Report
+    from llmprune.run.report import Report
 
 __all__ = ["Recipe", "Report", "load", "prune", "push", "recover"]
 _HOMES = {
     "prune": "pruning",
     "load": "loading",
-    "push": "pushing",
+    "push": "hub.pushing",
     "recover": "recovering",
     "Recipe": "recipe",
-    "Report": "report",
+    "Report": "run.report",
 }
 
 

@@ -23,3 +23,8 @@ class JobError(LlmpruneError):
 def first_line(error: BaseException) -> str:
     """What an error says first, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def one_line(what: object) -> str:
+    """Its words, on one line and without the last full stop; its type where it has none."""
+    return " ".join(str(what).split()).rstrip(".") or type(what).__name__

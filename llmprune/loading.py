@@ -7,10 +7,10 @@ from typing import Any, Literal
 from llmprune_kernels.acceleration import accelerate
 from transformers import AutoModelForCausalLM
 
-from llmprune import plan
 from llmprune.checkpoint import source
 from llmprune.errors import RequestError
 from llmprune.progress import say
+from llmprune.run import plan
 
 
 def load(

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmprune import calibration, finish, job, learning, recovering
+from llmprune import recovering
 from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
-from llmprune.job import Job, Run
 from llmprune.paths import existing
 from llmprune.recipe import Recipe
-from llmprune.report import Report
-from llmprune.statistics import Nothing
-from llmprune.walk import Walk
-from llmprune.work import Work
+from llmprune.run import finish, job
+from llmprune.run.job import Job, Run
+from llmprune.run.report import Report
+from llmprune.run.work import Work
+from llmprune.tensors.statistics import Nothing
+from llmprune.text import calibration
+from llmprune.training import policy_training as learning
+from llmprune.walk.walk import Walk
 
 
 def prune(

@@ -9,15 +9,16 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from llmprune import patterns, plugins
+from llmprune import plugins
 from llmprune.allocation.base import Allocator
-from llmprune.calibration import Calibration
 from llmprune.errors import RequestError
-from llmprune.layout import Layout
 from llmprune.methods.base import Method, Propagation
-from llmprune.patterns import NofM, Pattern, Units, Unstructured
+from llmprune.model.layout import Layout
 from llmprune.repair.base import Repair
-from llmprune.statistics import Statistic, joined
+from llmprune.tensors import patterns
+from llmprune.tensors.patterns import NofM, Pattern, Units, Unstructured
+from llmprune.tensors.statistics import Statistic, joined
+from llmprune.text.calibration import Calibration
 
 
 class Recipe(BaseModel):

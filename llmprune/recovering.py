@@ -11,15 +11,17 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from llmprune import finish, job, layout, plugins, report
-from llmprune.calibration import size_of
+from llmprune import plugins
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
-from llmprune.job import Job, Run
+from llmprune.model import layout
 from llmprune.recipe import Recipe, part_name, sentence
 from llmprune.recovery.base import Recovery, Task
-from llmprune.report import Report
+from llmprune.run import finish, job, report
+from llmprune.run.job import Job, Run
+from llmprune.run.report import Report
+from llmprune.text.calibration import size_of
 
 
 def recover(

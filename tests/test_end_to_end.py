@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llmprune.anatomy import Anatomy
+from llmprune.model.anatomy import Anatomy
 from tests.conftest import SHARED
 
 LLMPRUNE = Path(sys.executable).with_name("llmprune")

@@ -16,14 +16,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llmprune import prune
-from llmprune.anatomy import Anatomy
 from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.methods.base import Method
-from llmprune.patterns import NofM
+from llmprune.model.anatomy import Anatomy
 from llmprune.plugins import find, names
 from llmprune.recipe import Recipe
-from llmprune.report import Report
+from llmprune.run.report import Report
+from llmprune.tensors.patterns import NofM
 from tests import tiny
 from tests.conftest import SHARED
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune import prune
-from llmprune.anatomy import Anatomy
 from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
+from llmprune.model.anatomy import Anatomy
 from tests import tiny
 from tests.test_families import check_here, load, logits
 

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from tests.checkpoint.hub import Repository
 from tests.checkpoint.writable_hub import Fault, WritableHub
 from tests.conftest import SHARED
-from tests.pushing.worker import PROGRAM, TOKEN, environment
+from tests.hub.worker import PROGRAM, TOKEN, environment
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'llmprune[eval]'")
 DATA = SHARED / "data"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from llmprune.errors import RequestError
-from llmprune.job import request
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import is_recipe, load_data, override, read_yaml
+from llmprune.run.job import request
 
 LARGE = 10**400
 

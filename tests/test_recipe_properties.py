@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from llmprune import plugins
 from llmprune.allocation.base import Allocator
-from llmprune.calibration import Calibration
 from llmprune.errors import RequestError
 from llmprune.methods.base import Method
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import read_yaml, write_yaml
 from llmprune.repair.base import Repair
+from llmprune.text.calibration import Calibration
 
 LARGE = 10**400
 FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

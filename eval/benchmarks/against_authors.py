@@ -22,8 +22,8 @@ from llmprune_eval.perplexity import window_loss
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import llmprune
-from llmprune.calibration import Calibration, read_text
-from llmprune.tokenizing import tokenize
+from llmprune.text.calibration import Calibration, read_text
+from llmprune.text.tokenizing import tokenize
 
 ROWS: dict[str, dict[str, Any]] = {
     "wanda_50": {"method": "wanda"},

@@ -11,11 +11,11 @@ import time
 
 import torch
 
-from llmprune.learning import _Pupil
 from llmprune.methods.base import Weights
 from llmprune.methods.prunenet import PruneNet
-from llmprune.policy import shape
-from llmprune.statistics import Gram
+from llmprune.tensors.statistics import Gram
+from llmprune.training.policy import shape
+from llmprune.training.policy_training import _Pupil
 
 
 @torch.no_grad()

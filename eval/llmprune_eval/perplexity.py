@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from llmprune import calibration, tokenizing
-from llmprune.calibration import Calibration
 from llmprune.errors import JobError, RequestError
 from llmprune.paths import existing
 from llmprune.progress import track
+from llmprune.text import calibration, tokenizing
+from llmprune.text.calibration import Calibration
 from llmprune_eval import logits
 
 LARGEST = 700.0  # nats; beyond, the exponential is no float

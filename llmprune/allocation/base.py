@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 from torch import Tensor
 
-from llmprune.anatomy import Anatomy
 from llmprune.checkpoint.store import Store
 from llmprune.methods.base import Method
+from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites import Site, UnitSite
+from llmprune.model.widths import Allowed, Counts, require_reachable, unit_sites
 from llmprune.plugins import OPTIONS
-from llmprune.sites import Site, UnitSite
-from llmprune.stage import Seen, Stage
-from llmprune.statistics import Nothing, Statistic
-from llmprune.walk import Walk
-from llmprune.widths import Allowed, Counts, require_reachable, unit_sites
+from llmprune.tensors.statistics import Nothing, Statistic
+from llmprune.walk.stage import Seen, Stage
+from llmprune.walk.walk import Walk
 
 Budget = dict[str, float]  # the sparsity of every site, by its name
 

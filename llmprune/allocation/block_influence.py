@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
-from llmprune.stage import Stage
-from llmprune.widths import settle
+from llmprune.model.widths import settle
+from llmprune.walk.stage import Stage
 
 
 @dataclass(frozen=True)

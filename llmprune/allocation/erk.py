@@ -6,7 +6,7 @@ The density of a linear layer is proportional to (inputs + outputs) / (inputs * 
 from dataclasses import dataclass
 
 from llmprune.allocation.base import Allocator, Budget, Problem
-from llmprune.sites import Site
+from llmprune.model.sites import Site
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llmprune import ops
 from llmprune.allocation.base import Allocator, Budget, Problem
-from llmprune.sites import Site
-from llmprune.statistics import Statistic
+from llmprune.model.sites import Site
+from llmprune.tensors import ops
+from llmprune.tensors.statistics import Statistic
 
 
 @dataclass(frozen=True)

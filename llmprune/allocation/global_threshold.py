@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
-from llmprune.anatomy import Anatomy
-from llmprune.patterns import per_input
-from llmprune.sites import UnitSite
-from llmprune.statistics import Nothing
-from llmprune.widths import Allowed, require_reachable, settle, unit_sites
+from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites import UnitSite
+from llmprune.model.widths import Allowed, require_reachable, settle, unit_sites
+from llmprune.tensors.patterns import per_input
+from llmprune.tensors.statistics import Nothing
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from llmprune.allocation.base import Allocator, Budget, Problem
 from llmprune.methods.wanda import Wanda
-from llmprune.statistics import InputNorm
+from llmprune.tensors.statistics import InputNorm
 
 
 @dataclass(frozen=True)

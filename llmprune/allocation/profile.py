@@ -9,10 +9,10 @@ from typing import ClassVar
 import yaml
 
 from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
-from llmprune.anatomy import Anatomy
 from llmprune.errors import RequestError
-from llmprune.sites import Site
-from llmprune.widths import Allowed, settle
+from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites import Site
+from llmprune.model.widths import Allowed, settle
 
 TOLERANCE = 0.005  # between the recipe's sparsity and the profile's
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
-from llmprune.widths import nearest
+from llmprune.model.widths import nearest
 
 
 @dataclass(frozen=True)

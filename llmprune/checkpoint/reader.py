@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmprune.anatomy import Anatomy
 from llmprune.checkpoint.source import Source
 from llmprune.checkpoint.store import CheckpointStore
 from llmprune.errors import JobError, RequestError
-from llmprune.sites import Parts
+from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites import Parts
 
 
 def blueprint(source: Source, parts: Parts | None = None) -> Anatomy:

@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from llmprune.answers import UNREACHABLE
 from llmprune.checkpoint import gguf, shards
+from llmprune.checkpoint.offline import UNREACHABLE
 from llmprune.checkpoint.shards import Stored
 from llmprune.errors import JobError, RequestError, first_line
 from llmprune.paths import existing

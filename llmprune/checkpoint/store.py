@@ -18,12 +18,12 @@ from accelerate.hooks import AlignDevicesHook, SequentialHook
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llmprune.anatomy import Anatomy
 from llmprune.checkpoint import shards
 from llmprune.checkpoint.shards import Stored
 from llmprune.errors import JobError, RequestError
 from llmprune.methods.base import Weights
-from llmprune.sites import Site, UnitSite
+from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites import Site, UnitSite
 
 
 class Store:

@@ -11,11 +11,11 @@ from typing import NoReturn
 
 import typer
 
-from llmprune.cli import judging, making, sharing  # each adds its commands
+from llmprune.cli import bench, demo, evaluate, inspect, methods, prune, push, recover, report  # noqa: F401 - each adds its command
 from llmprune.cli.app import app
 from llmprune.errors import LlmpruneError, RequestError
 
-__all__ = ["app", "judging", "main", "making", "sharing"]
+__all__ = ["app", "main"]
 
 
 def main() -> NoReturn:

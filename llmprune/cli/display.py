@@ -10,6 +10,8 @@ from typing import Any
 
 import typer
 
+from llmprune.errors import JobError, RequestError
+
 
 def show_report(report: Any, out: Path, as_json: bool) -> None:
     """What came of a run."""
@@ -106,3 +108,17 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def require_file(out: Path) -> None:
+    """Refuse a path that no file can have."""
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise RequestError("out", f"{out} cannot be written; name a file in a folder that exists")
+
+
+def write(out: Path, text: str) -> None:
+    """Write a file that the user named."""
+    try:
+        out.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise JobError(f"{out} cannot be written ({error.strerror}); give another --out") from error

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from pydantic import ConfigDict
 from torch import Tensor
 
-from llmprune.patterns import Compete, Pattern
 from llmprune.plugins import OPTIONS
-from llmprune.statistics import Nothing, Statistic
+from llmprune.tensors.patterns import Compete, Pattern
+from llmprune.tensors.statistics import Nothing, Statistic
 
 S = TypeVar("S", bound=Statistic)
 Propagation = Literal["dense", "block", "layer"]

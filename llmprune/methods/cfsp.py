@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from llmprune.methods.base import Method, Weights
-from llmprune.statistics import InputNorm
+from llmprune.tensors.statistics import InputNorm
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from llmprune.methods.base import Method, Weights
-from llmprune.statistics import InputMoments
+from llmprune.tensors.statistics import InputMoments
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from llmprune.methods.base import Method, Weights
-from llmprune.statistics import Nothing
+from llmprune.tensors.statistics import Nothing
 
 
 @dataclass(frozen=True)

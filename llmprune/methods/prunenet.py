@@ -14,12 +14,12 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from llmprune.methods.base import Method
-from llmprune.statistics import Gram
+from llmprune.tensors.statistics import Gram
 
 
 @dataclass(frozen=True)
 class PruneNet(Method[Gram]):
-    """Learns before it scores (`llmprune/learning.py`), from inputs that the model's own text leads to."""
+    """Learns before it scores, from inputs that the model's own text leads to."""
 
     needs: ClassVar = Gram
     propagation: ClassVar = "dense"

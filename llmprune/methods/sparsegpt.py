@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from llmprune.methods.base import Method, Solution, Weights
-from llmprune.patterns import NofM, Pattern
-from llmprune.statistics import Gram
+from llmprune.tensors.patterns import NofM, Pattern
+from llmprune.tensors.statistics import Gram
 
 
 @dataclass(frozen=True)

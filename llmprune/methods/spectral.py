@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from llmprune.methods.base import Method, Weights
-from llmprune.statistics import Nothing
+from llmprune.tensors.statistics import Nothing
 
 
 @dataclass(frozen=True)

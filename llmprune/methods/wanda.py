@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from llmprune.methods.base import Method, Weights
-from llmprune.statistics import InputNorm
+from llmprune.tensors.statistics import InputNorm
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from llmprune.checkpoint.draft import Draft
-from llmprune.job import Job
-from llmprune.layout import Layout
+from llmprune.model.layout import Layout
 from llmprune.plugins import OPTIONS
+from llmprune.run.job import Job
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from llmprune import calibration
 from llmprune.allocation.block_influence import BlockInfluence, influence
-from llmprune.anatomy import Anatomy
 from llmprune.checkpoint.store import Store
 from llmprune.errors import JobError, RequestError
 from llmprune.loading import load
+from llmprune.model.anatomy import Anatomy
 from llmprune.recovery.base import Recovered, Recovery, Task
-from llmprune.training import Training
-from llmprune.walk import Walk
+from llmprune.text import calibration
+from llmprune.training.steps import Training
+from llmprune.walk.walk import Walk
 
 
 @dataclass(frozen=True)

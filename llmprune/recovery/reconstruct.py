@@ -19,12 +19,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from llmprune import calibration, ops
 from llmprune.checkpoint.store import Store
+from llmprune.model.sites import Site
 from llmprune.recovery.base import Recovered, Recovery, Task
-from llmprune.sites import Site
-from llmprune.stage import Stage
-from llmprune.walk import Walk
+from llmprune.tensors import ops
+from llmprune.text import calibration
+from llmprune.walk.stage import Stage
+from llmprune.walk.walk import Walk
 
 STEPS = 200  # of the conjugate gradients at most, where zeros must stay
 ADDITIVE = 1e-3  # relative difference up to which a block counts as the sum of its parts

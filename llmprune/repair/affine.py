@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmprune.repair.base import Refit, Repaired, refitted
-from llmprune.statistics import CentredGram
+from llmprune.tensors.statistics import CentredGram
 
 
 @dataclass(frozen=True)

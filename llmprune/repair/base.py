@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from llmprune.plugins import OPTIONS
-from llmprune.statistics import Nothing, Statistic
+from llmprune.tensors.statistics import Nothing, Statistic
 
 S = TypeVar("S", bound=Statistic)
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from llmprune.repair.base import Refit, Repaired, refitted
-from llmprune.statistics import Gram
+from llmprune.tensors.statistics import Gram
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from llmprune.repair.base import Repair, Repaired
-from llmprune.statistics import InputMoments
+from llmprune.tensors.statistics import InputMoments
 
 
 @dataclass(frozen=True)

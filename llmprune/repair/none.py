@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from llmprune.repair.base import Repair, Repaired
-from llmprune.statistics import Nothing
+from llmprune.tensors.statistics import Nothing
 
 
 @dataclass(frozen=True)

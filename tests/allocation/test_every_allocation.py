@@ -9,12 +9,12 @@ from llmprune.allocation.erk import Erk
 from llmprune.allocation.owl import Owl
 from llmprune.allocation.profile import Profile
 from llmprune.allocation.uniform import Uniform
-from llmprune.anatomy import Anatomy
 from llmprune.checkpoint.store import Store
 from llmprune.methods.magnitude import Magnitude
 from llmprune.methods.wanda import Wanda
-from llmprune.patterns import Unstructured
-from llmprune.statistics import Nothing
+from llmprune.model.anatomy import Anatomy
+from llmprune.tensors.patterns import Unstructured
+from llmprune.tensors.statistics import Nothing
 from tests import tiny
 
 Global = plugins.find("llmprune.allocation", "global", Allocator)

@@ -6,8 +6,8 @@ import torch
 from llmprune_eval import agreement, comparison, logits
 from llmprune_eval.perplexity import Protocol
 
-from llmprune.calibration import Calibration, read_text
-from llmprune.tokenizing import tokenize
+from llmprune.text.calibration import Calibration, read_text
+from llmprune.text.tokenizing import tokenize
 from tests import tiny
 
 

@@ -9,9 +9,9 @@ from llmprune_eval.perplexity import Protocol
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llmprune.calibration import Calibration, read_text
 from llmprune.errors import RequestError
-from llmprune.tokenizing import tokenize
+from llmprune.text.calibration import Calibration, read_text
+from llmprune.text.tokenizing import tokenize
 from tests import tiny
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from benchmarks import tables
 
-from llmprune import listing
+from llmprune.cli import listing
 
 RECIPES = sorted((tables.ROOT / "recipes").glob("*.yaml"))
 

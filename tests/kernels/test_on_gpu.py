@@ -11,7 +11,7 @@ from llmprune_kernels.modules import Sp24Linear
 from torch import Tensor
 
 import llmprune
-from llmprune import demo
+from llmprune.cli import demo_model
 from tests.kernels.matrices import error, normal, packed
 from tests.kernels.models import kernels_in
 
@@ -77,7 +77,7 @@ def test_a_real_24_model_writes_the_same_text_with_kernels(
 ) -> None:
     """Wherever a kernel computes the same, be it faster on layers this small or not."""
     monkeypatch.setattr(acceleration, "_microseconds", lambda layer, x: 1.0 if kernels_in(layer) else 2.0)
-    source = demo.model()
+    source = demo_model.model()
     how = {
         "calibration": {"dataset": "builtin", "samples": 8, "length": 256},
         "dtype": "float16",

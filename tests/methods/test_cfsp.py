@@ -5,12 +5,12 @@ import math
 import torch
 
 from llmprune.allocation.block_influence import BlockInfluence, influence
-from llmprune.anatomy import Anatomy
 from llmprune.checkpoint.store import Store
 from llmprune.methods.base import Weights
 from llmprune.methods.cfsp import Cfsp
-from llmprune.statistics import InputNorm
-from llmprune.walk import Walk
+from llmprune.model.anatomy import Anatomy
+from llmprune.tensors.statistics import InputNorm
+from llmprune.walk.walk import Walk
 from tests import tiny
 
 X = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 7)

@@ -5,9 +5,9 @@ import torch
 
 from llmprune.methods.base import Weights
 from llmprune.methods.flap import Flap
-from llmprune.patterns import Units
 from llmprune.repair.mean_bias import MeanBias
-from llmprune.statistics import InputMoments
+from llmprune.tensors.patterns import Units
+from llmprune.tensors.statistics import InputMoments
 
 X = torch.randn(200, 12, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 13)
 W = torch.randn(5, 12, generator=torch.Generator().manual_seed(2))

@@ -5,8 +5,8 @@ import torch
 
 from llmprune.methods.base import Weights
 from llmprune.methods.magnitude import Magnitude
-from llmprune.patterns import NofM, Unstructured
-from llmprune.statistics import Nothing
+from llmprune.tensors.patterns import NofM, Unstructured
+from llmprune.tensors.statistics import Nothing
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

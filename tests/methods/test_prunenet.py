@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmprune.learning import _Baseline, _Pupil, drawn, log_probability
 from llmprune.methods.base import Weights
 from llmprune.methods.prunenet import PruneNet
 from llmprune.methods.row_norm import RowNorm
 from llmprune.methods.spectral import Spectral
-from llmprune.policy import ByPolicy, Policy, facts, shape
-from llmprune.spectrum import Spectrum
-from llmprune.statistics import Gram, Nothing
+from llmprune.tensors.statistics import Gram, Nothing
+from llmprune.training.policy import ByPolicy, Policy, facts, shape
+from llmprune.training.policy_training import _Baseline, _Pupil, drawn, log_probability
+from llmprune.training.spectrum import Spectrum
 
 G = torch.Generator().manual_seed(3)
 ROWS = (torch.randn(24, 8, generator=G), torch.randn(24, 8, generator=G))
@@ -70,7 +70,7 @@ def test_the_updated_spectrum_is_that_of_the_outputs_without_the_inputs(seed, co
 def test_wide_outputs_are_seen_through_fewer_directions(monkeypatch):
     whole = Spectrum(W, gram().value)
     gone = torch.arange(24) < 12
-    monkeypatch.setattr("llmprune.spectrum.SEEN", 6)
+    monkeypatch.setattr("llmprune.training.spectrum.SEEN", 6)
     seen = Spectrum(W, gram().value)
     assert seen.dense.shape == (6,)
     assert (seen.dense <= whole.dense[2:] + 1e-5).all()  # Cauchy's interlacing

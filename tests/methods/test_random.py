@@ -4,8 +4,8 @@ import torch
 
 from llmprune.methods.base import Weights
 from llmprune.methods.random import Random
-from llmprune.patterns import Unstructured
-from llmprune.statistics import Nothing
+from llmprune.tensors.patterns import Unstructured
+from llmprune.tensors.statistics import Nothing
 
 
 def mask(seed: int, index: int) -> torch.Tensor:

@@ -7,8 +7,8 @@ from llmprune.methods.base import Weights
 from llmprune.methods.magnitude import Magnitude
 from llmprune.methods.sparsegpt import Sparsegpt
 from llmprune.methods.wanda import Wanda
-from llmprune.patterns import NofM, Pattern, Unstructured
-from llmprune.statistics import Gram, InputNorm, Nothing
+from llmprune.tensors.patterns import NofM, Pattern, Unstructured
+from llmprune.tensors.statistics import Gram, InputNorm, Nothing
 
 
 def gram_of(x: torch.Tensor) -> Gram:

@@ -5,8 +5,8 @@ import torch
 
 from llmprune.methods.base import Weights
 from llmprune.methods.wanda import Wanda
-from llmprune.patterns import NofM, Unstructured
-from llmprune.statistics import InputNorm
+from llmprune.tensors.patterns import NofM, Unstructured
+from llmprune.tensors.statistics import InputNorm
 
 
 def transcription(weight: torch.Tensor, x: torch.Tensor, sparsity: float) -> torch.Tensor:

@@ -13,12 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmprune import prune, recover, training
+from llmprune import prune, recover
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import STATE, WORK
 from llmprune.errors import JobError
-from llmprune.job import Job
-from llmprune.training import Training
+from llmprune.run.job import Job
+from llmprune.training import steps as training
+from llmprune.training.steps import Training
 from tests import tiny
 from tests.recovery.test_reconstruct import PADDED, PRUNED, tensors
 from tests.test_families import check_here
@@ -123,7 +124,7 @@ def test_killed_while_it_trains_it_goes_on_to_the_same_bytes(pruned: Path) -> No
     whole, cut = pruned.with_name("whole"), pruned.with_name("cut")
     recover(pruned, HOW, out=whole)
     code = (
-        "from llmprune import recover, training; training.SAVE_EVERY = 0.0; "
+        "from llmprune import recover; from llmprune.training import steps; steps.SAVE_EVERY = 0.0; "
         f"recover({str(pruned)!r}, {HOW!r}, out={str(cut)!r})"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as started:

@@ -12,12 +12,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune, recover
-from llmprune.calibration import Calibration, read_text
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import Draft
+from llmprune.model.sites import Site
 from llmprune.recovery.reconstruct import Fit, _conjugate_gradients
-from llmprune.sites import Site
-from llmprune.tokenizing import tokenize
+from llmprune.text.calibration import Calibration, read_text
+from llmprune.text.tokenizing import tokenize
 from tests import tiny
 from tests.test_families import check_here
 

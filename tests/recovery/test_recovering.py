@@ -14,7 +14,7 @@ from llmprune import prune, recover
 from llmprune.checkpoint import reload, source
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError
-from llmprune.job import Job
+from llmprune.run.job import Job
 from tests import tiny
 from tests.recovery.test_reconstruct import PRUNED
 from tests.test_families import check_here

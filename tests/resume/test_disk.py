@@ -15,7 +15,7 @@ from llmprune import prune, recover
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import WORK, Draft
 from llmprune.errors import JobError, RequestError
-from llmprune.training import Training
+from llmprune.training.steps import Training
 from tests.resume.children import WANDA, Process, References, loads, require_same
 
 SIZE = 1 << 20

@@ -1,0 +1,44 @@
+"""`llmprune bench`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmprune.cli import display
+from llmprune.cli.app import app
+from llmprune.cli.options import Device, Dtype, Json, Measured, Save, Trust
+
+
+@app.command()
+def bench(
+    model: Measured,
+    baseline: Annotated[str | None, typer.Option(help="The dense model, measured in turns with it.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 1,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens written after it.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 5,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    save: Save = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast MODEL reads and writes, and its memory; with --baseline, in turns with that."""
+    from llmprune_eval import keeping
+    from llmprune_eval.bench import Load, compare, rows
+
+    if save:
+        keeping.require_ours([model])
+    display.quiet()
+    names = [model] if baseline is None else [baseline, model]
+    load = Load(batch, prompt, new_tokens, repeats)
+    found = compare(names, load, device=device, dtype=dtype, trust=trust_remote_code)
+    if save:
+        keeping.keep_speed(Path(model), found)
+    if as_json:
+        return display.print_json(found)
+    display.table(rows(found), sys.stdout)

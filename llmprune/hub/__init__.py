@@ -1,0 +1,1 @@
+"""A finished folder in, a repository on the Hub."""

@@ -1,0 +1,1 @@
+"""Blocks, sites and sizes; how cut sizes are written and loaded again."""

@@ -1,0 +1,290 @@
+"""How the sizes of a pruned model are told to whoever loads it: in config.json, and in code where that fails.
+
+`uniform`: every block has the same sizes, and the config names them. `per_layer`: every block has its own, in
+transformers' `per_layer_config`; its classes do not build such layers yet, so a modelling file comes along.
+`padded`: zeros fill every block up to the widest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from llmprune.errors import RequestError
+from llmprune.model import per_layer
+from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites import UnitSite
+from llmprune.model.widths import Counts, unit_sites
+
+Layout = Literal["uniform", "per_layer", "padded"]
+MODULE = "modeling_llmprune"
+CLASSES = '''
+
+class {trunk}(PerLayer, stock.{trunk}):
+    """transformers' class of this name, with layers of different sizes."""
+
+
+class {model}(PerLayer, stock.{model}):
+    """transformers' class of this name, with layers of different sizes."""
+'''
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The sizes of a pruned model, as they are written.
+
+    Args:
+        anatomy: of the dense model, whose sites are units.
+        layout: how uneven blocks are written.
+        counts: units that stay, by the site's name.
+        biased: whether the consumers get a bias.
+    """
+
+    anatomy: Anatomy
+    layout: Layout
+    counts: Counts
+    biased: bool
+
+    def held(self, site: UnitSite) -> int:
+        """How many units of a site the file holds, those filled with zeros included."""
+        if not site.producers:
+            return site.units
+        if self.layout != "padded":
+            return self.counts[site.name]
+        alike = [s for s in unit_sites(self.anatomy) if s.part == site.part]
+        widest, most = max(self.counts[s.name] for s in alike), max(s.units for s in alike)
+        return next(n for n in range(widest, most + 1) if n == most or fits(self.anatomy, site, n))
+
+    def zeros(self, site: UnitSite) -> int:
+        """How many zeros the file holds in place of a site's units that went."""
+        each = site.cost if site.producers else site.outputs * site.inputs // site.units
+        return (self.held(site) - self.counts[site.name]) * each
+
+    def config(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """config.json of the pruned model, given that of the dense one."""
+        settings = without_layers(settings)
+        sizes = [self._sizes(block) for block in range(len(self.anatomy.blocks))]
+        if any("num_attention_heads" in own for own in sizes):
+            settings["head_dim"] = head_dim(self.anatomy)
+        for part, flag in self.anatomy.row().biases.items():
+            if any(site.part == part for site in self._lacking()):
+                settings[flag] = True
+        if self.layout != "per_layer":
+            return settings | sizes[0]
+        settings["per_layer_config"] = {str(block): own for block, own in enumerate(sizes)}
+        settings["allow_global_per_layer_attribute_access"] = True
+        return settings
+
+    def own_biases(self) -> list[str]:
+        """Layers of a block with a bias that the model's class does not know, an earlier pruning's first."""
+        return [*earlier(self.anatomy, "biases"), *self.homeless()]
+
+    def homeless(self) -> list[str]:
+        """Those of them that get it now."""
+        native, prefix = self.anatomy.row().biases, f"{self.anatomy.prefix}.0."
+        lacking = [site for site in self._lacking() if site.block == 0 and site.part not in native]
+        return [site.name.removeprefix(prefix) for site in lacking]
+
+    def _lacking(self) -> list[UnitSite]:
+        """The sites that get a bias and have none."""
+        return [site for site in unit_sites(self.anatomy) if self.biased and not site.biased]
+
+    def _sizes(self, block: int) -> dict[str, int]:
+        """The fields of the config that pruning changes, for one block."""
+        found: dict[str, int] = {}
+        for site in unit_sites(self.anatomy):
+            if site.block == block and site.producers:
+                found |= size_fields(self.anatomy, site, self.held(site))
+        return found
+
+    def write(
+        self, site: UnitSite, keep: Tensor, tensors: dict[str, Tensor], key: Callable[[str], str]
+    ) -> None:
+        """Cut the tensors of a block, in place, to what stays of a site.
+
+        Args:
+            site: the site.
+            keep: bool [I], its inputs that stay.
+            tensors: of the block, by their keys in the checkpoint.
+            key: the checkpoint's key of a parameter.
+        """
+        lacking = self.biased and not site.biased
+        native = site.part in self.anatomy.row().biases
+        like = tensors[key(f"{site.name}.weight")]
+        for producer in site.producers:
+            bias = key(f"{producer.name}.bias")
+            if lacking and native and bias not in tensors:
+                tensors[bias] = like.new_zeros(producer.outputs)
+        if lacking:
+            tensors.setdefault(key(f"{site.name}.bias"), like.new_zeros(site.outputs))
+        if not site.producers:
+            return
+        units = keep.reshape(site.units, -1)[:, 0].nonzero()[:, 0].cpu()
+        held = self.held(site)
+        for producer in site.producers:
+            rows = torch.cat([_picked(run.start, run.step, units, held) for run in producer.runs])
+            for name, axis in (("weight", int(producer.transposed)), ("bias", 0)):
+                where = key(f"{producer.name}.{name}")
+                if where in tensors:
+                    tensors[where] = _taken(tensors[where], rows, axis)
+        where = key(f"{site.name}.weight")
+        columns = _picked(0, site.inputs // site.units, units, held)
+        tensors[where] = _taken(tensors[where], columns, 0 if site.transposed else 1)
+
+    def apply(self, keeps: dict[str, Tensor], mark: dict[str, Any]) -> None:
+        """Give a model in memory the sizes that its files would have.
+
+        Args:
+            keeps: bool [I] for every site, the inputs that stay.
+            mark: what the config says of the pruning.
+        """
+        model, biases = self.anatomy.model, self.own_biases()
+        changed = self.config({}) | {"llmprune": mark}
+        sizes = changed.pop("per_layer_config", None)
+        for field, value in changed.items():
+            setattr(model.config, field, value)
+        model.config.per_layer_config = sizes
+        for index, block in enumerate(self.anatomy.blocks):
+            prefix = f"{self.anatomy.prefix}.{index}."
+            tensors = dict(block.state_dict(prefix=prefix))
+            for site in unit_sites(self.anatomy):
+                if site.block == index:
+                    self.write(site, keeps[site.name], tensors, str)
+            shaped = per_layer.shaped(block, model.config, index, biases)
+            shaped.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
+            self.anatomy.blocks[index] = shaped
+
+
+def size_fields(anatomy: Anatomy, site: UnitSite, units: int) -> dict[str, int]:
+    """The fields of a config that say how many units a site has."""
+    if site.part == "ffn":
+        return {anatomy.row().width: units}
+    config = anatomy.config_of(site.block)
+    return {
+        "num_attention_heads": config.num_attention_heads * units // site.units,
+        "num_key_value_heads": units,
+    }
+
+
+def head_dim(anatomy: Anatomy) -> int:
+    """Of the dense model; once heads are gone, the config can no longer work it out."""
+    site = next(site for site in unit_sites(anatomy) if site.part == "attention")
+    return int(site.inputs // anatomy.config_of(site.block).num_attention_heads)
+
+
+def fits(anatomy: Anatomy, site: UnitSite, units: int) -> bool:
+    """Whether the model's config accepts so many units in every block; some want heads to divide a size."""
+    if site.part == "ffn":
+        return True
+    config = anatomy.model.config
+    sizes = size_fields(anatomy, site, units) | {"head_dim": head_dim(anatomy)}
+    try:
+        type(config)(**{**without_layers(config.to_dict()), **sizes})
+    except Exception:  # whatever the config's own checks raise
+        return False
+    return True
+
+
+def require_possible(anatomy: Anatomy, layout: Layout, *, biased: bool) -> None:
+    """Refuse a layout that cannot hold what pruning this family leaves.
+
+    Raises:
+        RequestError: it names the way out.
+    """
+    row = anatomy.row()
+    if row.rigid and layout != "padded" and any(s.part == "attention" for s in unit_sites(anatomy)):
+        raise RequestError(
+            "layout",
+            f"heads cannot be cut out of {anatomy.family!r} models ({row.rigid}); prune channels only with "
+            "pattern.parts=ffn, or use --layout padded",
+        )
+    homeless = Shapes(anatomy, layout, {}, biased).homeless()
+    if homeless and layout != "per_layer":
+        raise RequestError(
+            "repair",
+            f"it gives {' and '.join(homeless)} a bias, which {anatomy.family!r} models have no place for; "
+            "use --layout per_layer, or --repair least_squares or none",
+        )
+
+
+def require_holding(anatomy: Anatomy, layout: Layout) -> None:
+    """Refuse a layout that cannot hold what an earlier pruning has left.
+
+    Raises:
+        RequestError: it names the layouts that can.
+    """
+    if layout == "uniform" and _differing(anatomy):
+        raise RequestError(
+            "layout",
+            "uniform was asked, and the blocks of this model have different sizes already; use per_layer or "
+            "padded",
+        )
+    biases = earlier(anatomy, "biases")
+    if biases and layout != "per_layer":
+        raise RequestError(
+            "layout",
+            f"{layout} was asked, and an earlier pruning gave {' and '.join(biases)} a bias, for which the "
+            "classes of transformers have no place; use per_layer",
+        )
+
+
+def modelling_file(anatomy: Anatomy) -> str:
+    """The code that builds layers of different sizes; it stands on its own."""
+    shared = Path(per_layer.__file__).read_text()
+    (module,) = {kind.__module__ for kind in _stock(anatomy)}
+    trunk, model = (kind.__name__ for kind in _stock(anatomy))
+    last = "from transformers import PreTrainedModel\n"
+    package, name = module.rsplit(".", 1)
+    imports = f"{last}from {package} import {name} as stock\n"
+    shared = shared.replace(last, imports).replace("  # type: ignore[misc]", "")
+    return shared + CLASSES.format(trunk=trunk, model=model)
+
+
+def auto_map(anatomy: Anatomy) -> dict[str, str]:
+    """Where the config says that `modelling_file` is."""
+    trunk, model = (kind.__name__ for kind in _stock(anatomy))
+    return {"AutoModel": f"{MODULE}.{trunk}", "AutoModelForCausalLM": f"{MODULE}.{model}"}
+
+
+def _differing(anatomy: Anatomy) -> bool:
+    """Whether blocks have different sizes before anything is pruned."""
+    sizes = {(site.part, site.units) for site in unit_sites(anatomy)}
+    return len(sizes) > len({part for part, _ in sizes})
+
+
+def _stock(anatomy: Anatomy) -> tuple[type, type]:
+    """transformers' own classes of the trunk and the model, which a modelling file may have extended."""
+    trunk, model = (
+        next(kind for kind in type(module).__mro__ if kind.__module__.startswith("transformers.models."))
+        for module in (anatomy.trunk, anatomy.model)
+    )
+    return trunk, model
+
+
+def earlier(anatomy: Anatomy, key: str) -> Any:
+    """What an earlier pruning has written into the config of a `per_layer` model; empty of any other."""
+    mark = getattr(anatomy.model.config, "llmprune", None) or {}
+    return mark.get(key, ()) if mark.get("layout") == "per_layer" else ()
+
+
+def without_layers(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config without the sizes of single layers."""
+    layered = ("per_layer_config", "allow_global_per_layer_attribute_access")
+    return {key: value for key, value in settings.items() if key not in layered}
+
+
+def _picked(start: int, step: int, units: Tensor, held: int) -> Tensor:
+    """The rows of the units that stay, and -1 for every row of zeros that fills up to `held` units."""
+    rows = (start + units[:, None] * step + torch.arange(step)).flatten()
+    return torch.cat([rows, torch.full(((held - len(units)) * step,), -1)])
+
+
+def _taken(tensor: Tensor, rows: Tensor, axis: int) -> Tensor:
+    rows = rows.to(tensor.device)
+    taken = tensor.index_select(axis, rows.clamp_min(0))
+    return taken.index_fill_(axis, (rows < 0).nonzero()[:, 0], 0).contiguous()

@@ -1,0 +1,277 @@
+"""What calibration tells a method about the inputs of one linear layer.
+
+A statistic is fed activations batch by batch and keeps a running summary whose size does not depend on how
+many tokens it has seen. All of them are sums, so summaries of different batches can be merged.
+
+Letters used in shapes: T tokens, I input features.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from llmprune.tensors import ops
+
+S = TypeVar("S", bound="Statistic")
+
+
+class Statistic:
+    """Running summary of the inputs of one linear layer."""
+
+    small: ClassVar[bool] = True
+    """Whether those of all layers of a model can be held at a time."""
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        self.tokens = 0
+
+    def update(self, x: Tensor) -> None:
+        """Account for the activations `x` [T, I]."""
+        self.tokens += x.shape[0]
+
+    def merge(self, other: Self) -> None:
+        """Account for all that `other` has seen."""
+        self.tokens += other.tokens
+
+    def of(self, kind: type[S]) -> S:
+        """The part of this summary that is of a kind; anything has a part that is `Nothing`."""
+        if issubclass(kind, Nothing):
+            return kind(0)
+        assert isinstance(self, kind)
+        return self
+
+    def finite(self) -> bool:
+        """Whether every activation so far was a finite number."""
+        return True
+
+    @classmethod
+    def bytes_for(cls, features: int) -> int:
+        """Memory that a summary of `features` inputs holds, in bytes."""
+        return 0
+
+
+class Nothing(Statistic):
+    """For methods that look at the weights alone: no calibration pass is run."""
+
+
+class InputNorm(Statistic):
+    """Root mean square of every input feature (Wanda's ||X_j||, up to a constant)."""
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(features, device)
+        self._square_sum = torch.zeros(features, device=device, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> None:
+        """Account for the activations `x` [T, I]."""
+        super().update(x)
+        self._square_sum += x.float().square().sum(0)
+
+    def merge(self, other: Self) -> None:
+        """Account for all that `other` has seen."""
+        super().merge(other)
+        self._square_sum += other._square_sum
+
+    def finite(self) -> bool:
+        """Whether every activation so far was a finite number."""
+        return bool(self._square_sum.isfinite().all())
+
+    @property
+    def value(self) -> Tensor:
+        """float32 [I]"""
+        return (self._square_sum / self.tokens).sqrt().float()
+
+    @classmethod
+    def bytes_for(cls, features: int) -> int:
+        """Memory that a summary of `features` inputs holds, in bytes."""
+        return 8 * features
+
+
+class InputMoments(Statistic):
+    """Mean and variance of every input feature, merged batch by batch (Welford's update in Chan's form)."""
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(features, device)
+        self.mean = torch.zeros(features, device=device, dtype=torch.float64)
+        self._spread = torch.zeros_like(self.mean)  # sum of squared deviations from the mean
+
+    def update(self, x: Tensor) -> None:
+        """Account for the activations `x` [T, I]."""
+        mean = x.float().mean(0)
+        self._join(x.shape[0], mean.double(), (x.float() - mean).square().sum(0).double())
+
+    def merge(self, other: Self) -> None:
+        """Account for all that `other` has seen."""
+        if other.tokens:
+            self._join(other.tokens, other.mean, other._spread)
+
+    def _join(self, tokens: int, mean: Tensor, spread: Tensor) -> None:
+        seen = self.tokens
+        self.tokens += tokens
+        shift = mean - self.mean
+        self._spread += spread + shift.square() * (seen * tokens / self.tokens)
+        self.mean += shift * (tokens / self.tokens)
+
+    def finite(self) -> bool:
+        """Whether every activation so far was a finite number."""
+        return bool(self.mean.isfinite().all() and self._spread.isfinite().all())
+
+    @property
+    def variance(self) -> Tensor:
+        """float64 [I], divided by tokens - 1"""
+        return self._spread / (self.tokens - 1)
+
+    @classmethod
+    def bytes_for(cls, features: int) -> int:
+        """Memory that a summary of `features` inputs holds, in bytes."""
+        return 16 * features
+
+
+class Gram(Statistic):
+    """X^T X, the Hessian of the layer's squared output error (SparseGPT, OBS)."""
+
+    small: ClassVar = False
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(features, device)
+        self._sum = torch.zeros(features, features, device=device)
+        self._factors: dict[tuple[float, torch.dtype], tuple[Tensor, float]] = {}
+
+    def update(self, x: Tensor) -> None:
+        """Account for the activations `x` [T, I]."""
+        super().update(x)
+        ops.add_gram(self._sum, x)
+        self._factors.clear()
+
+    def merge(self, other: Self) -> None:
+        """Account for all that `other` has seen."""
+        super().merge(other)
+        self._sum += other._sum
+        self._factors.clear()
+
+    def finite(self) -> bool:
+        """Whether every activation so far was a finite number."""
+        return bool(self._sum.diagonal().isfinite().all())
+
+    @property
+    def diagonal(self) -> Tensor:
+        """float32 [I], the mean square of every input"""
+        return self._sum.diagonal() / self.tokens
+
+    @property
+    def value(self) -> Tensor:
+        """float32 [I, I], the mean over tokens of x x^T"""
+        return ops.mirrored(self._sum) / self.tokens
+
+    def inverse_factor(self, damping: float, dtype: torch.dtype) -> tuple[Tensor, float]:
+        """The upper triangular U with U^T U = H^-1, and the damping that made H positive definite.
+
+        H is the Gram matrix with `damping` times its mean diagonal added, ten times more each time the
+        factorisation fails. Inputs that were always zero get a unit diagonal. Layers that share their
+        inputs share this statistic, so the factor is kept.
+
+        Args:
+            damping: share of the mean diagonal.
+            dtype: of the factorisation; float64 is exact, float32 needs half the memory.
+
+        Returns:
+            U [I, I] in `dtype`, and the damping used.
+        """
+        if (damping, dtype) not in self._factors:
+            self._factors[damping, dtype] = self._factorise(damping, dtype)
+        return self._factors[damping, dtype]
+
+    def _factorise(self, damping: float, dtype: torch.dtype) -> tuple[Tensor, float]:
+        # Cholesky of H read backwards gives H = R R^T with R upper triangular, so that U = R^-1: one
+        # factorisation and one triangular inverse, where Cholesky - inverse - Cholesky takes twice the work.
+        backwards = self.value.to(dtype).flip(0, 1)
+        diagonal = backwards.diagonal()
+        diagonal[diagonal == 0] = 1
+        step = float(diagonal.mean())
+        added, used = 0.0, damping
+        while True:
+            diagonal += used * step - added
+            added = used * step
+            lower, failed = torch.linalg.cholesky_ex(backwards)
+            if not failed:
+                break
+            used = max(used * 10, 1e-6)
+        del backwards, diagonal
+        upper = lower.flip(0, 1)
+        del lower
+        eye = torch.eye(len(upper), dtype=dtype, device=upper.device)
+        return torch.linalg.solve_triangular(upper, eye, upper=True), used
+
+    @classmethod
+    def bytes_for(cls, features: int) -> int:
+        """Memory that a summary of `features` inputs holds, in bytes, with its float64 factorisation."""
+        return (4 + 3 * 8) * features * features
+
+
+class CentredGram(Gram):
+    """The Gram matrix with the mean of every input beside it, and so the covariance."""
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(features, device)
+        self._total = torch.zeros(features, device=device, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> None:
+        """Account for the activations `x` [T, I]."""
+        super().update(x)
+        self._total += x.float().sum(0)
+
+    def merge(self, other: Self) -> None:
+        """Account for all that `other` has seen."""
+        super().merge(other)
+        self._total += other._total
+
+    @property
+    def mean(self) -> Tensor:
+        """float64 [I]"""
+        return self._total / self.tokens
+
+
+class Several(Statistic):
+    """Summaries of several kinds of the same inputs."""
+
+    kinds: ClassVar[tuple[type[Statistic], ...]] = ()
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(features, device)
+        self._parts = [kind(features, device) for kind in self.kinds]
+
+    def update(self, x: Tensor) -> None:
+        """Account for the activations `x` [T, I]."""
+        super().update(x)
+        for part in self._parts:
+            part.update(x)
+
+    def merge(self, other: Self) -> None:
+        """Account for all that `other` has seen."""
+        super().merge(other)
+        for part, another in zip(self._parts, other._parts, strict=True):
+            part.merge(another)
+
+    def of(self, kind: type[S]) -> S:
+        """The part of this summary that is of a kind."""
+        own = (part for part in self._parts if isinstance(part, kind))
+        return next(own, None) or super().of(kind)
+
+    def finite(self) -> bool:
+        """Whether every activation so far was a finite number."""
+        return all(part.finite() for part in self._parts)
+
+    @classmethod
+    def bytes_for(cls, features: int) -> int:
+        """Memory that a summary of `features` inputs holds, in bytes."""
+        return sum(kind.bytes_for(features) for kind in cls.kinds)
+
+
+def joined(*wanted: type[Statistic]) -> type[Statistic]:
+    """One statistic that serves all who want one of these; `Nothing` if nobody wants any."""
+    asked = list(dict.fromkeys(kind for kind in wanted if kind is not Nothing))
+    kinds = tuple(k for k in asked if not any(o is not k and issubclass(o, k) for o in asked))
+    if len(kinds) < 2:
+        return kinds[0] if kinds else Nothing
+    return type("Several", (Several,), {"kinds": kinds, "small": all(kind.small for kind in kinds)})

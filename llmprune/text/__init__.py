@@ -1,0 +1,1 @@
+"""Calibration tokens: from a text, from ranks, from the model."""

@@ -1,0 +1,1 @@
+"""Bring in one block after another and observe what enters its layers."""

@@ -1,0 +1,81 @@
+"""Whole numbers of units that add up to what was asked."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmprune.allocation.global_threshold import GlobalThreshold
+from llmprune.allocation.profile import Profile
+from llmprune.errors import RequestError
+from llmprune.model import widths
+from llmprune.model.anatomy import Anatomy
+from tests import tiny
+
+SITES = widths.unit_sites(Anatomy(tiny.model("llama"), "all"))
+ALLOWED = widths.allowed(Anatomy(tiny.model("llama"), "all"), 8, lambda site, n: True)
+TOTAL = sum(site.weights for site in SITES)
+
+
+def gone(counts: dict[str, int]) -> float:
+    return 1 - sum(counts[site.name] * site.cost for site in SITES) / TOTAL
+
+
+def test_channels_come_in_multiples_and_heads_in_whole_groups():
+    for site in SITES:
+        assert ALLOWED[site.name] == ([1, 2] if site.part == "attention" else [8, 16, 24, 32, 40, 48])
+
+
+def test_all_channels_may_stay_even_if_they_are_no_multiple():
+    found = widths.allowed(Anatomy(tiny.model("llama"), "ffn"), 20, lambda site, n: True)
+    assert set(map(tuple, found.values())) == {(20, 40, 48)}
+
+
+def test_a_multiple_that_is_larger_than_the_width_is_refused():
+    with pytest.raises(RequestError, match=r"pattern.multiple: 64 was asked.* has 48 channels"):
+        widths.allowed(Anatomy(tiny.model("llama"), "all"), 64, lambda site, n: True)
+
+
+def test_the_last_group_of_heads_cannot_go():
+    with pytest.raises(RequestError, match=r"^sparsity: 0.9 was asked, and at most 0\.\d+ can go"):
+        widths.require_reachable(SITES, ALLOWED, 0.9)
+
+
+OUT_OF_REACH = {  # allocation, parts, sparsity
+    "a threshold for heads alone": (GlobalThreshold(per_kind=True), "all", 0.6),
+    "a profile at the edge of what its tolerance allows": (
+        Profile(blocks=[0.5, 0.5, 0.51]),
+        "attention",
+        0.5,
+    ),
+    "a profile of another model": (Profile(blocks=[0.5, 0.5]), "all", 0.5),
+    "a profile of another sparsity": (Profile(blocks=[0.2, 0.2, 0.2]), "all", 0.5),
+}
+
+
+@pytest.mark.parametrize(("allocation", "parts", "sparsity"), OUT_OF_REACH.values(), ids=OUT_OF_REACH)
+def test_a_budget_out_of_reach_is_refused_by_the_rule_that_shares_it_out(allocation, parts, sparsity):
+    anatomy = Anatomy(tiny.model("llama"), parts)
+    allowed = widths.allowed(anatomy, 8, lambda site, n: True)
+    with pytest.raises(RequestError, match=r"^(sparsity|allocation)"):
+        allocation.require_possible(anatomy, allowed, sparsity)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=6, max_size=6), st.floats(0, 0.65))
+def test_the_total_is_as_close_as_whole_steps_allow(shares, sparsity):
+    wanted = {site.name: share * site.units for site, share in zip(SITES, shares, strict=True)}
+    counts = widths.settle(SITES, ALLOWED, wanted, sparsity)
+    assert all(counts[site.name] in ALLOWED[site.name] for site in SITES)
+    largest = max(8 * s.cost if s.part == "ffn" else s.cost for s in SITES)
+    assert abs(gone(counts) - sparsity) * TOTAL <= largest
+
+
+def test_what_fits_exactly_is_what_comes_out():
+    wanted = {site.name: float(ALLOWED[site.name][-2]) for site in SITES}
+    share = 1 - sum(ALLOWED[site.name][-2] * site.cost for site in SITES) / TOTAL
+    assert widths.settle(SITES, ALLOWED, wanted, share) == {k: int(v) for k, v in wanted.items()}
+
+
+@pytest.mark.parametrize(("wanted", "number"), [(0, 8), (11.9, 8), (12, 16), (12.1, 16), (99, 24)])
+def test_the_nearest_number_and_of_two_the_larger(wanted, number):
+    assert widths.nearest([8, 16, 24], wanted) == number
