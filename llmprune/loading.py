@@ -8,9 +8,9 @@ from llmprune_kernels.acceleration import accelerate
 from transformers import AutoModelForCausalLM
 
 from llmprune.checkpoint import source
+from llmprune.checkpoint.resources import resources
 from llmprune.errors import RequestError
 from llmprune.progress import say
-from llmprune.run import plan
 
 
 def load(
@@ -37,7 +37,7 @@ def load(
     if kernels not in ("auto", "none"):
         raise RequestError("kernels", f"{kernels!r} is not known; allowed: auto, none")
     found = source.find(path, trust_remote_code=trust_remote_code)
-    where = plan.resources(device, dtype, None, found.size[1], text=True)
+    where = resources(device, dtype, None, found.size[1], text=True)
     tokenizer = source.tokenizer(found.folder, trust_remote_code=trust_remote_code)
     found.fetch()
     model = AutoModelForCausalLM.from_pretrained(

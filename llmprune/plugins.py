@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import pkgutil
 from importlib import import_module
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from llmprune.errors import RequestError
 
 OPTIONS = ConfigDict(extra="forbid", allow_inf_nan=False)  # how the options of every part are read
 T = TypeVar("T")
@@ -45,7 +48,65 @@ def find(package: str, name: str, base: type[T]) -> type[T]:
     return found[0]
 
 
+def build(field: str, package: str, value: Any, base: type[T], defaults: dict[str, Any] | None = None) -> T:
+    """The part that a name, or a mapping of its name and options, asks for.
+
+    Args:
+        field: of the recipe, for messages.
+        package: where its files are.
+        value: a name, a mapping, or the part itself.
+        base: class of such parts.
+        defaults: options that are set where the part has them and `value` does not.
+
+    Raises:
+        RequestError: there is no such part, or it has no such option.
+    """
+    if isinstance(value, base):
+        return value
+    options = dict(value) if isinstance(value, dict) else {"name": value}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise RequestError(field, f"{value!r} is neither a name nor a mapping with a `name`")
+    try:
+        part = find(package, name, base)
+    except ValueError as error:
+        raise RequestError(field, str(error)) from error
+    known = {f.name for f in dataclasses.fields(part)}  # type: ignore[arg-type]
+    usual = {key: default for key, default in (defaults or {}).items() if key in known}
+    try:
+        return TypeAdapter(part).validate_python({**usual, **options})
+    except ValidationError as error:
+        raise sentence(error, field) from error
+
+
+def name_of(part: object) -> str:
+    """The name under which a recipe asks for a part."""
+    module = type(part).__module__
+    return module.rsplit(".", 1)[-1] if module.startswith("llmprune.") else module
+
+
+def plain(part: object) -> dict[str, Any]:
+    """A part as a recipe writes it, with every default filled in."""
+    return {"name": name_of(part), **dataclasses.asdict(part)}  # type: ignore[call-overload]
+
+
 def about(part: type) -> str:
     """What a part says of itself: the first paragraph of its file."""
     text = import_module(part.__module__).__doc__ or ""
     return " ".join(text.split("\n\n")[0].split())
+
+
+def sentence(error: ValidationError, prefix: str = "") -> RequestError:
+    """The first thing that a check found wrong, as one sentence."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RequestError):
+        return cause
+    field = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
+    found = (
+        "" if first["type"] in ("missing", "unexpected_keyword_argument") else f" (found {first['input']!r})"
+    )
+    message = first["msg"]
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        message, found = "there is no such option", ""
+    return RequestError(field or "recipe", message[0].lower() + message[1:] + found)

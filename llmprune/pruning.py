@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune import recovering
-from llmprune.checkpoint.draft import Draft
+from llmprune.allocation.base import Allocation, Problem
+from llmprune.checkpoint.draft import Draft, RunHeader
 from llmprune.errors import RequestError
 from llmprune.paths import existing
 from llmprune.recipe import Recipe
+from llmprune.report import Report
 from llmprune.run import finish, job
 from llmprune.run.job import Job, Run
-from llmprune.run.report import Report
+from llmprune.run.plan import Plan
+from llmprune.run.windows import windows
 from llmprune.run.work import Work
 from llmprune.tensors.statistics import Nothing
 from llmprune.text import calibration
 from llmprune.training import policy_training as learning
+from llmprune.walk.solutions import Solutions
 from llmprune.walk.walk import Walk
 
 
@@ -32,6 +37,7 @@ def prune(
     *,
     tokenizer: Any = None,
     tokens: Tensor | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
     **options: Any,
 ) -> Report:
     """Prune a checkpoint into a new folder, or a model in place.
@@ -42,6 +48,7 @@ def prune(
         recipe: a Recipe, a mapping, the name of a shipped recipe, or a YAML file.
         tokenizer: for a model in memory whose checkpoint is not at hand.
         tokens: calibration token ids [N, L], instead of a text.
+        on_plan: called with the plan before it is carried out.
         options: fields of Recipe (`method="wanda"`, `sparsity=0.5`, ...), which win over the recipe's, and of
             Run: `out` (the folder to write), `resume`, `device`, `dtype`, `max_memory`, `trust_remote_code`.
 
@@ -50,31 +57,27 @@ def prune(
 
     Raises:
         RequestError: the request cannot be carried out; nothing was written.
-        JobError: it was sound, and failed; with `resume=True` it goes on after the last whole block.
+        JobError: it was sound, and failed; `resume=True` resumes it after the last whole block.
     """
     asked, run = job.request(recipe, options)
     if tokens is not None:
         size = calibration.size_of(tokens)
         asked = asked.model_copy(update={"calibration": asked.calibration.model_copy(update=size)})
+    into = recovering.first(asked, run)
     if not isinstance(model, str | Path):
-        todo: Job | Report = job.live_job(model, asked, recovering.first(asked, run))
+        todo: Job | Report = job.live_job(model, asked, into)
     elif run.out is None:
         raise RequestError("out", "no folder was named for the pruned checkpoint")
     else:
-        todo = begin(str(model), asked, recovering.first(asked, run))
-    report = todo if isinstance(todo, Report) else _done(todo, tokenizer, tokens)
+        todo = begin(str(model), asked, into)
+    if isinstance(todo, Job):
+        if on_plan is not None:
+            on_plan(todo.plan)
+        todo.plan.require_fit(todo.run.folder)
+        report = _done(todo, tokenizer, tokens)
+    else:
+        report = todo
     return recovering.then(asked, run, report, tokens)
-
-
-def _done(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
-    """Do a job, and leave the caller's model in the mode it was in."""
-    todo.plan.require_fit(todo.out)
-    training = todo.anatomy.model.training
-    todo.anatomy.model.eval()  # dropout has no place in a measurement
-    try:
-        return carry_out(todo, tokenizer, tokens)
-    finally:
-        todo.anatomy.model.train(training)
 
 
 def begin(model: str, asked: Recipe, run: Run) -> Job | Report:
@@ -86,49 +89,77 @@ def begin(model: str, asked: Recipe, run: Run) -> Job | Report:
 
 
 @torch.no_grad()
-def carry_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
-    """Do a job whose plan fits.
+def _done(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
+    """Do a job, and leave the caller's model in the mode it was in."""
+    model = todo.model.anatomy.model
+    training = model.training
+    model.eval()  # dropout has no place in a measurement
+    try:
+        with job.within_memory():
+            return _carried_out(todo, tokenizer, tokens)
+    finally:
+        model.train(training)
+
+
+def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
+    """Prune block by block, write what is left, and check it.
 
     Raises:
         JobError: it failed; the sentence says why.
     """
-    with job.within_memory():
-        return _carried_out(todo, tokenizer, tokens)
-
-
-def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     start = time.perf_counter()
-    if todo.source is None and todo.out is not None:
-        tokenizer = todo.tokenizer(tokenizer)  # before the caller's model changes
-    learning.require_readable(todo.recipe.method)
-    windows = todo.windows(tokenizer, tokens)
-    fingerprint = finish.fingerprint(todo, windows)
-    draft = Draft(todo.out, todo.plan.blocks) if todo.out is not None else None
-    begun = draft.begun(fingerprint) if draft else None
-    store = todo.store
-    batches = calibration.batched(windows.tokens, (begun or todo.plan.execution)["batch"]) if windows else []
-    problem = todo.problem(store, batches)
-    method = learning.ready(problem, draft.folder if draft and begun else None)
+    recipe, model, out = todo.recipe, todo.model, todo.run.folder
+    if model.source is None and out is not None:
+        tokenizer = model.tokenizer(tokenizer)  # before the caller's model changes
+    learning.require_readable(recipe.method)
+    text = windows(model, recipe.calibration, todo.plan, tokenizer, tokens)
+    fingerprint = finish.fingerprint(todo, text)
+    draft = Draft(out, todo.plan.blocks) if out is not None else None
+    header = draft.resume(fingerprint) if draft else None
+    batch = header.batch if header else todo.plan.batch
+    problem = Problem(
+        store=model.store,
+        batches=calibration.batched(text.tokens, batch) if text else [],
+        probe=model.probe(),
+        method=recipe.method,
+        sparsity=recipe.sparsity,
+        pattern=recipe.pattern,
+        repair=recipe.repair,
+        allowed=todo.allowed,
+        hands_on=recipe.hands_on,
+        scratch=draft.scratch if draft else None,
+    )
+    method = learning.ready(problem, draft.folder if draft and header else None)
     problem = dataclasses.replace(problem, method=method)
-    if begun is None:
-        budget = todo.recipe.allocation.allocate(problem)
-        begun = {"fingerprint": fingerprint, **todo.plan.execution, "budget": budget}
+    found = _allocated(problem, recipe, header)
+    if header is None:
+        header = RunHeader(
+            fingerprint=fingerprint, batch=batch, together=todo.plan.together, budget=found.budget
+        )
         if draft:
-            draft.begin(begun)
+            draft.begin(header)
     if draft:
         learning.keep(method, draft.folder)
-    survey = problem.survey
-    needed = batches if todo.recipe.needs is not Nothing and not survey.seen else []
-    walk = Walk(store.anatomy, store, needed, todo.probe())
+    measures = recipe.needs is not Nothing and not found.observed.seen
+    walk = Walk(model.store, problem.batches if measures else [], problem.probe)
+    shapes = todo.shapes(header.budget)
     earlier = len(draft.done) if draft else 0
-    work = Work(todo, method, store, begun, draft, survey)
+    work = Work(recipe, method, model.store, header, shapes, draft, found.observed, found.solved)
     records = [work.pruned(stage) for stage in walk.stages("pruning")]
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
-    result = finish.report_of(todo, windows, records, fingerprint, spent)
+    result = finish.report_of(todo, text, records, fingerprint, spent)
     result.learned = learning.about(method)
     if draft:
-        finish.publish(todo, draft, store, walk, result, tokenizer)
-    if todo.source is None and todo.recipe.parts is not None:
-        shapes = todo.shapes(begun["budget"])
+        finish.publish(todo, shapes, draft, walk, result, tokenizer)
+    if model.source is None:
         shapes.apply(work.keeps, finish.mark(todo, shapes))
     return result
+
+
+def _allocated(problem: Problem, recipe: Recipe, header: RunHeader | None) -> Allocation:
+    """The budget with what was measured for it; a resumed run has it in its journal."""
+    if header is None:
+        return recipe.allocation.allocate(problem)
+    left = problem.scratch is not None and problem.scratch.is_dir()
+    solved = Solutions(problem.scratch) if left and problem.scratch else None
+    return Allocation(header.budget, solved=solved)

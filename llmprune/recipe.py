@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
 
 from llmprune import plugins
 from llmprune.allocation.base import Allocator
 from llmprune.errors import RequestError
 from llmprune.methods.base import Method, Propagation
-from llmprune.model.layout import Layout
+from llmprune.model.shapes import Layout
+from llmprune.model.sites.base import Asked, Sites, sites_of
+from llmprune.patterns import base as patterns
+from llmprune.patterns.base import Pattern
+from llmprune.plugins import name_of
+from llmprune.recovery.base import Recovery
 from llmprune.repair.base import Repair
-from llmprune.tensors import patterns
-from llmprune.tensors.patterns import NofM, Pattern, Units, Unstructured
-from llmprune.tensors.statistics import Statistic, joined
+from llmprune.tensors.statistics import Nothing, Statistic, joined
 from llmprune.text.calibration import Calibration
+from llmprune.walk.demand import Demand
 
 
 class Recipe(BaseModel):
@@ -33,20 +36,20 @@ class Recipe(BaseModel):
     """Bumped whenever the recipe's numbers change."""
     model: str | None = None
     """A folder, a .gguf file or a Hub id; the command line's wins."""
-    method: Any
+    method: InstanceOf[Method[Any]]
     """Which weights go, and how the rest make up for it: a file of `llmprune/methods/`."""
-    pattern: Any = "unstructured"
+    pattern: InstanceOf[Pattern]
     """`unstructured`, N:M (N of every M are kept), or `units` (whole channels and groups of heads)."""
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the sites' parameters that go, 0 to 1; an N:M pattern fixes it."""
-    allocation: Any = "uniform"
+    allocation: InstanceOf[Allocator]
     """How much goes where: a file of `llmprune/allocation/`."""
-    repair: Any = "none"
+    repair: InstanceOf[Repair[Any]]
     """How the units that stay make up for the others: a file of `llmprune/repair/`."""
     layout: Layout | None = None
-    """How blocks of different sizes are written; None for loose weights, which change no sizes."""
-    recovery: str | dict[str, Any] | None = None
-    """What brings quality back afterwards: a file of `llmprune/recovery/`, checked when it is looked up."""
+    """How blocks of different sizes are written; None for single weights, which change no sizes."""
+    recovery: InstanceOf[Recovery] | None = None
+    """What brings quality back afterwards: a file of `llmprune/recovery/`."""
     propagation: Propagation = "layer"
     """What later layers are calibrated on: `dense` outputs, those of pruned blocks, or of pruned layers."""
     calibration: Calibration = Field(default_factory=lambda: Calibration())
@@ -58,44 +61,33 @@ class Recipe(BaseModel):
         """Replace every name by what it stands for, and fill in what depends on the method."""
         if not isinstance(data, dict) or "method" not in data:
             raise RequestError("method", "none was given; `llmprune methods` lists them")
-        data = dict(data)
-        text = data.get("calibration", {})
+        data, text = dict(data), data.get("calibration", {})
         seed = text.get("seed") if isinstance(text, dict) else None
-        defaults = {"seed": seed} if type(seed) is int else {}  # any other is the calibration's to refuse
-        method: Method[Any] = _part("method", "llmprune.methods", data["method"], Method, defaults)
-        data["method"] = method
+        usual = {"seed": seed} if type(seed) is int else {}  # any other is the calibration's to refuse
+        method = plugins.build("method", "llmprune.methods", data["method"], Method, usual)
+        allocation = _with_default(data.get("allocation", method.allocation), method.allocation)
+        repair = _with_default(data.get("repair", method.repair), method.repair)
+        allocation = plugins.build("allocation", "llmprune.allocation", allocation, Allocator)
+        repair = plugins.build("repair", "llmprune.repair", repair, Repair)
+        competing = "matrix" if allocation.compares_scores else method.compete
+        pattern = _pattern(data.get("pattern"), method.pattern, competing)
+        data |= {"method": method, "allocation": allocation, "repair": repair, "pattern": pattern}
+        if data.get("recovery") is not None:
+            data["recovery"] = recovery_of(data["recovery"])
         if isinstance(text, dict):
             data["calibration"] = {**method.calibration, **text}
-        for field, package, base in (
-            ("allocation", "llmprune.allocation", Allocator),
-            ("repair", "llmprune.repair", Repair),
-        ):
-            usual = getattr(method, field)
-            asked = data.get(field, usual)
-            asked = {"name": usual, **asked} if isinstance(asked, dict) else asked
-            data[field] = _part(field, package, asked, base, {})
-        everywhere = data["allocation"].compares_scores
-        competing = "matrix" if everywhere else method.compete
-        data["pattern"] = _pattern(data.get("pattern"), method.pattern, competing)
         data.setdefault("propagation", method.propagation)
-        if isinstance(data["pattern"], Units) and data.get("layout") is None:
-            data["layout"] = "per_layer" if data["allocation"].uneven else "uniform"
-        if isinstance(data["pattern"], NofM):
-            fixed = data["pattern"].sparsity
-            if not abs(_number(data.get("sparsity", fixed)) - fixed) <= 1e-9:
-                raise RequestError(
-                    "sparsity",
-                    f"{data['sparsity']} was asked, and the pattern {data['pattern']} removes exactly "
-                    f"{fixed:g}; leave the sparsity out, or change the pattern",
-                )
-            data["sparsity"] = fixed
+        if data.get("layout") is None:
+            data["layout"] = _sites(pattern).default_layout(uneven=allocation.uneven)
+        if pattern.only_sparsity is not None:
+            data["sparsity"] = _only(pattern, data.get("sparsity", pattern.only_sparsity))
         return data
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        self._agree_on_units()
-        name = part_name(self.allocation)
-        if isinstance(self.pattern, NofM) and self.allocation.uneven:
+        self._agree_on_kind()
+        name = name_of(self.allocation)
+        if self.pattern.only_sparsity is not None and self.allocation.uneven:
             raise RequestError(
                 "allocation",
                 f"{name} gives sites different sparsities, which {self.pattern} cannot have; use uniform",
@@ -103,27 +95,27 @@ class Recipe(BaseModel):
         if self.allocation.compares_scores and not self.method.scores_alone():
             raise RequestError(
                 "allocation",
-                f"{name} compares scores before pruning, and {part_name(self.method)} decides while it "
+                f"{name} compares scores before pruning, and {name_of(self.method)} decides while it "
                 "prunes; use uniform, erk or owl",
             )
         return self
 
-    def _agree_on_units(self) -> None:
-        """Refuse what goes with loose weights only, or with whole units only."""
-        method, allocation, repair = map(part_name, (self.method, self.allocation, self.repair))
-        units = isinstance(self.pattern, Units)
-        if units and not self.method.scores_alone():
-            raise RequestError("pattern", f"{method} prunes loose weights; use unstructured or N:M")
-        if not units and self.method.only_units:
+    def _agree_on_kind(self) -> None:
+        """Refuse what does not go with the kind of site that the pattern prunes."""
+        method, allocation, repair = map(name_of, (self.method, self.allocation, self.repair))
+        whole = self.sites.whole
+        if whole and not self.method.scores_alone():
+            raise RequestError("pattern", f"{method} prunes single weights; use unstructured or N:M")
+        if not whole and self.method.only_units:
             raise RequestError(
                 "pattern", f"{method} removes whole units, and {self.pattern} was asked; use units"
             )
-        kind = "units" if units else "weights"
-        if kind not in self.allocation.serves:
+        if self.pattern.prunes not in self.allocation.serves:
+            kind = "units" if whole else "weights"
             raise RequestError("allocation", f"{allocation} cannot share out {kind}; use uniform")
-        if not units and repair != "none":
+        if not whole and repair != "none":
             raise RequestError("repair", f"{repair} makes up for whole units, not {self.pattern}; use none")
-        if not units and self.layout is not None:
+        if not whole and self.layout is not None:
             raise RequestError(
                 "layout", f"{self.layout} is for whole units, not {self.pattern}; leave it out"
             )
@@ -135,20 +127,46 @@ class Recipe(BaseModel):
             )
 
     @property
+    def sites(self) -> Sites:
+        """The kind of site that is pruned."""
+        return sites_of(self.pattern)
+
+    @property
+    def asked(self) -> Asked:
+        """What is asked of the sizes of the pruned model."""
+        return Asked(self.sparsity, self.layout, self.repair.gives_bias)
+
+    @property
     def needs(self) -> type[Statistic]:
         """What pruning must know of every site's inputs."""
         return joined(self.method.needs, self.repair.needs)
 
     @property
-    def one_survey(self) -> bool:
-        """Whether what the allocation measures of the dense model is all that pruning needs to know."""
-        surveys = self.parts is not None and bool(self.allocation.uneven)
-        return surveys and self.needs.small and self.propagation == "dense"
+    def needs_text(self) -> bool:
+        """Whether anything is measured on a text."""
+        return self.needs is not Nothing or self.allocation.needs_text
 
     @property
-    def parts(self) -> Any:
-        """Which units are pruned; None where loose weights are."""
-        return self.pattern.parts if isinstance(self.pattern, Units) else None
+    def hands_on(self) -> bool:
+        """Whether what the allocation measures of the dense model is all that pruning needs to know."""
+        measures = self.sites.whole and self.allocation.uneven
+        return measures and self.needs.small and self.propagation == "dense"
+
+    @property
+    def demand(self) -> Demand:
+        """What the run must hold, and how often it walks the model."""
+        compares = self.allocation.compares_scores and self.method.needs is not Nothing
+        measures = self.allocation.needs_text or compares
+        return Demand(
+            needs=self.needs,
+            propagation=self.propagation,
+            samples=self.calibration.samples if self.needs_text else 0,
+            training_passes=self.method.lessons,
+            drawing_passes=self.calibration.redraws if self.calibration.dataset == "synthetic" else 0,
+            generates_text=self.calibration.dataset == "self",
+            allocation_pass=measures and not self.hands_on,
+            holds_all=self.hands_on,
+        )
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Recipe:
@@ -160,23 +178,20 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise sentence(error) from error
+            raise plugins.sentence(error) from error
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data with every default filled in; `parse` gives the same recipe back."""
-        pattern: Any = str(self.pattern)
-        if isinstance(self.pattern, Unstructured | Units):
-            pattern = {"name": pattern, **dataclasses.asdict(self.pattern)}
         return {
             "version": self.version,
             "model": self.model,
-            "method": {"name": part_name(self.method), **dataclasses.asdict(self.method)},
-            "pattern": pattern,
+            "method": plugins.plain(self.method),
+            "pattern": self.pattern.resolved(),
             "sparsity": self.sparsity,
-            "allocation": {"name": part_name(self.allocation), **dataclasses.asdict(self.allocation)},
-            "repair": {"name": part_name(self.repair), **dataclasses.asdict(self.repair)},
+            "allocation": plugins.plain(self.allocation),
+            "repair": plugins.plain(self.repair),
             "layout": self.layout,
-            "recovery": self.recovery,
+            "recovery": plugins.plain(self.recovery) if self.recovery else None,
             "propagation": self.propagation,
             "calibration": self.calibration.model_dump(),
         }
@@ -187,56 +202,60 @@ class Recipe(BaseModel):
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
 
 
-def part_name(part: object) -> str:
-    """The name under which a recipe asks for a method, an allocator, a repair or a recovery."""
-    module = type(part).__module__
-    ours = module.startswith(
-        ("llmprune.methods.", "llmprune.allocation.", "llmprune.repair.", "llmprune.recovery.")
-    )
-    return module.rsplit(".", 1)[-1] if ours else module
+def recovery_of(value: Any) -> Recovery:
+    """The recovery that a name, or a mapping of its name and options, asks for.
+
+    Raises:
+        RequestError: there is none of that name, or it has no such option.
+    """
+    return plugins.build("recovery", "llmprune.recovery", value, Recovery)
 
 
-def _part(field: str, package: str, value: Any, base: type[Any], defaults: dict[str, Any]) -> Any:
-    """The method, allocator or repair that a name, or a mapping of name and options, asks for."""
-    if isinstance(value, base):
-        return value
-    options = dict(value) if isinstance(value, dict) else {"name": value}
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise RequestError(field, f"{value!r} is neither a name nor a mapping with a `name`")
+def calibration_of(value: dict[str, Any]) -> Calibration:
+    """The text that a mapping asks for.
+
+    Raises:
+        RequestError: it names the first field that is wrong.
+    """
     try:
-        cls = plugins.find(package, name, base)
-    except ValueError as error:
-        raise RequestError(field, str(error)) from error
-    known = {f.name for f in dataclasses.fields(cls)}
-    options = {**{k: v for k, v in defaults.items() if k in known}, **options}
-    try:
-        return TypeAdapter(cls).validate_python(options)
+        return Calibration.model_validate(value)
     except ValidationError as error:
-        raise sentence(error, field) from error
+        raise plugins.sentence(error, "calibration") from error
+
+
+def _with_default(value: Any, name: str) -> Any:
+    """A mapping of options with this name, unless it has one."""
+    return {"name": name, **value} if isinstance(value, dict) else value
 
 
 def _pattern(value: Any, usual: Any, compete: str) -> Pattern:
     """The pattern that was asked for, with the method's options where it is the method's own."""
-    if isinstance(value, Unstructured | NofM | Units):
+    if isinstance(value, Pattern):
         return value
-    usual, options = (dict(v) if isinstance(v, dict) else {"name": v} for v in (usual, value))
-    if options.get("name") in (None, usual["name"]):
-        options = {**usual, **{key: v for key, v in options.items() if v is not None}}
-    name = options.pop("name", None)
+    own, options = (dict(v) if isinstance(v, dict) else {"name": v} for v in (usual, value))
+    if options.get("name") in (None, own["name"]):
+        options = {**own, **{key: v for key, v in options.items() if v is not None}}
+    return patterns.build(options, {"compete": compete})
+
+
+def _sites(pattern: Pattern) -> Sites:
     try:
-        pattern = patterns.parse(name if isinstance(name, str) else repr(name))
-        if isinstance(pattern, Unstructured):
-            options = {"compete": compete, **options}
-        if isinstance(pattern, Unstructured | Units):
-            return TypeAdapter(type(pattern)).validate_python(options)
-    except ValidationError as error:
-        raise sentence(error, "pattern") from error
+        return sites_of(pattern)
     except ValueError as error:
         raise RequestError("pattern", str(error)) from error
-    if options:
-        raise RequestError("pattern", f"{pattern} has no option {sorted(map(str, options))[0]!r}")
-    return pattern
+
+
+def _only(pattern: Pattern, asked: Any) -> float:
+    """The only sparsity that a pattern has."""
+    fixed = pattern.only_sparsity
+    assert fixed is not None
+    if not abs(_number(asked) - fixed) <= 1e-9:
+        raise RequestError(
+            "sparsity",
+            f"{asked} was asked, and the pattern {pattern} removes exactly "
+            f"{fixed:g}; leave the sparsity out, or change the pattern",
+        )
+    return fixed
 
 
 def _number(value: Any) -> float:
@@ -244,19 +263,3 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise RequestError("sparsity", f"{value!r} is not a number") from error
-
-
-def sentence(error: ValidationError, prefix: str = "") -> RequestError:
-    """The first thing that a check found wrong, as one sentence."""
-    first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, RequestError):
-        return cause
-    field = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
-    found = (
-        "" if first["type"] in ("missing", "unexpected_keyword_argument") else f" (found {first['input']!r})"
-    )
-    message = first["msg"]
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        message, found = "there is no such option", ""
-    return RequestError(field or "recipe", message[0].lower() + message[1:] + found)

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from llmprune import plugins
+from llmprune import plugins, report
 from llmprune.checkpoint import draft as drafts
-from llmprune.checkpoint.draft import Draft
+from llmprune.checkpoint import reader, source
+from llmprune.checkpoint.draft import Draft, RunHeader
+from llmprune.checkpoint.opened import Opened
+from llmprune.checkpoint.resources import resources
 from llmprune.errors import RequestError
-from llmprune.model import layout
-from llmprune.recipe import Recipe, part_name, sentence
+from llmprune.model.shapes import earlier as left_by
+from llmprune.model.sites.base import sites_of
+from llmprune.recipe import Recipe, calibration_of, recovery_of
 from llmprune.recovery.base import Recovery, Task
-from llmprune.run import finish, job, report
-from llmprune.run.job import Job, Run
-from llmprune.run.report import Report
-from llmprune.text.calibration import size_of
+from llmprune.report import Report
+from llmprune.run import finish, job, plan
+from llmprune.run.job import Run
+from llmprune.run.plan import Plan
+from llmprune.run.windows import windows
+from llmprune.text.calibration import Calibration, batched, size_of
+from llmprune.walk.demand import Demand
 
 
 def recover(
@@ -56,29 +63,48 @@ def recover(
     earlier = report.read(folder) if folder.is_dir() else None
     if earlier is None:
         raise RequestError("model", f"{model} is no folder that llmprune has pruned: it holds no report")
-    recovery = part(how)
+    recovery = recovery_of(how)
     run = _run(out if out is not None else beside(folder), options)
-    text = {**earlier.recipe["calibration"], **(calibration or {})}
+    asked: dict[str, Any] = {**earlier.recipe["calibration"], **(calibration or {})}
     if tokens is not None:
-        text |= size_of(tokens)
-    recipe = _walk_recipe(recovery, text)
-    if run.resume and (done := _already_done(folder, earlier, recovery, recipe, run, baseline)):
+        asked |= size_of(tokens)
+    text = calibration_of(asked)
+    if run.resume and (done := _already_done(folder, earlier, recovery, text, run, baseline)):
         return done
-    pruned = job.checkpoint_job(str(folder), recipe, run)
-    dense = _dense(baseline or _dense_name(earlier), recipe, run)
-    _require_alike(pruned, dense)
-    return _carried_out(recovery, pruned, dense, earlier, tokens)
+    pruned, dense = _opened(folder, earlier, recovery, text, run, baseline)
+    return _carried_out(_Recover(recovery, text, run, earlier, pruned, dense), tokens)
+
+
+@dataclass(frozen=True)
+class _Recover:
+    """A request that has been checked, with both models opened as far as that takes no weights."""
+
+    recovery: Recovery
+    text: Calibration
+    run: Run
+    earlier: Report
+    """Of the pruned checkpoint."""
+    pruned: Opened
+    dense: Opened
+
+    @property
+    def plan(self) -> Plan:
+        """What walking both models side by side takes."""
+        demand = Demand(self.recovery.needs, "layer", self.text.samples)
+        anatomy, where = self.pruned.anatomy, self.pruned.resources
+        length = plan.require_length(anatomy, self.text.length)
+        one = plan.make(anatomy, demand, where, self.pruned.bytes, length)
+        return dataclasses.replace(one, needed_bytes=2 * one.needed_bytes, host_bytes=2 * one.host_bytes)
 
 
 def first(asked: Recipe, run: Run) -> Run:
     """How to prune what a recipe will recover: into a folder of its own, beside the one that was named.
 
     Raises:
-        RequestError: there is no such recovery, or no folder to recover.
+        RequestError: there is no folder to recover.
     """
     if asked.recovery is None:
         return run
-    part(asked.recovery)
     if run.out is None:
         raise RequestError("recovery", "only a checkpoint in a folder can be recovered; name one with out")
     out = Path(run.out)
@@ -105,23 +131,6 @@ def _named_after(folder: Path, what: str) -> Path:
     return named.with_name(f"{named.name}-{what}")
 
 
-def part(how: Any) -> Recovery:
-    """The recovery that a name, or a mapping of name and options, asks for.
-
-    Raises:
-        RequestError: there is none of that name, or it has no such option.
-    """
-    options = dict(how) if isinstance(how, dict) else {"name": how}
-    try:
-        cls = plugins.find("llmprune.recovery", str(options.pop("name", None)), Recovery)
-        found: Recovery = TypeAdapter(cls).validate_python(options)
-    except ValidationError as error:
-        raise sentence(error, "recovery") from error
-    except ValueError as error:
-        raise RequestError("recovery", str(error)) from error
-    return found
-
-
 def _run(out: str | Path, options: dict[str, Any]) -> Run:
     """How to run.
 
@@ -135,22 +144,47 @@ def _run(out: str | Path, options: dict[str, Any]) -> Run:
     return Run(out=out, **options)
 
 
-def _dense(name: str, recipe: Recipe, run: Run) -> Job:
-    """The job of walking the dense model.
+def _opened(
+    folder: Path, earlier: Report, recovery: Recovery, text: Calibration, run: Run, baseline: str | None
+) -> tuple[Opened, Opened]:
+    """The pruned checkpoint and the dense one, checked as far as that takes no weights.
+
+    Raises:
+        RequestError: the one cannot be recovered, or the other cannot be what it came from.
+    """
+    drafts.require_usable(Path(str(run.out)), resume=run.resume)
+    pruned = _open(str(folder), recovery, text, run)
+    assert pruned.source is not None
+    job.require_apart(pruned.source, run)
+    dense = _dense(baseline or _dense_name(earlier), recovery, text, run)
+    _require_alike(pruned, dense)
+    return pruned, dense
+
+
+def _open(name: str, recovery: Recovery, text: Calibration, run: Run) -> Opened:
+    found = source.find(name, trust_remote_code=run.trust_remote_code)
+    anatomy = reader.blueprint(found, sites_of(recovery.walks))
+    plan.require_length(anatomy, text.length)
+    where = resources(run.device, run.dtype, run.max_memory, found.size[1], text=True)
+    return Opened(anatomy, found, where, run.trust_remote_code)
+
+
+def _dense(name: str, recovery: Recovery, text: Calibration, run: Run) -> Opened:
+    """The dense model.
 
     Raises:
         RequestError: there is none of that name.
     """
     try:
-        return job.checkpoint_job(name, recipe, dataclasses.replace(run, out=None, resume=False))
+        return _open(name, recovery, text, run)
     except RequestError as error:
         raise RequestError("baseline", f"the dense model is needed, and {error}") from error
 
 
 def _already_done(
-    folder: Path, earlier: Report, recovery: Recovery, recipe: Recipe, run: Run, baseline: str | None
+    folder: Path, earlier: Report, recovery: Recovery, text: Calibration, run: Run, baseline: str | None
 ) -> Report | None:
-    """The report of a folder that needs no going on with; the dense model is looked at if it was named.
+    """The report of a complete folder; the dense model is looked at if it was named.
 
     Raises:
         RequestError: the folder was finished with something else.
@@ -164,9 +198,9 @@ def _already_done(
         ("recovery", then.get("recovery"), _asked(recovery)),
         ("model", then.get("model", [None])[0], str(folder)),
         ("pruning", done.recipe, earlier.recipe),
-        ("calibration", then.get("recipe", {}).get("calibration"), recipe.calibration.model_dump()),
+        ("calibration", then.get("text"), text.model_dump()),
     ]
-    if baseline and (dense := _dense(baseline, recipe, run).source):
+    if baseline and (dense := _dense(baseline, recovery, text, run).source):
         compared.append(("dense model", then.get("dense"), dense.hashes))
     differing = [what for what, was, now in compared if was != now]
     if differing:
@@ -176,7 +210,7 @@ def _already_done(
 
 def _asked(recovery: Recovery) -> dict[str, Any]:
     """A recovery as plain data, with every default filled in."""
-    return {"name": part_name(recovery), **dataclasses.asdict(recovery)}
+    return plugins.plain(recovery)
 
 
 def _dense_name(earlier: Report) -> str:
@@ -185,16 +219,7 @@ def _dense_name(earlier: Report) -> str:
     return f"{name}@{revision}" if revision else str(name)
 
 
-def _walk_recipe(recovery: Recovery, text: dict[str, Any]) -> Recipe:
-    """A recipe that removes nothing, for what it takes to walk both models and hold a layer's Gram matrix."""
-    nothing: dict[str, Any] = {"method": "wanda", "sparsity": 0, "propagation": "layer"}
-    if recovery.knows_parts:
-        units = {"name": "units", "multiple": 1}
-        nothing |= {"method": "magnitude", "pattern": units, "repair": "least_squares", "layout": "padded"}
-    return Recipe.parse({**nothing, "calibration": text})
-
-
-def _require_alike(pruned: Job, dense: Job) -> None:
+def _require_alike(pruned: Opened, dense: Opened) -> None:
     """Refuse a dense model that the pruned one cannot have come from.
 
     Raises:
@@ -210,44 +235,41 @@ def _require_alike(pruned: Job, dense: Job) -> None:
         if own != other:
             raise RequestError(
                 "baseline",
-                f"the pruned model has the {what} {own}, and {dense.recipe.model} has {other}; name the "
+                f"the pruned model has the {what} {own}, and {dense.name} has {other}; name the "
                 "model that it was pruned from",
             )
 
 
 @torch.no_grad()
-def _carried_out(
-    recovery: Recovery, pruned: Job, dense: Job, earlier: Report, tokens: Tensor | None
-) -> Report:
+def _carried_out(asked: _Recover, tokens: Tensor | None) -> Report:
     start = time.perf_counter()
-    assert pruned.out is not None
-    windows = dense.windows(None, tokens)  # a pruned model would teach its own damage
-    assert windows is not None
-    needed, host = pruned.plan.needed_bytes, pruned.plan.host_bytes
-    both = dataclasses.replace(pruned.plan, needed_bytes=2 * needed, host_bytes=2 * host)
-    both.require_fit(pruned.out)  # the two models are walked side by side
-    asked = _asked(recovery)
-    assert dense.source is not None
-    identity = {
-        **finish.fingerprint(pruned, windows),
-        "dense": dense.source.hashes,
-        "recovery": asked,
-    }
-    draft = Draft(pruned.out, pruned.plan.blocks)
-    if draft.begun(identity) is None:
-        draft.begin({"fingerprint": identity})
+    pruned, dense, needed = asked.pruned, asked.dense, asked.plan
+    text = windows(dense, asked.text, needed, tokens=tokens)  # a pruned model would teach its own damage
+    assert text is not None and asked.run.folder is not None and dense.source is not None
+    needed.require_fit(asked.run.folder)
+    how = _asked(asked.recovery)
+    # What was asked of the text, which its tokens alone do not say.
+    told_apart = {"text": asked.text.model_dump(), "dense": dense.source.hashes, "recovery": how}
+    fingerprint = finish.identity(pruned, told_apart, text)
+    draft = Draft(asked.run.folder, needed.blocks)
+    header = draft.resume(fingerprint)
+    if header is None:
+        header = RunHeader(fingerprint=fingerprint, batch=needed.batch, together=needed.together)
+        draft.begin(header)
+    batches = batched(text.tokens, header.batch)
+    layout = asked.earlier.recipe["layout"]
     with job.within_memory():
-        done = recovery.recover(Task(pruned, dense, windows.tokens, draft, earlier.recipe["layout"]))
+        done = asked.recovery.recover(Task(pruned, dense, batches, draft, header.together, layout))
     spent = {"total_s": time.perf_counter() - start}
-    result = earlier.model_copy(
+    result = asked.earlier.model_copy(
         update={
-            "recovery": {**asked, "calibration": windows.record(), "time": spent, **done.record},
-            "fingerprint": identity,
+            "recovery": {**how, "calibration": text.record(), "time": spent, **done.record},
+            "fingerprint": fingerprint,
             "evaluation": None,
         }
     )
     assert pruned.source is not None
     for file in (pruned.source.folder / "config.json", *pruned.source.copied_files()):
         draft.copy(file)
-    finish.seal(pruned, draft, done.logits, result, trust=bool(layout.earlier(pruned.anatomy, "layout")))
+    finish.seal(pruned, draft, done.logits, result, trust=bool(left_by(pruned.anatomy, "layout")))
     return result

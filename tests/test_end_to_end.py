@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites.linear import LinearLayers
 from tests.conftest import SHARED
 
 LLMPRUNE = Path(sys.executable).with_name("llmprune")
@@ -36,7 +37,7 @@ def _prune(model: Path, out: Path) -> list[object]:
 
 def test_every_group_of_four_of_a_real_model_has_two_exact_zeros(pruned: Path):
     model = AutoModelForCausalLM.from_pretrained(pruned)
-    for site in Anatomy(model).sites:
+    for site in Anatomy(model, LinearLayers()).sites:
         zeros = (site.matrix(site.weight).reshape(-1, 4) == 0).sum(1)
         assert (zeros >= 2).all(), site.name  # a few weights were zero before
         assert (zeros == 2).float().mean() > 0.99, site.name

@@ -20,10 +20,11 @@ from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.methods.base import Method
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites.linear import LinearLayers
+from llmprune.patterns.n_of_m import NofM
 from llmprune.plugins import find, names
 from llmprune.recipe import Recipe
-from llmprune.run.report import Report
-from llmprune.tensors.patterns import NofM
+from llmprune.report import Report
 from tests import tiny
 from tests.conftest import SHARED
 
@@ -72,7 +73,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 def require_exact_sparsity(model: PreTrainedModel, asked: Recipe, report: Report) -> None:
     """Every site has lost as many weights as the pattern says, and where it says."""
-    sites = Anatomy(model).sites
+    sites = Anatomy(model, LinearLayers()).sites
     records = {record.name: record for record in report.sites}
     assert len(report.sites) == len(records) == len(sites)
     for site in sites:
@@ -90,7 +91,7 @@ def require_exact_sparsity(model: PreTrainedModel, asked: Recipe, report: Report
 
 def require_rest_untouched(model: PreTrainedModel, before: PreTrainedModel, *, survivors: bool) -> None:
     """Nothing but weights of sites has changed, and of those only what went, if `survivors` must stay."""
-    pruned = {f"{site.name}.weight" for site in Anatomy(before).sites}
+    pruned = {f"{site.name}.weight" for site in Anatomy(before, LinearLayers()).sites}
     now = model.state_dict()
     assert now.keys() == before.state_dict().keys()
     for name, was in before.state_dict().items():

@@ -21,6 +21,8 @@ from llmprune import prune
 from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.site import Site
+from llmprune.model.sites.linear import LinearLayers
 from tests import tiny
 from tests.test_families import check_here, load, logits
 
@@ -32,6 +34,10 @@ TEXT = {"samples": 4, "length": 32}
 @pytest.fixture(autouse=True)
 def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reload, "check", check_here)
+
+
+def sites(model: PreTrainedModel) -> list[Site]:
+    return Anatomy(model, LinearLayers()).sites
 
 
 def hooks(module: torch.nn.Module) -> list[AlignDevicesHook]:
@@ -47,7 +53,7 @@ def hooks(module: torch.nn.Module) -> list[AlignDevicesHook]:
 def stored(model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of all sites, read from where they live between forwards."""
     found = {}
-    for site in Anatomy(model).sites:
+    for site in sites(model):
         weight = site.layer.weight
         for hook in hooks(site.layer):
             if hook.offload:
@@ -59,7 +65,7 @@ def stored(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def half_on_disk(folder: Path, offload: Path) -> PreTrainedModel:
     """The last two of three blocks stay in the checkpoint's files, as `device_map="auto"` leaves them."""
-    anatomy = Anatomy(load(folder))
+    anatomy = Anatomy(load(folder), LinearLayers())
     placed = {}
     for name, module in anatomy.model.named_modules():
         if not any(module.children()) and not name.startswith(f"{anatomy.prefix}."):
@@ -71,7 +77,7 @@ def half_on_disk(folder: Path, offload: Path) -> PreTrainedModel:
 def half_on_cpu(folder: Path, offload: Path) -> PreTrainedModel:
     """What accelerate's `dispatch_model` does when a GPU computes and half of the blocks wait on the CPU."""
     model = load(folder)
-    anatomy = Anatomy(model)
+    anatomy = Anatomy(model, LinearLayers())
     waiting = {f"{anatomy.prefix}.{i}": i > 0 for i in range(len(anatomy.blocks))}
     here = torch.device("cpu")
     attach_align_device_hook_on_blocks(
@@ -86,7 +92,7 @@ def half_on_cpu(folder: Path, offload: Path) -> PreTrainedModel:
 def blocks_on_cpu(folder: Path, offload: Path) -> PreTrainedModel:
     """Each block has a table of weights of its own, with names that begin inside the block."""
     model = load(folder)
-    for block in Anatomy(model).blocks:
+    for block in Anatomy(model, LinearLayers()).blocks:
         accelerate.cpu_offload(block, execution_device=torch.device("cpu"))
     return model
 
@@ -147,8 +153,8 @@ def test_a_dispatched_model_is_pruned_where_it_lives(
     place: Place = globals()[where]
     folder = checkpoints(family)
     model = place(folder, tmp_path / "offload")
-    offloaded = [site.name for site in Anatomy(model).sites if site.layer.weight.is_meta]
-    assert len(offloaded) >= len(Anatomy(model).sites) * 2 // 3
+    offloaded = [site.name for site in sites(model) if site.layer.weight.is_meta]
+    assert len(offloaded) >= len(sites(model)) * 2 // 3
     dense = logits(model)
     assert torch.equal(dense, logits(load(folder)))
 
@@ -160,7 +166,7 @@ def test_a_dispatched_model_is_pruned_where_it_lives(
     for name, weight in now.items():
         assert ((weight == 0).reshape(-1, 4).sum(1) == 2).all(), name
         assert torch.equal(weight, expected[name]), name
-    assert [site.name for site in Anatomy(model).sites if site.layer.weight.is_meta] == offloaded
+    assert [site.name for site in sites(model) if site.layer.weight.is_meta] == offloaded
     assert torch.equal(logits(model), logits(streamed))
     assert not torch.equal(logits(model), dense)
 
@@ -191,7 +197,7 @@ def test_letting_go_of_a_pruned_model_cleans_up_without_a_word(
 ) -> None:
     model = half_on_disk(checkpoints("llama"), tmp_path / "offload")
     prune(model, method="magnitude")
-    layer = Anatomy(model).sites[-1].layer
+    layer = sites(model)[-1].layer
     [table] = {id(h.weights_map): h.weights_map for h in hooks(layer) if h.offload}.values()
     file = Path(table.dataset.index[f"{table.prefix}weight"]["safetensors_file"])
     assert file.is_file()
@@ -260,7 +266,7 @@ def test_a_pruned_model_in_memory_can_still_be_trained(checkpoints: tiny.Checkpo
 
 def test_hooks_of_other_kinds_are_seen_through(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     model = half_on_cpu(checkpoints("llama"), tmp_path)
-    for site in Anatomy(model).sites:
+    for site in sites(model):
         accelerate.hooks.add_hook_to_module(site.layer, accelerate.hooks.ModelHook(), append=True)
         assert isinstance(site.layer._hf_hook, SequentialHook)
     prune(model, method="magnitude")

@@ -208,6 +208,6 @@ class _Runner:
 
     def peak(self) -> dict[str, int]:
         """Peak memory of this process, and of its device."""
-        from llmprune.run.report import memory
+        from llmprune.report import memory
 
         return memory(self._device)

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llmprune import report
 from llmprune.errors import RequestError
 from llmprune.progress import say
-from llmprune.run import card, report
+from llmprune.run import card
 from llmprune_eval import evaluation, runs
 from llmprune_eval.perplexity import Protocol
 from llmprune_eval.tasks import Ask

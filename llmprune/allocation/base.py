@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict
@@ -12,49 +13,84 @@ from torch import Tensor
 from llmprune.checkpoint.store import Store
 from llmprune.methods.base import Method
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.sites import Site, UnitSite
+from llmprune.model.site import Site
+from llmprune.model.sites.base import Budget
+from llmprune.model.unit_site import UnitSite
 from llmprune.model.widths import Allowed, Counts, require_reachable, unit_sites
+from llmprune.patterns.base import Pattern
+from llmprune.patterns.unstructured import Unstructured
 from llmprune.plugins import OPTIONS
-from llmprune.tensors.statistics import Nothing, Statistic
+from llmprune.repair.base import Repair
+from llmprune.repair.none import Unrepaired
+from llmprune.tensors.statistics import Nothing, Statistic, joined
+from llmprune.walk.solutions import Solutions
 from llmprune.walk.stage import Seen, Stage
 from llmprune.walk.walk import Walk
 
-Budget = dict[str, float]  # the sparsity of every site, by its name
-
 
 @dataclass
-class Survey:
-    """What an allocator measured that pruning would measure again."""
+class Observed:
+    """What an allocator measured of the dense model that pruning would measure again."""
 
     seen: dict[str, Seen] = field(default_factory=dict)
+    """By the site's name; empty if pruning must measure for itself."""
+
     forward_s: dict[int, float] = field(default_factory=dict)
+    """Seconds of one forward pass, by block."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What an allocator found: the budget, and what it has measured or solved on the way.
+
+    What is handed on is not done again.
+    """
+
+    budget: Budget
+    observed: Observed = field(default_factory=Observed)
+    solved: Solutions | None = None
+    """Sites that are solved already at the budget's shares."""
 
 
 @dataclass(frozen=True)
 class Problem:
     """All that an allocator may look at: the model, its calibration batches, the method and the target."""
 
-    anatomy: Anatomy
     store: Store
     batches: list[Tensor]
     probe: Tensor
     method: Method[Any]
     sparsity: float
-    needs: type[Statistic] = Nothing
-    """What pruning will need to know of every site."""
-
+    pattern: Pattern = field(default_factory=Unstructured)
+    repair: Repair[Any] = field(default_factory=Unrepaired)
     allowed: Allowed = field(default_factory=dict)
     """How many units of every site may stay, where whole units go."""
 
-    one_survey: bool = False
-    """Whether a survey of the units is to be kept for pruning."""
+    hands_on: bool = False
+    """Whether what is measured here is all that pruning needs to know."""
 
-    survey: Survey = field(default_factory=Survey)
+    scratch: Path | None = None
+    """A folder for what is too large for memory; None where nothing is written."""
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Of the dense model."""
+        return self.store.anatomy
+
+    @property
+    def units(self) -> list[UnitSite]:
+        """The sites, where whole units go; empty otherwise."""
+        return unit_sites(self.anatomy)
+
+    @property
+    def needs(self) -> type[Statistic]:
+        """What is gathered of every site: what the method needs, and the repair too if it is handed on."""
+        return joined(self.method.needs, self.repair.needs) if self.hands_on else self.method.needs
 
     def stages(self, *, forward: bool) -> Iterator[Stage]:
         """Every block of the dense model, resident, with the calibration batches if they are to be run."""
         batches = self.batches if forward else []
-        yield from Walk(self.anatomy, self.store, batches, self.probe).stages("measuring the dense model")
+        yield from Walk(self.store, batches, self.probe).stages("measuring the dense model")
 
     def measured(self, needs: type[Statistic]) -> Iterator[tuple[Site, Statistic]]:
         """Every site, resident, with its statistic in the dense model."""
@@ -62,25 +98,14 @@ class Problem:
             for site, seen in stage.visit(needs, "dense", together=False):
                 yield site, seen.statistic
 
-    def surveyed(self, stage: Stage) -> Iterator[tuple[UnitSite, Statistic]]:
-        """The sites of one block with what the method needs; kept for pruning if that needs no more."""
-        for site, seen in stage.visit(self.surveys, "dense", together=False):
-            assert isinstance(site, UnitSite)
-            if self.one_survey:
-                self.survey.seen[site.name] = seen
+    def observe(self, stage: Stage, observed: Observed) -> Iterator[tuple[Site, Statistic]]:
+        """The sites of one block with what the method needs; kept in `observed` if pruning needs no more."""
+        for site, seen in stage.visit(self.needs, "dense", together=False):
+            if self.hands_on:
+                observed.seen[site.name] = seen
             yield site, seen.statistic.of(self.method.needs)
-        if self.one_survey:
-            self.survey.forward_s[stage.index] = stage.forward_s
-
-    @property
-    def surveys(self) -> type[Statistic]:
-        """What a survey of the units gathers."""
-        return self.needs if self.one_survey else self.method.needs
-
-    @property
-    def units(self) -> list[UnitSite]:
-        """The sites, where whole units go; empty otherwise."""
-        return unit_sites(self.anatomy)
+        if self.hands_on:
+            observed.forward_s[stage.index] = stage.forward_s
 
 
 @dataclass(frozen=True)
@@ -97,15 +122,15 @@ class Allocator:
     needs_text: ClassVar[bool] = False
     """Whether it measures activations even for a method that does not."""
 
-    serves: ClassVar[tuple[str, ...]] = ("weights",)
-    """Whether it can share out loose `weights`, whole `units`, or both."""
+    serves: ClassVar[tuple[str, ...]] = ("linear",)
+    """The kinds of sites between which it can share out: files of `llmprune/model/sites/`."""
 
     def require_possible(self, anatomy: Anatomy, allowed: Allowed, sparsity: float) -> None:
         """Refuse what no budget can reach, before a weight or a text is read.
 
         Args:
             anatomy: of the dense model.
-            allowed: how many units of every site may stay; empty where loose weights go.
+            allowed: how many units of every site may stay; empty where single weights go.
             sparsity: of all sites together.
 
         Raises:
@@ -114,7 +139,7 @@ class Allocator:
         if allowed:
             require_reachable(unit_sites(anatomy), allowed, sparsity)
 
-    def allocate(self, problem: Problem) -> Budget:
+    def allocate(self, problem: Problem) -> Allocation:
         """The sparsity of every site, such that all sites together reach `problem.sparsity`."""
         raise NotImplementedError
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
+from llmprune.allocation.base import Allocation, Allocator, Observed, Problem, budget_of
 from llmprune.model.widths import settle
 from llmprune.walk.stage import Stage
 
@@ -28,15 +28,17 @@ class BlockInfluence(Allocator):
     """0 treats all blocks alike. The authors' code divides a sum over tokens by 1e4, which is 13.1 times the
     mean for their 128 x 1024 tokens."""
 
-    def allocate(self, problem: Problem) -> Budget:
+    def allocate(self, problem: Problem) -> Allocation:
         """The block's share of channels, and of groups of heads if these may go, in whole steps."""
         angles: list[float] = []
+        observed = Observed()
         for stage in problem.stages(forward=True):
-            list(problem.surveyed(stage))
+            list(problem.observe(stage, observed))
             angles.append(influence(stage))
         kept = self.shares(torch.tensor(angles, dtype=torch.float64), 1 - problem.sparsity)
         wanted = {site.name: float(kept[site.block]) * site.units for site in problem.units}
-        return budget_of(problem.units, settle(problem.units, problem.allowed, wanted, problem.sparsity))
+        counts = settle(problem.units, problem.allowed, wanted, problem.sparsity)
+        return Allocation(budget_of(problem.units, counts), observed)
 
     def shares(self, angles: Tensor, target: float) -> Tensor:
         """The share that every block keeps, with mean `target` and none above 1."""

@@ -5,15 +5,15 @@ The density of a linear layer is proportional to (inputs + outputs) / (inputs * 
 
 from dataclasses import dataclass
 
-from llmprune.allocation.base import Allocator, Budget, Problem
-from llmprune.model.sites import Site
+from llmprune.allocation.base import Allocation, Allocator, Problem
+from llmprune.model.site import Site
 
 
 @dataclass(frozen=True)
 class Erk(Allocator):
     """Layers whose density would pass 1 stay dense, and the others share what is left."""
 
-    def allocate(self, problem: Problem) -> Budget:
+    def allocate(self, problem: Problem) -> Allocation:
         """Sparsities that follow the shapes of the sites."""
         sites = problem.anatomy.sites
         kept = (1 - problem.sparsity) * sum(site.weights for site in sites)
@@ -25,9 +25,9 @@ class Erk(Allocator):
             if not full:
                 break
             dense |= full
-        return {
-            s.name: 0.0 if s.name in dense else max(0.0, 1 - scale * _share(s) / s.weights) for s in sites
-        }
+        return Allocation(
+            {s.name: 0.0 if s.name in dense else max(0.0, 1 - scale * _share(s) / s.weights) for s in sites}
+        )
 
 
 def _share(site: Site) -> int:

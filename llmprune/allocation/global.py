@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llmprune.allocation.base import Allocator, Budget, Problem
-from llmprune.model.sites import Site
+from llmprune.allocation.base import Allocation, Allocator, Problem
+from llmprune.model.site import Site
 from llmprune.tensors import ops
 from llmprune.tensors.statistics import Statistic
 
@@ -24,13 +24,13 @@ class Global(Allocator):
 
     compares_scores: ClassVar = True
 
-    def allocate(self, problem: Problem) -> Budget:
+    def allocate(self, problem: Problem) -> Allocation:
         """What the threshold leaves each site."""
         statistics = {site.name: statistic for site, statistic in problem.measured(problem.method.needs)}
         total = sum(site.weights for site in problem.anatomy.sites)
         drops = round(problem.sparsity * total)
         if drops == 0:
-            return {site.name: 0.0 for site in problem.anatomy.sites}
+            return Allocation({site.name: 0.0 for site in problem.anatomy.sites})
         threshold = ops.kth_smallest(lambda: (s for _, s in _scores(problem, statistics)), drops)
         below: dict[str, int] = {}
         tied: dict[str, int] = {}
@@ -38,12 +38,12 @@ class Global(Allocator):
             below[site.name] = int((score < threshold.to(score.device)).sum())
             tied[site.name] = int((score == threshold.to(score.device)).sum())
         left = drops - sum(below.values())
-        budget: Budget = {}
+        budget = {}
         for site in problem.anatomy.sites:
             here = min(left, tied[site.name])
             left -= here
             budget[site.name] = (below[site.name] + here) / site.weights
-        return budget
+        return Allocation(budget)
 
 
 def _scores(problem: Problem, statistics: dict[str, Statistic]) -> Iterator[tuple[Site, Tensor]]:

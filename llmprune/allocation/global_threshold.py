@@ -12,11 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
+from llmprune.allocation.base import Allocation, Allocator, Observed, Problem, budget_of
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.sites import UnitSite
+from llmprune.model.unit_site import UnitSite
 from llmprune.model.widths import Allowed, require_reachable, settle, unit_sites
-from llmprune.tensors.patterns import per_input
+from llmprune.patterns.units import per_input
 from llmprune.tensors.statistics import Nothing
 
 
@@ -35,19 +35,20 @@ class GlobalThreshold(Allocator):
         for sites in self._apart(unit_sites(anatomy)):
             require_reachable(sites, allowed, sparsity)
 
-    def allocate(self, problem: Problem) -> Budget:
+    def allocate(self, problem: Problem) -> Allocation:
         """What the threshold leaves each site, in whole steps."""
         scores: dict[str, Tensor] = {}
-        for stage in problem.stages(forward=problem.surveys is not Nothing):
-            for site, statistic in problem.surveyed(stage):
+        observed = Observed()
+        for stage in problem.stages(forward=problem.needs is not Nothing):
+            for site, statistic in problem.observe(stage, observed):
                 score = per_input(problem.method.score(problem.store.weights(site), statistic)).double().cpu()
-                standard = (score - score.mean()) / score.std().clamp_min(1e-30)
-                scores[site.name] = standard.reshape(site.units, -1).mean(1)
+                scores[site.name] = (score - score.mean()) / score.std().clamp_min(1e-30)
         counts: dict[str, int] = {}
         for sites in self._apart(problem.units):
-            wanted = _above_threshold(sites, scores, problem.sparsity)
+            by_unit = {site.name: scores[site.name].reshape(site.units, -1).mean(1) for site in sites}
+            wanted = _above_threshold(sites, by_unit, problem.sparsity)
             counts |= settle(sites, problem.allowed, wanted, problem.sparsity)
-        return budget_of(problem.units, counts)
+        return Allocation(budget_of(problem.units, counts), observed)
 
     def _apart(self, sites: list[UnitSite]) -> list[list[UnitSite]]:
         """The sites that share a threshold."""

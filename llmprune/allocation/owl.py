@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from llmprune.allocation.base import Allocator, Budget, Problem
+from llmprune.allocation.base import Allocation, Allocator, Problem
 from llmprune.methods.wanda import Wanda
 from llmprune.tensors.statistics import InputNorm
 
@@ -25,7 +25,7 @@ class Owl(Allocator):
     spread: Annotated[float, Field(ge=0, lt=0.5)] = 0.08
     """Half the width of the band of block sparsities (the paper's lambda)."""
 
-    def allocate(self, problem: Problem) -> Budget:
+    def allocate(self, problem: Problem) -> Allocation:
         """One sparsity per block, from the scores of the dense model."""
         scores: dict[int, list[torch.Tensor]] = {}
         outliers: dict[int, float] = {}
@@ -42,7 +42,7 @@ class Owl(Allocator):
         for site in problem.anatomy.sites:
             sizes[site.block] += site.weights
         density = self._densities(outliers, sizes, 1 - problem.sparsity)
-        return {site.name: 1 - density[site.block] for site in problem.anatomy.sites}
+        return Allocation({site.name: 1 - density[site.block] for site in problem.anatomy.sites})
 
     def _densities(
         self, outliers: dict[int, float], sizes: dict[int, int], target: float

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import yaml
 
-from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
+from llmprune.allocation.base import Allocation, Allocator, Problem, budget_of
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.sites import Site
+from llmprune.model.site import Site
 from llmprune.model.widths import Allowed, settle
 
 TOLERANCE = 0.005  # between the recipe's sparsity and the profile's
@@ -21,7 +21,7 @@ TOLERANCE = 0.005  # between the recipe's sparsity and the profile's
 class Profile(Allocator):
     """A list of sparsities, one per block, or the name of a YAML file that holds it."""
 
-    serves: ClassVar = ("weights", "units")
+    serves: ClassVar = ("linear", "units")
 
     blocks: list[float] | str = ""
     """From the first block to the last, each from 0 to 1."""
@@ -45,14 +45,15 @@ class Profile(Allocator):
             )
         super().require_possible(anatomy, allowed, mean)
 
-    def allocate(self, problem: Problem) -> Budget:
+    def allocate(self, problem: Problem) -> Allocation:
         """The block's sparsity for each of its sites."""
         sites = problem.anatomy.sites
         budget = {site.name: float(self.blocks[site.block]) for site in sites}
         if not problem.units:
-            return budget
+            return Allocation(budget)
         wanted = {site.name: (1 - budget[site.name]) * site.units for site in problem.units}
-        return budget_of(problem.units, settle(problem.units, problem.allowed, wanted, self._mean(sites)))
+        counts = settle(problem.units, problem.allowed, wanted, self._mean(sites))
+        return Allocation(budget_of(problem.units, counts))
 
     def _mean(self, sites: list[Site]) -> float:
         """The sparsity of all sites together."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmprune.allocation.base import Allocator, Budget, Problem, budget_of
+from llmprune.allocation.base import Allocation, Allocator, Problem, budget_of
 from llmprune.model.widths import nearest
 
 
@@ -12,12 +12,12 @@ class Uniform(Allocator):
     """Needs no measurement. Where whole units go, all blocks end with the same sizes."""
 
     uneven: ClassVar = False
-    serves: ClassVar = ("weights", "units")
+    serves: ClassVar = ("linear", "units")
 
-    def allocate(self, problem: Problem) -> Budget:
+    def allocate(self, problem: Problem) -> Allocation:
         """The target for every site; channels make up for the rounding to whole groups of heads."""
         if not problem.units:
-            return {site.name: problem.sparsity for site in problem.anatomy.sites}
+            return Allocation({site.name: problem.sparsity for site in problem.anatomy.sites})
         counts: dict[str, int] = {}
         for block in range(len(problem.anatomy.blocks)):
             sites = [site for site in problem.units if site.block == block]
@@ -27,4 +27,4 @@ class Uniform(Allocator):
                 wanted = left / site.cost if last else (1 - problem.sparsity) * site.units
                 counts[site.name] = nearest(problem.allowed[site.name], wanted)
                 left -= counts[site.name] * site.cost
-        return budget_of(problem.units, counts)
+        return Allocation(budget_of(problem.units, counts))

@@ -1,4 +1,4 @@
-"""The output folder while it is being written, and how a run that was cut off goes on.
+"""The output folder while it is being written, and how an interrupted run resumes.
 
 Everything is written into the hidden folder `.unfinished` inside the output folder, one shard per block. A
 journal there has a line for the run and one for every block whose shard is whole. At the end the files move
@@ -16,16 +16,52 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.checkpoint import shards
 from llmprune.errors import JobError, RequestError
+from llmprune.report import Refit, SiteRecord
 
 WORK = ".unfinished"
 JOURNAL = "journal.jsonl"
-STATE = "state.safetensors"  # what a training that was cut off goes on from
+STATE = "state.safetensors"  # what an interrupted training resumes from
+SCRATCH = "scratch"  # a folder for what a run keeps for itself
 READY = "ready"  # exists once every file is whole and checked, and only moving is left
+
+
+class RunHeader(BaseModel):
+    """The journal's first line: all that decides the bytes of the result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fingerprint: dict[str, Any]
+    """What was asked, of which model, on which text and machine; a resumed run must have the same."""
+
+    batch: int = 1
+    """Windows that go through a block together."""
+
+    together: bool = False
+    """Whether all batches wait at each layer; with `batch`, it decides how sums are rounded."""
+
+    budget: dict[str, float] = {}
+    """The share that goes at every site."""
+
+
+class BlockRecord(BaseModel):
+    """The journal's line of one block whose shard is whole. Seconds, and the keys of the shard's tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sites: list[SiteRecord] = []
+    refits: list[Refit] = []
+    """Of a recovery."""
+
+    forward_s: float = 0.0
+    solve_s: float = 0.0
+    write_s: float = 0.0
+    keys: list[str] = []
 
 
 @contextmanager
@@ -35,7 +71,7 @@ def _explained(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise JobError(
-            f"cannot write {file}: {error.strerror}; mend that, then go on with --resume"
+            f"cannot write {file}: {error.strerror}; mend that, then resume with --resume"
         ) from error
 
 
@@ -45,10 +81,14 @@ class Draft:
     def __init__(self, out: Path, blocks: int) -> None:
         self.out, self.folder = out, out / WORK
         self._blocks = blocks
-        self.done: list[dict[str, Any]] = []
+        self.done: list[BlockRecord] = []
+        """The blocks whose shards are whole."""
 
-    def begun(self, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
-        """What an earlier run wrote down when it began, or None; `done` then lists its whole blocks.
+    def resume(self, fingerprint: dict[str, Any]) -> RunHeader | None:
+        """Read the journal of an interrupted run into `done`, and remove what it left half-written.
+
+        Returns:
+            The run's header, or None if no run was begun here.
 
         Raises:
             RequestError: it had another fingerprint; the sentence says what differs.
@@ -60,11 +100,11 @@ class Draft:
         with _explained(self.folder / JOURNAL):
             _rewrite(self.folder / JOURNAL, lines)
             self._drop_halves()
-        self.done = lines[1:]
-        return lines[0]
+        self.done = [BlockRecord.model_validate(line) for line in lines[1:]]
+        return RunHeader.model_validate(lines[0])
 
-    def begin(self, header: dict[str, Any]) -> None:
-        """Make the folder and write the run's first line, which holds its `fingerprint`."""
+    def begin(self, header: RunHeader) -> None:
+        """Make the folder and write the run's first line."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in (JOURNAL, STATE):  # of a run whose first line was not written to its end
@@ -80,23 +120,40 @@ class Draft:
 
     @property
     def state(self) -> Path:
-        """The file of a training that goes on; no part of the checkpoint."""
+        """The file from which a training resumes; no part of the checkpoint."""
         return self.folder / STATE
 
-    def write_block(self, block: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-        """Write one block's shard, then say in the journal that it is whole."""
+    @property
+    def scratch(self) -> Path:
+        """A folder for what the run keeps for itself until it ends; no part of the checkpoint."""
+        return self.folder / SCRATCH
+
+    def write_block(self, block: int, tensors: dict[str, Tensor], record: BlockRecord) -> BlockRecord:
+        """Write one block's shard, then say in the journal that it is whole.
+
+        Args:
+            block: its index in the dense model.
+            tensors: none if the block goes as a whole; it then has no shard.
+            record: what the journal keeps.
+
+        Returns:
+            The record with the keys and the seconds of writing.
+        """
         start = time.perf_counter()
-        shards.save_atomically(tensors, self.shard(block))
-        record |= {"keys": list(tensors), "write_s": time.perf_counter() - start}
+        if tensors:
+            shards.save_atomically(tensors, self.shard(block))
+        written = {"keys": list(tensors), "write_s": time.perf_counter() - start}
+        record = record.model_copy(update=written)
         self._append(record)
         self.done.append(record)
+        return record
 
     def write_rest(self, tensors: dict[str, Tensor]) -> None:
         """Write the tensors outside the blocks, and the index of all shards."""
         shards.save_atomically(tensors, self.shard(self._blocks))
         weight_map = {key: self.shard(self._blocks).name for key in tensors}
         for block, record in enumerate(self.done):
-            weight_map |= {key: self.shard(block).name for key in record["keys"]}
+            weight_map |= {key: self.shard(block).name for key in record.keys}
         index = {
             "metadata": {"total_size": self.total_size()},
             "weight_map": dict(sorted(weight_map.items())),
@@ -105,13 +162,16 @@ class Draft:
 
     def total_size(self) -> int:
         """Bytes of all weights written."""
-        files = [self.shard(block) for block in range(self._blocks + 1)]
-        return sum(shards.total_bytes(shards.read_file(file)) for file in files)
+        return sum(shards.total_bytes(shards.read_file(file)) for file in self._files())
 
     def total_parameters(self) -> int:
         """How many numbers all weights written are."""
-        files = [self.shard(block) for block in range(self._blocks + 1)]
-        return sum(stored.numbers for file in files for stored in shards.read_file(file).values())
+        return sum(stored.numbers for file in self._files() for stored in shards.read_file(file).values())
+
+    def _files(self) -> list[Path]:
+        """All shards; a block that went as a whole has none."""
+        empty = {block for block, record in enumerate(self.done) if not record.keys}
+        return [self.shard(block) for block in range(self._blocks + 1) if block not in empty]
 
     def write_model(self, model: PreTrainedModel) -> None:
         """Write a whole model in transformers' own way.
@@ -123,7 +183,7 @@ class Draft:
             model.save_pretrained(self.folder)
         except Exception as error:  # safetensors wraps the system's errors in its own
             raise JobError(
-                f"cannot write {self.folder}: {error}; mend that, then go on with --resume"
+                f"cannot write {self.folder}: {error}; mend that, then resume with --resume"
             ) from error
 
     def write_text(self, name: str, text: str) -> None:
@@ -147,15 +207,15 @@ class Draft:
         for half in self.folder.glob(".*"):
             half.unlink()
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, line: BaseModel) -> None:
         with _explained(self.folder / JOURNAL), (self.folder / JOURNAL).open("a") as journal:
-            journal.write(json.dumps(line) + "\n")
+            journal.write(json.dumps(line.model_dump()) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
 
 
 def is_unfinished(out: Path) -> bool:
-    """Whether a folder holds a run that was cut off."""
+    """Whether a folder holds an interrupted run."""
     return (out / WORK).is_dir()
 
 
@@ -166,6 +226,7 @@ def move_up(out: Path) -> bool:
         if (out / "config.json").exists() and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         return False
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     own = (JOURNAL, STATE, READY)
     for path in sorted(folder.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
         if path.name not in own:
@@ -178,10 +239,10 @@ def move_up(out: Path) -> bool:
 
 
 def require_usable(out: Path, *, resume: bool) -> None:
-    """Refuse an output folder that holds something, unless it is to be gone on with.
+    """Refuse an output folder that holds something, unless an interrupted run left it and `resume` is set.
 
     Raises:
-        RequestError: the folder is not empty, or is a file.
+        RequestError: the folder is not empty, cannot be written, or is a file.
     """
     if out.exists() and not out.is_dir():
         raise RequestError("out", f"{out} is a file; name a folder that does not exist yet")
@@ -191,12 +252,12 @@ def require_usable(out: Path, *, resume: bool) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not resume:
-        hint = "go on with --resume, or " if is_unfinished(out) else ""
+        hint = "resume with --resume, or " if is_unfinished(out) else ""
         raise RequestError("out", f"{out} is not empty; {hint}name a folder that does not exist yet")
     strangers = [path.name for path in out.iterdir() if path.name != WORK]
     if strangers and not (out / WORK / READY).exists() and not (out / "llmprune_report.json").exists():
         raise RequestError(
-            "out", f"{out} holds {strangers[0]}, which no run of llmprune left there to go on with"
+            "out", f"{out} holds {strangers[0]}, which no run of llmprune left there to resume"
         )
 
 

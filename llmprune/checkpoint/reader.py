@@ -13,11 +13,11 @@ from llmprune.checkpoint.source import Source
 from llmprune.checkpoint.store import CheckpointStore
 from llmprune.errors import JobError, RequestError
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.sites import Parts
+from llmprune.model.sites.base import Sites
 
 
-def blueprint(source: Source, parts: Parts | None = None) -> Anatomy:
-    """The anatomy of a checkpoint's model, without weights; its sites are layers, or the units of `parts`.
+def blueprint(source: Source, kind: Sites) -> Anatomy:
+    """The anatomy of a checkpoint's model, without weights.
 
     Raises:
         RequestError: it is not a decoder, or the sites miss too many of its weights.
@@ -29,27 +29,26 @@ def blueprint(source: Source, parts: Parts | None = None) -> Anatomy:
             )
     except Exception as error:
         raise RequestError("model", f"transformers cannot build {source.name}: {error}") from error
-    anatomy = Anatomy(model, parts)
-    anatomy.require_coverage()
+    anatomy = Anatomy(model, kind)
+    kind.require_coverage(anatomy)
     return anatomy
 
 
 def open_streamed(
-    source: Source, dtype: torch.dtype, device: torch.device, parts: Parts | None = None
+    source: Source, anatomy: Anatomy, dtype: torch.dtype, device: torch.device
 ) -> CheckpointStore:
-    """The model with all but its blocks loaded onto `device`; the blocks stay in the checkpoint's files.
+    """Load all but the blocks of a model onto `device`; the blocks stay in the checkpoint's files.
 
     Args:
         source: the checkpoint.
+        anatomy: its blueprint, to which the loaded model is attached.
         dtype: of the computation; the files keep their own.
         device: where the blocks will compute.
-        parts: the units that will be pruned; None for every linear layer.
 
     Raises:
         JobError: the files do not hold the weights that the model needs.
     """
-    plan = blueprint(source, parts)
-    device_map = _device_map(plan, device)
+    device_map = _device_map(anatomy, device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -65,7 +64,8 @@ def open_streamed(
     _require_complete(model, info)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return CheckpointStore(Anatomy(model, parts), source.tensors)
+    anatomy.attach(model)
+    return CheckpointStore(anatomy, source.tensors)
 
 
 def _require_complete(model: PreTrainedModel, info: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from llmprune.checkpoint.shards import Stored
 from llmprune.errors import JobError, RequestError
 from llmprune.methods.base import Weights
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.sites import Site, UnitSite
+from llmprune.model.site import Site
 
 
 class Store:
@@ -31,7 +31,7 @@ class Store:
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
-        self._changed: dict[nn.Module, Tensor] = {}
+        self._changed: dict[tuple[nn.Module, str], Tensor] = {}  # by module and parameter
         self._dense_biases: dict[nn.Module, nn.Parameter | None] = {}
         self._spill: Path | None = None
 
@@ -84,38 +84,38 @@ class Store:
 
     def weights(self, site: Site) -> Weights:
         """The tensors of a resident site, which is all a method gets to see."""
-        matrix = self.weight(site)
-        if isinstance(site, UnitSite):
-            return Weights(matrix, site.index, site.units, site.rows())
-        return Weights(matrix, site.index)
+        return site.seen(self.weight(site))
 
     def _stored(self, site: Site) -> Tensor:
+        """The parameter that holds a site's weights, as the checkpoint stores it."""
         return site.weight
 
     def shift(self, site: Site, bias: Tensor) -> None:
         """Add to the bias of a resident site's layer, if any, rounded as it will be stored."""
-        own = getattr(site.layer, "bias", None)
+        own = site.bias
         shifted = bias if own is None else bias + own.data
         self._set_bias(site, shifted.to(self._stored(site).dtype))
 
     def _set_bias(self, site: Site, bias: Tensor) -> None:
         layer = site.layer
-        self._dense_biases.setdefault(layer, getattr(layer, "bias", None))
+        self._dense_biases.setdefault(layer, site.bias)
         layer.bias = nn.Parameter(bias.to(site.weight.device, site.weight.dtype), requires_grad=False)
 
     def put(self, site: Site, weight: Tensor) -> None:
         """Give a resident site its new weight [O, I], in the dtype of the checkpoint."""
-        stored = site.matrix(weight).contiguous()
-        now = site.weight
-        trainable = bool(site.layer.weight.requires_grad)
-        site.layer.weight = nn.Parameter(stored.to(now.device, now.dtype), trainable)
-        self._changed[site.layer] = stored
+        layer, now = site.layer, site.weight
+        where = layer, site.leaf
+        changed = self._changed.get(where)
+        stored = site.placed(weight, lambda: self._stored(site) if changed is None else changed)
+        trainable = layer.get_parameter(site.leaf).requires_grad
+        setattr(layer, site.leaf, nn.Parameter(stored.to(now.device, now.dtype), trainable))
+        self._changed[where] = stored
 
     def restore(self, site: Site, file: Path) -> None:
         """Give a resident site the weight that a file holds for it."""
         held = shards.read_file(file)
-        self.put(site, site.matrix(held[self.key(f"{site.name}.weight")].read()))
-        bias = held.get(self.key(f"{site.name}.bias"))
+        self.put(site, site.matrix(held[self.key(site.key)].read()))
+        bias = held.get(self.key(site.bias_key))
         if bias is not None:
             self._set_bias(site, bias.read())
 
@@ -138,13 +138,15 @@ class Store:
             return {k: v for k, v in state.items() if not k.startswith(inside) and k not in tied}
 
     def _write_back(self, module: nn.Module, hook: AlignDevicesHook) -> None:
-        """Replace the offloaded copy of a changed weight, on the CPU or in a new file."""
-        if module not in self._changed:
-            return
-        weights_map = hook.weights_map
+        """Replace the offloaded copies of a module's changed weights, on the CPU or in a new file."""
+        for changed, leaf in self._changed:
+            if changed is module:
+                self._write_back_one(module, leaf, hook.weights_map)
+
+    def _write_back_one(self, module: nn.Module, leaf: str, weights_map: Any) -> None:
         home = getattr(weights_map, "dataset", weights_map)
-        key = f"{getattr(weights_map, 'prefix', '')}weight"
-        weight = module.weight.data.to("cpu")
+        key = f"{getattr(weights_map, 'prefix', '')}{leaf}"
+        weight = module.get_parameter(leaf).data.to("cpu")
         state = getattr(home, "state_dict", home)
         if key in state:
             state[key] = weight
@@ -183,7 +185,7 @@ class CheckpointStore(Store):
         return key
 
     def _stored(self, site: Site) -> Tensor:
-        return self._source[self.key(f"{site.name}.weight")].read().to(site.weight.device)
+        return self._source[self.key(site.key)].read().to(site.weight.device)
 
     def _release_biases(self) -> None:
         for layer, bias in self._dense_biases.items():
@@ -192,15 +194,15 @@ class CheckpointStore(Store):
 
     def tensors(self, block: int) -> dict[str, Tensor]:
         """The tensors of a resident block, by their keys in the checkpoint it came from."""
-        sites = self.anatomy.block_sites(block)
-        changed = {
-            self.key(f"{s.name}.weight"): self._changed[s.layer] for s in sites if s.layer in self._changed
-        }
-        for site in sites:
-            if site.layer in self._dense_biases:
-                weight = changed[self.key(f"{site.name}.weight")]
-                bias = site.layer.get_parameter("bias").data
-                changed[self.key(f"{site.name}.bias")] = bias.to(weight.dtype)
+        changed: dict[str, Tensor] = {}
+        for site in self.anatomy.block_sites(block):
+            layer = site.layer
+            if (layer, site.leaf) not in self._changed:
+                continue
+            weight = changed[self.key(site.key)] = self._changed[layer, site.leaf]
+            if layer in self._dense_biases:
+                bias = layer.get_parameter("bias").data
+                changed[self.key(site.bias_key)] = bias.to(weight.dtype)
         keys = [entry["weight_name"] for entry in self._entries(block).values()]
         return {
             key: changed[key] if key in changed else self._source[key].read()

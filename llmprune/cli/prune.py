@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -85,7 +85,6 @@ def prune(
     """Prune MODEL into a new folder that plain transformers loads."""
     from llmprune.hub.pushing import require_pushable_name
     from llmprune.recipe_text import from_words
-    from llmprune.run.job import Run
 
     if push_to_hub is not None:
         require_pushable_name(push_to_hub)
@@ -93,25 +92,25 @@ def prune(
         out = out or Path(push_to_hub.rpartition("/")[2])
     if out is None:
         raise RequestError("out", "no folder was named for the pruned checkpoint; give --out")
-    run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
     name, asked = from_words(locals())
     from llmprune_eval import keeping, tasks
 
-    from llmprune import recovering
+    from llmprune import pruning, report
     from llmprune.hub import pushing
-    from llmprune.pruning import begin, carry_out
-    from llmprune.run import report
 
     judged = tasks.ask(eval_, data=data) if eval_ is not None else None
     display.quiet()
-    todo = begin(name, asked, recovering.first(asked, run))
-    if not isinstance(todo, report.Report):
-        display.table(todo.plan.rows(), sys.stderr)
-        todo.plan.require_fit(todo.out)
-        todo = carry_out(todo, None, None)
-    done = recovering.then(asked, run, todo)
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    done = pruning.prune(
+        name,
+        asked,
+        out=out,
+        resume=resume,
+        max_memory=max_memory,
+        on_plan=lambda plan: display.table(plan.rows(), sys.stderr),
+        **where,
+    )
     if judged is not None:
-        where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
         keeping.judge(out, name, judged, where)
         done = report.read(out) or done
     if push_to_hub is not None:

@@ -15,11 +15,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from llmprune import report
 from llmprune.checkpoint import draft, shards
 from llmprune.errors import JobError, RequestError, one_line
 from llmprune.hub.answers import explained
 from llmprune.progress import say, track
-from llmprune.run import card, report
+from llmprune.run import card
 
 MESSAGE = "Upload a checkpoint pruned with llmprune"
 WEIGHTS = re.compile(rf"[^/]*\.safetensors|{re.escape(shards.INDEX)}")  # of the folder itself

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from pydantic import ConfigDict
 from torch import Tensor
 
+from llmprune.patterns.base import Pattern
+from llmprune.patterns.unstructured import Compete
 from llmprune.plugins import OPTIONS
-from llmprune.tensors.patterns import Compete, Pattern
 from llmprune.tensors.statistics import Nothing, Statistic
 
 S = TypeVar("S", bound=Statistic)

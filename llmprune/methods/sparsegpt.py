@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from llmprune.methods.base import Method, Solution, Weights
-from llmprune.tensors.patterns import NofM, Pattern
+from llmprune.patterns.base import Pattern
 from llmprune.tensors.statistics import Gram
 
 
@@ -43,8 +43,8 @@ class Sparsegpt(Method[Gram]):
         columns[statistic.diagonal == 0] = 0  # inputs that were always zero carry nothing
         kept = torch.empty_like(columns, dtype=torch.bool)
         step = self.block_size
-        if isinstance(pattern, NofM):
-            step = max(step // pattern.m, 1) * pattern.m
+        if pattern.group:
+            step = max(step // pattern.group, 1) * pattern.group
         factor = factor.float()
         for start in range(0, len(columns), step):
             stop = min(start + step, len(columns))
@@ -73,7 +73,7 @@ def _sweep(columns: Tensor, kept: Tensor, factor: Tensor, pattern: Pattern, spar
         sparsity: share of the slab to drop.
     """
     scale = factor.diagonal()
-    group = pattern.m if isinstance(pattern, NofM) else len(columns)
+    group = pattern.group or len(columns)
     errors = torch.empty_like(columns)
     for j in range(len(columns)):
         if j % group == 0:

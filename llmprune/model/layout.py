@@ -1,4 +1,4 @@
-"""How the sizes of a pruned model are told to whoever loads it: in config.json, and in code where that fails.
+"""How layer sizes are stored so that a cut model loads again: in config.json, or in a small modelling file.
 
 `uniform`: every block has the same sizes, and the config names them. `per_layer`: every block has its own, in
 transformers' `per_layer_config`; its classes do not build such layers yet, so a modelling file comes along.
@@ -7,10 +7,9 @@ transformers' `per_layer_config`; its classes do not build such layers yet, so a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +17,11 @@ from torch import Tensor
 from llmprune.errors import RequestError
 from llmprune.model import per_layer
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.sites import UnitSite
+from llmprune.model.shapes import Layout, Lost, Shapes, earlier
+from llmprune.model.site import Site
+from llmprune.model.unit_site import UnitSite
 from llmprune.model.widths import Counts, unit_sites
 
-Layout = Literal["uniform", "per_layer", "padded"]
 MODULE = "modeling_llmprune"
 CLASSES = '''
 
@@ -34,9 +34,8 @@ class {model}(PerLayer, stock.{model}):
 '''
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """The sizes of a pruned model, as they are written.
+class UnitShapes(Shapes):
+    """The sizes of a model that lost whole units, as they are written.
 
     Args:
         anatomy: of the dense model, whose sites are units.
@@ -45,10 +44,20 @@ class Shapes:
         biased: whether the consumers get a bias.
     """
 
-    anatomy: Anatomy
-    layout: Layout
-    counts: Counts
-    biased: bool
+    def __init__(self, anatomy: Anatomy, layout: Layout, counts: Counts, biased: bool) -> None:
+        super().__init__(anatomy)
+        self.layout, self.counts, self.biased = layout, counts, biased
+
+    def lost(self, site: Site, weight: Tensor, keep: Tensor) -> Lost:
+        """Count whole units, with all parameters that go with them."""
+        assert isinstance(site, UnitSite)
+        units = [site.units, self.counts[site.name]]
+        return {
+            "units": units,
+            "dropped": (units[0] - units[1]) * site.cost,
+            "zeros": self.zeros(site),
+            "shape_after": [site.outputs, units[1] * site.inputs // site.units],
+        }
 
     def held(self, site: UnitSite) -> int:
         """How many units of a site the file holds, those filled with zeros included."""
@@ -72,7 +81,7 @@ class Shapes:
         if any("num_attention_heads" in own for own in sizes):
             settings["head_dim"] = head_dim(self.anatomy)
         for part, flag in self.anatomy.row().biases.items():
-            if any(site.part == part for site in self._lacking()):
+            if any(site.part == part for site in self._gaining_bias()):
                 settings[flag] = True
         if self.layout != "per_layer":
             return settings | sizes[0]
@@ -80,17 +89,21 @@ class Shapes:
         settings["allow_global_per_layer_attribute_access"] = True
         return settings
 
+    def mark(self) -> dict[str, Any]:
+        """The layout, and the layers with a bias that only the modelling file knows."""
+        return {"layout": self.layout, "biases": self.own_biases()}
+
     def own_biases(self) -> list[str]:
         """Layers of a block with a bias that the model's class does not know, an earlier pruning's first."""
-        return [*earlier(self.anatomy, "biases"), *self.homeless()]
+        return [*earlier(self.anatomy, "biases"), *self.biases_without_field()]
 
-    def homeless(self) -> list[str]:
-        """Those of them that get it now."""
+    def biases_without_field(self) -> list[str]:
+        """Layers of a block that get a bias although the config has no field for it."""
         native, prefix = self.anatomy.row().biases, f"{self.anatomy.prefix}.0."
-        lacking = [site for site in self._lacking() if site.block == 0 and site.part not in native]
-        return [site.name.removeprefix(prefix) for site in lacking]
+        gaining = [site for site in self._gaining_bias() if site.block == 0 and site.part not in native]
+        return [site.name.removeprefix(prefix) for site in gaining]
 
-    def _lacking(self) -> list[UnitSite]:
+    def _gaining_bias(self) -> list[UnitSite]:
         """The sites that get a bias and have none."""
         return [site for site in unit_sites(self.anatomy) if self.biased and not site.biased]
 
@@ -102,7 +115,16 @@ class Shapes:
                 found |= size_fields(self.anatomy, site, self.held(site))
         return found
 
-    def write(
+    def written(
+        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
+    ) -> dict[str, Tensor]:
+        """The tensors of a block, cut to its new sizes."""
+        for site in unit_sites(self.anatomy):
+            if site.block == block:
+                self._cut(site, keeps[site.name], tensors, key)
+        return tensors
+
+    def _cut(
         self, site: UnitSite, keep: Tensor, tensors: dict[str, Tensor], key: Callable[[str], str]
     ) -> None:
         """Cut the tensors of a block, in place, to what stays of a site.
@@ -113,36 +135,31 @@ class Shapes:
             tensors: of the block, by their keys in the checkpoint.
             key: the checkpoint's key of a parameter.
         """
-        lacking = self.biased and not site.biased
+        gaining = self.biased and not site.biased
         native = site.part in self.anatomy.row().biases
-        like = tensors[key(f"{site.name}.weight")]
+        like = tensors[key(site.key)]
         for producer in site.producers:
-            bias = key(f"{producer.name}.bias")
-            if lacking and native and bias not in tensors:
+            bias = key(producer.bias_key)
+            if gaining and native and bias not in tensors:
                 tensors[bias] = like.new_zeros(producer.outputs)
-        if lacking:
-            tensors.setdefault(key(f"{site.name}.bias"), like.new_zeros(site.outputs))
+        if gaining:
+            tensors.setdefault(key(site.bias_key), like.new_zeros(site.outputs))
         if not site.producers:
             return
         units = keep.reshape(site.units, -1)[:, 0].nonzero()[:, 0].cpu()
         held = self.held(site)
         for producer in site.producers:
-            rows = torch.cat([_picked(run.start, run.step, units, held) for run in producer.runs])
-            for name, axis in (("weight", int(producer.transposed)), ("bias", 0)):
-                where = key(f"{producer.name}.{name}")
+            rows = torch.cat([_picked(span.start, span.step, units, held) for span in producer.spans])
+            for name, axis in ((producer.key, int(producer.transposed)), (producer.bias_key, 0)):
+                where = key(name)
                 if where in tensors:
                     tensors[where] = _taken(tensors[where], rows, axis)
-        where = key(f"{site.name}.weight")
+        where = key(site.key)
         columns = _picked(0, site.inputs // site.units, units, held)
         tensors[where] = _taken(tensors[where], columns, 0 if site.transposed else 1)
 
-    def apply(self, keeps: dict[str, Tensor], mark: dict[str, Any]) -> None:
-        """Give a model in memory the sizes that its files would have.
-
-        Args:
-            keeps: bool [I] for every site, the inputs that stay.
-            mark: what the config says of the pruning.
-        """
+    def apply(self, keeps: Mapping[str, Tensor], mark: dict[str, Any]) -> None:
+        """Build every block of a model in memory anew in its own sizes."""
         model, biases = self.anatomy.model, self.own_biases()
         changed = self.config({}) | {"llmprune": mark}
         sizes = changed.pop("per_layer_config", None)
@@ -151,10 +168,7 @@ class Shapes:
         model.config.per_layer_config = sizes
         for index, block in enumerate(self.anatomy.blocks):
             prefix = f"{self.anatomy.prefix}.{index}."
-            tensors = dict(block.state_dict(prefix=prefix))
-            for site in unit_sites(self.anatomy):
-                if site.block == index:
-                    self.write(site, keeps[site.name], tensors, str)
+            tensors = self.written(index, keeps, dict(block.state_dict(prefix=prefix)), str)
             shaped = per_layer.shaped(block, model.config, index, biases)
             shaped.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
             self.anatomy.blocks[index] = shaped
@@ -203,11 +217,11 @@ def require_possible(anatomy: Anatomy, layout: Layout, *, biased: bool) -> None:
             f"heads cannot be cut out of {anatomy.family!r} models ({row.rigid}); prune channels only with "
             "pattern.parts=ffn, or use --layout padded",
         )
-    homeless = Shapes(anatomy, layout, {}, biased).homeless()
-    if homeless and layout != "per_layer":
+    layers = UnitShapes(anatomy, layout, {}, biased).biases_without_field()
+    if layers and layout != "per_layer":
         raise RequestError(
             "repair",
-            f"it gives {' and '.join(homeless)} a bias, which {anatomy.family!r} models have no place for; "
+            f"it gives {' and '.join(layers)} a bias, which {anatomy.family!r} models have no place for; "
             "use --layout per_layer, or --repair least_squares or none",
         )
 
@@ -264,12 +278,6 @@ def _stock(anatomy: Anatomy) -> tuple[type, type]:
         for module in (anatomy.trunk, anatomy.model)
     )
     return trunk, model
-
-
-def earlier(anatomy: Anatomy, key: str) -> Any:
-    """What an earlier pruning has written into the config of a `per_layer` model; empty of any other."""
-    mark = getattr(anatomy.model.config, "llmprune", None) or {}
-    return mark.get(key, ()) if mark.get("layout") == "per_layer" else ()
 
 
 def without_layers(settings: dict[str, Any]) -> dict[str, Any]:

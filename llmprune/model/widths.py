@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.sites import UnitSite
+from llmprune.model.unit_site import UnitSite
 
 Counts = dict[str, int]  # units that stay, by the site's name
 Allowed = dict[str, list[int]]  # the numbers of units that may stay, ascending, by the site's name

@@ -5,27 +5,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
 from llmprune.checkpoint.draft import Draft
-from llmprune.model.layout import Layout
+from llmprune.checkpoint.opened import Opened
+from llmprune.patterns.base import Pattern
+from llmprune.patterns.unstructured import Unstructured
 from llmprune.plugins import OPTIONS
-from llmprune.run.job import Job
+from llmprune.tensors.statistics import InputNorm, Statistic
 
 
 @dataclass(frozen=True)
 class Task:
     """A pruned checkpoint, the dense one it came from, and the text to learn from."""
 
-    pruned: Job
-    dense: Job
-    tokens: Tensor
-    """[N, L]"""
+    pruned: Opened
+    dense: Opened
+    batches: list[Tensor]
+    """Token ids, each [B, T]."""
 
     draft: Draft
-    layout: Layout | None
-    """How the pruned checkpoint tells its sizes; None where loose weights went, whose zeros must stay."""
+    together: bool
+    """Whether all batches fit into memory inside one block."""
+
+    layout: str | None
+    """How the pruned checkpoint stores its sizes; None where masks left zeros, which must stay."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """The windows [N, L]."""
+        return torch.cat(self.batches)
 
 
 @dataclass(frozen=True)
@@ -40,8 +51,11 @@ class Recovered:
 class Recovery:
     """Override `recover`. The fields of a subclass are its options."""
 
-    knows_parts: ClassVar[bool] = True
-    """Whether it must know where a family's blocks end their attention and their feed-forward network."""
+    walks: ClassVar[Pattern] = Unstructured()
+    """The pattern whose sites both models are walked by."""
+
+    needs: ClassVar[type[Statistic]] = InputNorm
+    """What is as large as all that is held of a site, for the plan."""
 
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
 

@@ -7,7 +7,7 @@ adapters (LoRA, arXiv:2106.09685) follows its influence, the angle by which it t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -18,8 +18,8 @@ from llmprune.checkpoint.store import Store
 from llmprune.errors import JobError, RequestError
 from llmprune.loading import load
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites.linear import LinearLayers
 from llmprune.recovery.base import Recovered, Recovery, Task
-from llmprune.text import calibration
 from llmprune.training.steps import Training
 from llmprune.walk.walk import Walk
 
@@ -27,8 +27,6 @@ from llmprune.walk.walk import Walk
 @dataclass(frozen=True)
 class Lora(Recovery):
     """Holds the whole pruned model in memory. Zeros of a masked or padded checkpoint stay zeros."""
-
-    knows_parts: ClassVar = False
 
     rank: Annotated[int, Field(ge=1)] = 8
     """Mean over the blocks."""
@@ -55,9 +53,9 @@ class Lora(Recovery):
                 "lora trains the whole pruned model in memory, where it does not fit twice; use reconstruct, "
                 "which needs one block at a time"
             )
-        device, dtype = task.pruned.resources.device, task.pruned.plan.dtype
+        device, dtype = task.pruned.resources.device, task.pruned.resources.dtype_name
         model, _ = load(str(task.pruned.source.folder), device=str(device), dtype=dtype, kernels="none")
-        linear = Anatomy(model)
+        linear = Anatomy(model, LinearLayers())
         # A padded checkpoint's zeros stand for units that are gone.
         kept = task.layout in (None, "padded")
         zeros = {site.name: site.weight == 0 for site in linear.sites} if kept else {}
@@ -80,7 +78,7 @@ class Lora(Recovery):
             training.run(self._batches(task.tokens), "training the adapters")
         merged: Any = adapted.merge_and_unload()
         merged.eval()
-        for site in Anatomy(merged).sites:
+        for site in Anatomy(merged, LinearLayers()).sites:
             if site.name in zeros:
                 site.weight.masked_fill_(zeros[site.name], 0)
         _store_in(merged, task.pruned.source.size[1])
@@ -91,11 +89,8 @@ class Lora(Recovery):
 
     def _ranks(self, anatomy: Anatomy, task: Task) -> list[int]:
         """The rank of every block's adapters, at least 1."""
-        batches = calibration.batched(task.tokens, task.pruned.plan.batch)
         angles = []
-        for stage in Walk(anatomy, Store(anatomy), batches, task.pruned.probe()).stages(
-            "weighing the blocks"
-        ):
+        for stage in Walk(Store(anatomy), task.batches, task.pruned.probe()).stages("weighing the blocks"):
             stage.outputs = stage.run()
             angles.append(influence(stage))
         shares = BlockInfluence().weights(torch.tensor(angles, dtype=torch.float64))

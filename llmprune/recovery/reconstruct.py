@@ -13,17 +13,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from llmprune.checkpoint.draft import BlockRecord
 from llmprune.checkpoint.store import Store
-from llmprune.model.sites import Site
+from llmprune.model.site import Site
+from llmprune.patterns.base import Pattern
+from llmprune.patterns.units import Units
 from llmprune.recovery.base import Recovered, Recovery, Task
+from llmprune.report import Refit
 from llmprune.tensors import ops
-from llmprune.text import calibration
+from llmprune.tensors.statistics import Gram
 from llmprune.walk.stage import Stage
 from llmprune.walk.walk import Walk
 
@@ -33,7 +37,10 @@ ADDITIVE = 1e-3  # relative difference up to which a block counts as the sum of 
 
 @dataclass(frozen=True)
 class Reconstruct(Recovery):
-    """Costs one forward of the dense model and one of the pruned one."""
+    """Costs one forward pass of the dense model and one of the pruned one."""
+
+    walks: ClassVar[Pattern] = Units(multiple=1)
+    needs: ClassVar = Gram
 
     ridge: Annotated[float, Field(gt=0)] = 0.01
     """Penalty on moving a weight, as a share of the mean diagonal of the inputs' covariance."""
@@ -41,10 +48,9 @@ class Reconstruct(Recovery):
     def recover(self, task: Task) -> Recovered:
         """Walk both models side by side, one block of each resident."""
         dense, pruned = task.dense.store, task.pruned.store
-        batches = calibration.batched(task.tokens, task.pruned.plan.batch)
-        dense_walk = Walk(dense.anatomy, dense, batches, task.pruned.probe())
-        walk = Walk(pruned.anatomy, pruned, batches, task.pruned.probe())
-        sites: list[dict[str, Any]] = []
+        dense_walk = Walk(dense, task.batches, task.pruned.probe())
+        walk = Walk(pruned, task.batches, task.pruned.probe())
+        sites: list[Refit] = []
         done = len(task.draft.done)
         pairs = zip(walk.stages("reconstructing"), dense_walk.stages(""), strict=True)
         for stage, model in pairs:
@@ -52,27 +58,27 @@ class Reconstruct(Recovery):
                 model.outputs = model.run()
                 for site in stage.sites:
                     pruned.restore(site, task.draft.shard(stage.index))
-                sites += task.draft.done[stage.index]["sites"]
+                sites += task.draft.done[stage.index].refits
                 continue
-            together = task.pruned.plan.together
-            targets = _outputs_of(model, together)
-            fits = _fits(stage, model, targets, together)
+            targets = _outputs_of(model, task.together)
+            fits = _fits(stage, model, targets, task.together)
             masked = task.layout is None  # padding needs no mask: nothing arrives there, so nothing moves
             found = [self._refit(pruned, site, fit, masked) for site, fit in fits]
-            task.draft.write_block(stage.index, pruned.tensors(stage.index), {"sites": found})
+            task.draft.write_block(stage.index, pruned.tensors(stage.index), BlockRecord(refits=found))
             sites += found
         task.draft.write_rest(pruned.rest())
         return Recovered({"sites": sites}, walk.logits() if task.pruned.fits_whole() else None)
 
-    def _refit(self, store: Store, site: Site, fit: Fit, masked: bool) -> dict[str, Any]:
+    def _refit(self, store: Store, site: Site, fit: Fit, masked: bool) -> Refit:
         """Move one resident layer's weight, and its bias if it has one."""
         weight = store.weight(site)
         step = fit.solve(self.ridge, weight != 0 if masked else None)
         store.put(site, (weight + step).to(weight.dtype))
         if fit.centred:
             store.shift(site, fit.bias(step))
-        errors = {"error_before": fit.error(None), "error_after": fit.error(step)}
-        return {"name": site.name, **errors, "ridge": self.ridge}
+        return Refit(
+            name=site.name, error_before=fit.error(None), error_after=fit.error(step), ridge=self.ridge
+        )
 
 
 def _outputs_of(stage: Stage, together: bool) -> dict[str, list[Tensor]]:
@@ -111,7 +117,7 @@ def _additive(model: Stage, targets: dict[str, list[Tensor]]) -> bool:
 
 def _output(site: Site, x: Tensor) -> Tensor:
     """What a site's layer makes of its inputs [B, T, I] with the weights that it has now."""
-    bias = getattr(site.layer, "bias", None)
+    bias = site.bias
     output = x @ site.matrix(site.weight).T
     return output if bias is None else output + bias
 
@@ -121,7 +127,7 @@ class Fit:
 
     def __init__(self, site: Site) -> None:
         device = site.weight.device
-        self.centred = getattr(site.layer, "bias", None) is not None
+        self.centred = site.bias is not None
         self._tokens = 0
         self._gram = torch.zeros(site.inputs, site.inputs, device=device)
         self._cross = torch.zeros(site.inputs, site.outputs, device=device)

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError, first_line
-from llmprune.run.report import Report
+from llmprune.report import Report
 
 TEXT = """---
 {metadata}

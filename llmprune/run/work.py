@@ -1,4 +1,4 @@
-"""Prune one resident block: measure or recall, choose, repair, write, and tell what happened."""
+"""Prune one resident block: observe or recall, solve, write, and report what happened."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from llmprune.allocation.base import Survey
-from llmprune.checkpoint.draft import Draft
+from llmprune.allocation.base import Observed
+from llmprune.checkpoint.draft import BlockRecord, Draft, RunHeader
 from llmprune.checkpoint.store import Store
-from llmprune.methods.base import Method, Solution
-from llmprune.model.sites import Site, UnitSite
-from llmprune.repair.base import Repaired
-from llmprune.run.job import Job
-from llmprune.run.report import SiteRecord
+from llmprune.methods.base import Method
+from llmprune.model.shapes import Shapes
+from llmprune.model.site import Site
+from llmprune.recipe import Recipe
+from llmprune.report import SiteRecord
+from llmprune.tensors.statistics import Nothing
+from llmprune.walk.solutions import Solutions
+from llmprune.walk.solve import Solved, output_error, solve
 from llmprune.walk.stage import Seen, Stage
 
 
@@ -25,76 +27,67 @@ from llmprune.walk.stage import Seen, Stage
 class Work:
     """What pruning a block takes, whichever block it is."""
 
-    todo: Job
+    recipe: Recipe
     method: Method[Any]
-    store: Store
-    begun: dict[str, Any]
-    draft: Draft | None
-    survey: Survey
-    keeps: dict[str, Tensor] = field(default_factory=dict)
-    """What stays of every unit site, bool [I]."""
+    """The recipe's, or what that has become by learning."""
 
-    def pruned(self, stage: Stage) -> dict[str, Any]:
-        """Prune one resident block and write it, or take it as an earlier run left it; tell what happened."""
+    store: Store
+    header: RunHeader
+    shapes: Shapes
+    draft: Draft | None
+    observed: Observed
+    solved: Solutions | None = None
+    keeps: dict[str, Tensor] = field(default_factory=dict)
+    """What survives of every site that loses something as a whole."""
+
+    def pruned(self, stage: Stage) -> BlockRecord:
+        """Prune one resident block and write it, or take it as an earlier run left it."""
         done = self.draft is not None and stage.index < len(self.draft.done)
-        if done and self.todo.recipe.parts is None:
+        if done and not self.recipe.sites.whole:
             return self._restored(stage)
         sites, solve_s = [], 0.0
-        for site, seen in self._visited(stage):
+        known = self.solved.get(stage.index) if self.solved else {}
+        for site, seen in self._visited(stage, known):
             solving = time.perf_counter()
-            sites.append(self._solved(site, seen).model_dump())
+            sites.append(self._prune(site, seen, known.get(site.name)))
             solve_s += time.perf_counter() - solving
-        forward_s = self.survey.forward_s.get(stage.index, stage.forward_s)
-        record = {"sites": sites, "forward_s": forward_s, "solve_s": solve_s, "write_s": 0.0}
-        if self.draft and done:  # cut blocks are not read back: pruning them again gives the same
+        forward_s = self.observed.forward_s.get(stage.index, stage.forward_s)
+        record = BlockRecord(sites=sites, forward_s=forward_s, solve_s=solve_s)
+        if self.draft is None:
+            return record
+        if done:  # what was cut is not read back: pruning it again gives the same
             return self.draft.done[stage.index]
-        if self.draft:
-            self.draft.write_block(stage.index, self._tensors(stage), record)
-        return record
+        tensors = self.store.tensors(stage.index)
+        tensors = self.shapes.written(stage.index, self.keeps, tensors, self.store.key)
+        return self.draft.write_block(stage.index, tensors, record)
 
-    def _visited(self, stage: Stage) -> Iterator[tuple[Site, Seen]]:
-        """The sites of a block with what calibration saw there, now or in a survey."""
-        if self.survey.seen:
-            return ((site, self.survey.seen.pop(site.name)) for site in stage.sites)
-        recipe = self.todo.recipe
-        return stage.visit(recipe.needs, recipe.propagation, together=self.begun["together"])
+    def _visited(self, stage: Stage, known: dict[str, Solved]) -> Iterator[tuple[Site, Seen]]:
+        """The sites of a block with what calibration saw there, now or when the budget was made."""
+        if self.observed.seen:
+            return ((site, self.observed.seen.pop(site.name)) for site in stage.sites)
+        needs = Nothing if all(site.name in known for site in stage.sites) else self.recipe.needs
+        return stage.visit(needs, self.recipe.propagation, together=self.header.together)
 
-    def _restored(self, stage: Stage) -> dict[str, Any]:
+    def _restored(self, stage: Stage) -> BlockRecord:
         """The record of a block that an earlier run wrote, with its weights read back."""
         assert self.draft is not None
-        if self.todo.recipe.propagation == "dense":
+        if self.recipe.propagation == "dense":
             stage.outputs = stage.run()
         for site in stage.sites:
             self.store.restore(site, self.draft.shard(stage.index))
         return self.draft.done[stage.index]
 
-    def _tensors(self, stage: Stage) -> dict[str, Tensor]:
-        """What is written of a block, cut to its new sizes where whole units went."""
-        tensors = self.store.tensors(stage.index)
-        for site in stage.sites:
-            if isinstance(site, UnitSite):
-                shapes = self.todo.shapes(self.begun["budget"])
-                shapes.write(site, self.keeps[site.name], tensors, self.store.key)
-        return tensors
-
-    def _solved(self, site: Site, seen: Seen) -> SiteRecord:
-        """Prune one resident site."""
-        recipe, share = self.todo.recipe, self.begun["budget"][site.name]
+    def _prune(self, site: Site, seen: Seen, solved: Solved | None) -> SiteRecord:
+        """Give one resident site its pruned weights."""
+        recipe, share = self.recipe, self.header.budget[site.name]
         weights = self.store.weights(site)
-        weight = weights.matrix
-        known = seen.statistic.of(recipe.method.needs)
-        solution = self.method.solve(weights, known, recipe.pattern, share)
-        if isinstance(site, UnitSite):
-            self.keeps[site.name] = solution.keep
-            mended = recipe.repair.mend(weight, solution.keep, seen.statistic.of(recipe.repair.needs))
-            lost = self._units_lost(site)
-        else:
-            mended = Repaired(solution.weight, notes=solution.notes)
-            lost = _weights_lost(solution)
-        after = mended.weight.to(weight.dtype)
-        self.store.put(site, after)
-        if mended.bias is not None:
-            self.store.shift(site, mended.bias)
+        before = weights.matrix
+        if solved is None:
+            solved = solve(weights, seen.statistic, self.method, recipe.repair, recipe.pattern, share)
+        if recipe.sites.whole:
+            self.keeps[site.name] = solved.keep
+        site.write(self.store, solved.weight, solved.bias)
+        lost = self.shapes.lost(site, solved.weight, solved.keep)
         return SiteRecord(
             name=site.name,
             block=site.block,
@@ -102,41 +95,8 @@ class Work:
             asked=share,
             reached=lost["dropped"] / site.weights,
             weights=site.weights,
-            shape_before=list(weight.shape),
-            error=_error(seen, weight, after, mended.bias),
-            notes=mended.notes,
+            shape_before=list(before.shape),
+            error=output_error(seen.sample, before, solved.weight, solved.bias) if seen.rows else None,
+            notes=solved.notes,
             **lost,
         )
-
-    def _units_lost(self, site: UnitSite) -> dict[str, Any]:
-        """What the report counts of a site that lost whole units."""
-        shapes = self.todo.shapes(self.begun["budget"])
-        units = [site.units, shapes.counts[site.name]]
-        return {
-            "units": units,
-            "dropped": (units[0] - units[1]) * site.cost,
-            "zeros": shapes.zeros(site),
-            "shape_after": [site.outputs, units[1] * site.inputs // site.units],
-        }
-
-
-def _weights_lost(solution: Solution) -> dict[str, Any]:
-    """What the report counts of a site that lost loose weights."""
-    return {
-        "dropped": solution.keep.numel() - int(solution.keep.sum()),
-        "zeros": int((solution.weight == 0).sum()),
-        "shape_after": list(solution.weight.shape),
-    }
-
-
-def _error(seen: Seen, before: Tensor, after: Tensor, bias: Tensor | None) -> float | None:
-    """||X (W - W')^T - b|| / ||X W^T|| on a sample of the layer's inputs; None without calibration."""
-    if not seen.rows:
-        return None
-    x = seen.sample.float()
-    matrix = before.to(torch.float32, copy=True)
-    output = float((x @ matrix.T).norm())
-    lost = x @ matrix.sub_(after).T
-    if bias is not None:
-        lost -= bias
-    return float(lost.norm()) / output if output else 0.0

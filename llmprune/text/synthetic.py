@@ -77,7 +77,7 @@ def redrawn(store: Store, tokens: Tensor, batch: int, seed: int) -> Tensor:
     Costs one forward. The same seed means the same noise at the same place, whatever the tokens are.
     """
     anatomy = store.anatomy
-    walk = Walk(anatomy, store, batched(tokens, batch), tokens[:1, :1])
+    walk = Walk(store, batched(tokens, batch), tokens[:1, :1])
     left: list[Tensor] = []
     for stage in walk.stages("drawing tokens"):
         if stage.index == len(anatomy.blocks) - 1:

@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from llmprune.errors import JobError
 from llmprune.methods.base import Propagation
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.sites import Site
+from llmprune.model.site import Site
 from llmprune.tensors.statistics import Nothing, Statistic
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a block receives besides its hidden states
-SAMPLE = 512  # tokens kept to report a layer's output error
-UNIT_SAMPLE = 64  # the same where whole units go: the samples of all blocks are held at a time
 
 
 @dataclass
@@ -58,8 +56,7 @@ class Stage:
         self.outputs: list[Tensor] | None = None
         self.forward_s = 0.0
         """Seconds that one plain forward of the block took, measuring and pruning not counted."""
-        wanted = SAMPLE if anatomy.parts is None else UNIT_SAMPLE
-        self._every = max(1, sum(h.shape[0] * h.shape[1] for h in hidden) // wanted)
+        self._every = max(1, sum(h.shape[0] * h.shape[1] for h in hidden) // anatomy.kind.sample)
 
     def visit(
         self, needs: type[Statistic], propagation: Propagation, *, together: bool
@@ -257,17 +254,21 @@ def device_of(module: nn.Module) -> torch.device:
 @contextmanager
 def paused(sites: list[Site], at: Callable[[Site, Tensor], Any]) -> Iterator[None]:
     """Call `at(site, input)` before each site computes, while the context is open."""
+    by_layer: dict[nn.Module, list[Site]] = {}
+    for site in sites:
+        by_layer.setdefault(site.layer, []).append(site)
 
-    def stop(site: Site) -> Callable[..., Tensor]:
-        go_on: Callable[..., Tensor] = site.layer.forward
+    def stop(layer: nn.Module, held: list[Site]) -> Callable[..., Tensor]:
+        go_on: Callable[..., Tensor] = layer.forward
 
-        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            at(site, x)
-            return go_on(x, *args, **kwargs)
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            for site in held:
+                at(site, site.arriving(*args, **kwargs))
+            return go_on(*args, **kwargs)
 
         return forward
 
-    with replaced([site.layer for site in sites], [stop(site) for site in sites]):
+    with replaced(list(by_layer), [stop(layer, held) for layer, held in by_layer.items()]):
         yield
 
 

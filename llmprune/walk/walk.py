@@ -8,23 +8,16 @@ Letters used in shapes: B sequences of one batch, T tokens, D hidden size, V voc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmprune.checkpoint.store import Store
 from llmprune.model.anatomy import Anatomy
 from llmprune.progress import track
 from llmprune.walk.stage import Call, Stage, device_of, replaced
-
-
-class Store(Protocol):
-    """Where the weights of a model live when their block is not being worked on."""
-
-    def resident(self, block: int) -> AbstractContextManager[None]:
-        """Hold the weights of one block where they compute."""
 
 
 @dataclass
@@ -39,28 +32,31 @@ class Journey:
 class Walk:
     """Iterate over the blocks in order, each resident; the caller may prune it before asking for the next.
 
+    A walk can be repeated: each call of `stages` begins at the embeddings of the model as it is then.
+
     What the next block gets are the stage's `outputs`, or the outputs of the block as it is when the caller
     moves on if these are None. The caller runs under `torch.no_grad`.
 
     Args:
-        anatomy: the model to walk.
-        store: makes blocks resident.
+        store: the model to walk, which makes its blocks resident.
         batches: token ids, each [B, T].
         probe: token ids [1, T] that are walked through every block as the caller leaves it.
     """
 
-    def __init__(self, anatomy: Anatomy, store: Store, batches: list[Tensor], probe: Tensor) -> None:
-        self._anatomy, self._store, self._probe = anatomy, store, probe
-        with store.resident(0):
-            self._journey = dry_run(anatomy, [*batches, probe])
+    def __init__(self, store: Store, batches: list[Tensor], probe: Tensor) -> None:
+        self._store, self._anatomy = store, store.anatomy
+        self._batches, self._probe = batches, probe
+        self._returns_tuple = False
         self._end: Tensor | None = None
 
     def stages(self, label: str) -> Iterator[Stage]:
         """Every block in order; `label` is what the progress display calls this walk."""
-        journey = self._journey
+        with self._store.resident(0):
+            journey = dry_run(self._anatomy, [*self._batches, self._probe])
+        self._returns_tuple = journey.returns_tuple
         hidden, calls = journey.hidden[:-1], journey.calls
         at_probe = journey.hidden[-1:]
-        journey.hidden.clear()
+        journey.hidden.clear()  # so that a batch is freed once it has passed the first block
         last = len(self._anatomy.blocks) - 1
         for index in track(range(last + 1), label):
             with self._store.resident(index):
@@ -78,7 +74,7 @@ class Walk:
         end = self._end if left is None else left
 
         def hand_on(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return (x,) if self._journey.returns_tuple else x
+            return (x,) if self._returns_tuple else x
 
         def arrive(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             assert end is not None

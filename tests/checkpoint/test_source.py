@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmprune import prune
 from llmprune.checkpoint import reader, reload, shards, source
 from llmprune.errors import JobError, LlmpruneError, RequestError
+from llmprune.model.sites.linear import LinearLayers
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -64,9 +65,9 @@ def shard_of(folder: Path) -> Path:
 def opened(folder: Path, **how: Any) -> None:
     """Go as far as a prune goes before it writes."""
     found = source.find(str(folder), **how)
-    reader.blueprint(found)
+    anatomy = reader.blueprint(found, LinearLayers())
     assert found.tensors
-    reader.open_streamed(found, torch.float32, torch.device("cpu"))
+    reader.open_streamed(found, anatomy, torch.float32, torch.device("cpu"))
 
 
 def refused(kind: type[LlmpruneError], words: str, name: Path | str, **how: Any) -> None:

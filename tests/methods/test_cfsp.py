@@ -9,6 +9,7 @@ from llmprune.checkpoint.store import Store
 from llmprune.methods.base import Weights
 from llmprune.methods.cfsp import Cfsp
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites.linear import LinearLayers
 from llmprune.tensors.statistics import InputNorm
 from llmprune.walk.walk import Walk
 from tests import tiny
@@ -42,10 +43,10 @@ def test_the_authors_score_ranks_by_the_inputs_alone():
 @torch.no_grad()
 def test_the_influence_is_the_mean_angle_between_input_and_output():
     model = tiny.model("llama")
-    anatomy = Anatomy(model)
+    anatomy = Anatomy(model, LinearLayers())
     ids = torch.randint(3, tiny.VOCABULARY, (2, 16))
     hidden = model(ids, output_hidden_states=True).hidden_states
-    walk = Walk(anatomy, Store(anatomy), [ids], ids[:1])
+    walk = Walk(Store(anatomy), [ids], ids[:1])
     found = [influence(stage) for stage in walk.stages("")]
     for block in range(2):  # the last entry of hidden_states has been normalised
         pairs = zip(hidden[block].flatten(0, 1), hidden[block + 1].flatten(0, 1), strict=True)

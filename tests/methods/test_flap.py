@@ -5,8 +5,8 @@ import torch
 
 from llmprune.methods.base import Weights
 from llmprune.methods.flap import Flap
+from llmprune.patterns.units import Units
 from llmprune.repair.mean_bias import MeanBias
-from llmprune.tensors.patterns import Units
 from llmprune.tensors.statistics import InputMoments
 
 X = torch.randn(200, 12, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 13)

@@ -5,7 +5,8 @@ import torch
 
 from llmprune.methods.base import Weights
 from llmprune.methods.magnitude import Magnitude
-from llmprune.tensors.patterns import NofM, Unstructured
+from llmprune.patterns.n_of_m import NofM
+from llmprune.patterns.unstructured import Unstructured
 from llmprune.tensors.statistics import Nothing
 
 

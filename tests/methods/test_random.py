@@ -4,7 +4,7 @@ import torch
 
 from llmprune.methods.base import Weights
 from llmprune.methods.random import Random
-from llmprune.tensors.patterns import Unstructured
+from llmprune.patterns.unstructured import Unstructured
 from llmprune.tensors.statistics import Nothing
 
 

@@ -7,7 +7,9 @@ from llmprune.methods.base import Weights
 from llmprune.methods.magnitude import Magnitude
 from llmprune.methods.sparsegpt import Sparsegpt
 from llmprune.methods.wanda import Wanda
-from llmprune.tensors.patterns import NofM, Pattern, Unstructured
+from llmprune.patterns.base import Pattern
+from llmprune.patterns.n_of_m import NofM
+from llmprune.patterns.unstructured import Unstructured
 from llmprune.tensors.statistics import Gram, InputNorm, Nothing
 
 

@@ -9,10 +9,17 @@ from llmprune.allocation.profile import Profile
 from llmprune.errors import RequestError
 from llmprune.model import widths
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites.units import WholeUnits
+from llmprune.patterns.units import Units
 from tests import tiny
 
-SITES = widths.unit_sites(Anatomy(tiny.model("llama"), "all"))
-ALLOWED = widths.allowed(Anatomy(tiny.model("llama"), "all"), 8, lambda site, n: True)
+
+def anatomy(parts: str = "all") -> Anatomy:
+    return Anatomy(tiny.model("llama"), WholeUnits(Units(parts=parts)))
+
+
+SITES = widths.unit_sites(anatomy())
+ALLOWED = widths.allowed(anatomy(), 8, lambda site, n: True)
 TOTAL = sum(site.weights for site in SITES)
 
 
@@ -26,13 +33,13 @@ def test_channels_come_in_multiples_and_heads_in_whole_groups():
 
 
 def test_all_channels_may_stay_even_if_they_are_no_multiple():
-    found = widths.allowed(Anatomy(tiny.model("llama"), "ffn"), 20, lambda site, n: True)
+    found = widths.allowed(anatomy("ffn"), 20, lambda site, n: True)
     assert set(map(tuple, found.values())) == {(20, 40, 48)}
 
 
 def test_a_multiple_that_is_larger_than_the_width_is_refused():
     with pytest.raises(RequestError, match=r"pattern.multiple: 64 was asked.* has 48 channels"):
-        widths.allowed(Anatomy(tiny.model("llama"), "all"), 64, lambda site, n: True)
+        widths.allowed(anatomy(), 64, lambda site, n: True)
 
 
 def test_the_last_group_of_heads_cannot_go():
@@ -54,10 +61,10 @@ OUT_OF_REACH = {  # allocation, parts, sparsity
 
 @pytest.mark.parametrize(("allocation", "parts", "sparsity"), OUT_OF_REACH.values(), ids=OUT_OF_REACH)
 def test_a_budget_out_of_reach_is_refused_by_the_rule_that_shares_it_out(allocation, parts, sparsity):
-    anatomy = Anatomy(tiny.model("llama"), parts)
-    allowed = widths.allowed(anatomy, 8, lambda site, n: True)
+    model = anatomy(parts)
+    allowed = widths.allowed(model, 8, lambda site, n: True)
     with pytest.raises(RequestError, match=r"^(sparsity|allocation)"):
-        allocation.require_possible(anatomy, allowed, sparsity)
+        allocation.require_possible(model, allowed, sparsity)
 
 
 @settings(max_examples=200, deadline=None)

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmprune import prune, recover
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import STATE, WORK
+from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError
-from llmprune.run.job import Job
 from llmprune.training import steps as training
 from llmprune.training.steps import Training
 from tests import tiny
@@ -153,6 +153,6 @@ def test_no_memory_for_a_step_is_a_sentence(pruned: Path, monkeypatch: pytest.Mo
 
 
 def test_a_model_that_does_not_fit_is_refused(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Job, "fits_whole", lambda job: False)
+    monkeypatch.setattr(Opened, "fits_whole", lambda model: False)
     with pytest.raises(JobError, match="use reconstruct, which needs one block at a time"):
         recover(pruned, HOW, out=pruned.with_name("large"))

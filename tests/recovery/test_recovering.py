@@ -12,9 +12,9 @@ import torch
 
 from llmprune import prune, recover
 from llmprune.checkpoint import reload, source
+from llmprune.checkpoint.opened import Opened
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError
-from llmprune.run.job import Job
 from tests import tiny
 from tests.recovery.test_reconstruct import PRUNED
 from tests.test_families import check_here
@@ -37,14 +37,14 @@ def test_text_of_its_own_is_written_by_the_dense_model(
     pruned: Path, checkpoints: tiny.Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrote: list[str] = []
-    whole = Job._whole_model
+    whole = Opened.whole
 
-    def noted(self: Job) -> Any:
+    def noted(self: Opened) -> Any:
         assert self.source is not None
         wrote.append(self.source.name)
         return whole(self)
 
-    monkeypatch.setattr(Job, "_whole_model", noted)
+    monkeypatch.setattr(Opened, "whole", noted)
     recover(pruned, "reconstruct", calibration={"dataset": "self"})
     assert wrote == [str(checkpoints("llama"))]
 

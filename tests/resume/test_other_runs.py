@@ -12,8 +12,8 @@ from llmprune import prune
 from llmprune.checkpoint import draft, shards
 from llmprune.checkpoint.draft import WORK
 from llmprune.errors import JobError, RequestError
+from llmprune.report import Report
 from llmprune.run import report as reports
-from llmprune.run.report import Report
 from tests.resume.children import TEXT, WANDA, References, hashes
 
 CHANGES: dict[str, dict[str, Any]] = {

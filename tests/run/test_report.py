@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from llmprune_eval import keeping
 
-from llmprune import recover
+from llmprune import recover, report
 from llmprune.errors import RequestError
-from llmprune.run import report
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", '"x"', '{"schema": 1}', '{"schema": 1, "more": 2}'])

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmprune import prune
 from llmprune.checkpoint import reader, reload, source
 from llmprune.checkpoint.store import Store
+from llmprune.model.sites.linear import LinearLayers
 from llmprune.run.job import checkpoint_job, request
 from llmprune.text import calibration, sampling, synthetic
 from llmprune.text.calibration import Calibration
@@ -45,7 +46,9 @@ def test_tokens_are_drawn_by_their_rank_and_special_ones_never(checkpoints: tiny
 
 
 def streamed(folder: Path) -> Store:
-    return reader.open_streamed(source.find(str(folder)), torch.float32, torch.device("cpu"))
+    found = source.find(str(folder))
+    anatomy = reader.blueprint(found, LinearLayers())
+    return reader.open_streamed(found, anatomy, torch.float32, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from llmprune.checkpoint import reader, source
 from llmprune.checkpoint.store import Store
 from llmprune.errors import JobError
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.sites import Site
+from llmprune.model.site import Site
+from llmprune.model.sites.linear import LinearLayers
 from llmprune.tensors.statistics import Gram, InputMoments, InputNorm, Nothing, Statistic
 from llmprune.walk.stage import Seen, Stage, paused, replaced
 from llmprune.walk.walk import Walk
@@ -37,8 +39,8 @@ def _no_grad() -> Iterator[None]:
 
 
 def walked(model: PreTrainedModel, batches: list[Tensor] = BATCHES) -> Walk:
-    anatomy = Anatomy(model)
-    return Walk(anatomy, Store(anatomy), batches, PROBE)
+    anatomy = Anatomy(model, LinearLayers())
+    return Walk(Store(anatomy), batches, PROBE)
 
 
 def stages(model: PreTrainedModel) -> Iterator[Stage]:
@@ -70,6 +72,12 @@ def passing(
     return seen
 
 
+def streamed(folder: Path) -> Store:
+    found = source.find(str(folder))
+    anatomy = reader.blueprint(found, LinearLayers())
+    return reader.open_streamed(found, anatomy, torch.float32, torch.device("cpu"))
+
+
 def same(ones: list[Tensor], others: list[Tensor]) -> bool:
     return len(ones) == len(others) and all(map(torch.equal, ones, others))
 
@@ -93,7 +101,7 @@ def norms_of(entering: list[tuple[Tensor, Tensor]], features: int) -> Tensor:
 def test_walking_without_pruning_reproduces_the_model(family: str, propagation: Any, together: bool) -> None:
     model = tiny.model(family)
     expected = logits(model)
-    blocks = passing(model, list(Anatomy(model).blocks))
+    blocks = passing(model, list(Anatomy(model, LinearLayers()).blocks))
     walk = walked(model)
     met = []
     for stage in walk.stages("walking"):
@@ -101,7 +109,7 @@ def test_walking_without_pruning_reproduces_the_model(family: str, propagation: 
         outputs = stage.outputs if stage.outputs is not None else stage.run()
         assert same(stage.hidden, [x for x, _ in blocks[stage.index]])
         assert same(outputs, [y for _, y in blocks[stage.index]])
-    assert sorted(met) == sorted(site.name for site in Anatomy(model).sites)
+    assert sorted(met) == sorted(site.name for site in Anatomy(model, LinearLayers()).sites)
     assert torch.equal(walk.logits(), expected)
     assert torch.equal(logits(model), expected)
 
@@ -112,8 +120,8 @@ def test_walking_a_streamed_checkpoint_reproduces_the_model(
 ) -> None:
     folder = checkpoints(family)
     expected = logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
-    store = reader.open_streamed(source.find(str(folder)), torch.float32, torch.device("cpu"))
-    walk = Walk(store.anatomy, store, BATCHES, PROBE)
+    store = streamed(folder)
+    walk = Walk(store, BATCHES, PROBE)
     for stage in walk.stages("walking"):
         assert not any(p.is_meta for p in stage.block.parameters())
         for _ in stage.visit(InputNorm, "layer", together=True):
@@ -125,7 +133,7 @@ def test_walking_a_streamed_checkpoint_reproduces_the_model(
 @every_family
 def test_every_site_is_measured_on_what_really_enters_it(family: str) -> None:
     model = tiny.model(family)
-    sites = Anatomy(model).sites
+    sites = Anatomy(model, LinearLayers()).sites
     entering = passing(model, [site.layer for site in sites])
     expected = {s.name: norms_of(x, s.inputs) for s, x in zip(sites, entering, strict=True)}
     for propagation, together in WAYS:
@@ -193,7 +201,7 @@ def pruned_first_block(propagation: Any, together: bool) -> tuple[dict[str, Seen
 def first_block_of(pruned: Callable[[Site], bool]) -> tuple[dict[str, Tensor], list[Tensor]]:
     """The same from a model that runs as a whole, some sites of its first block pruned beforehand."""
     model = tiny.model("llama")
-    sites = Anatomy(model).block_sites(0)
+    sites = Anatomy(model, LinearLayers()).block_sites(0)
     for site in filter(pruned, sites):
         halve(site)
     entering = passing(model, [*(site.layer for site in sites), model.model.layers[1]])
@@ -342,7 +350,7 @@ def test_replaced_forwards_come_back(fails: bool) -> None:
 def test_paused_sites_call_before_they_compute_and_then_no_more() -> None:
     model = tiny.model("llama")
     expected = logits(model)
-    sites = Anatomy(model).block_sites(0)
+    sites = Anatomy(model, LinearLayers()).block_sites(0)
     met: list[str] = []
     with paused(sites, lambda site, x: met.append(site.name)):
         assert torch.equal(logits(model), expected)

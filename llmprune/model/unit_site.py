@@ -1,4 +1,4 @@
-"""The places to prune: linear layers, and units with all that goes when one of them goes.
+"""Whole units with all that goes when one of them goes.
 
 A unit is one channel of the feed-forward network, or one group of query heads with the key and value head
 they share. It is a few inputs of one layer, its consumer, and the outputs of others, its producers.
@@ -6,52 +6,18 @@ they share. It is a few inputs of one layer, its consumer, and the outputs of ot
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 
-Part = Literal["attention", "ffn"]
-Parts = Literal["all", "attention", "ffn"]
+from llmprune.methods.base import Weights
+from llmprune.model.families import Part
+from llmprune.model.site import Site
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
-    """One place to prune: a linear layer of a block."""
-
-    name: str
-    index: int
-    block: int
-    layer: nn.Module
-    inputs: int
-    outputs: int
-    transposed: bool
-    """Whether the layer stores its weight as [inputs, outputs] (GPT-2's Conv1D)."""
-
-    @property
-    def kind(self) -> str:
-        """The layer's name inside its block, such as `self_attn.q_proj`."""
-        return self.name.split(f".{self.block}.", 1)[-1]
-
-    @property
-    def weight(self) -> Tensor:
-        """The layer's weight as it is now, in its own layout."""
-        weight = self.layer.weight
-        assert isinstance(weight, Tensor)
-        return weight.data
-
-    @property
-    def weights(self) -> int:
-        """How many weights the layer has."""
-        return self.inputs * self.outputs
-
-    def matrix(self, stored: Tensor) -> Tensor:
-        """The stored weight as a matrix [O, I], and back: the same turn both ways."""
-        return stored.T if self.transposed else stored
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
+class Span:
     """Outputs of a producer that one kind of unit owns: `step` of them for each, from `start` on."""
 
     start: int
@@ -63,23 +29,34 @@ class Producer:
     """A layer whose outputs go with the units."""
 
     name: str
-    layer: nn.Module
+    module: Callable[[str], nn.Module]
     outputs: int
     inputs: int
     transposed: bool
-    runs: tuple[Run, ...]
+    biased: bool
+    spans: tuple[Span, ...]
 
-    def of(self, run: Run, units: int) -> Tensor:
-        """The weights [units * step, D] of one run's outputs."""
-        weight = self.layer.weight
+    @property
+    def key(self) -> str:
+        """The name of the weight in the model."""
+        return f"{self.name}.weight"
+
+    @property
+    def bias_key(self) -> str:
+        """The name of the bias in the model, whether there is one or not."""
+        return f"{self.name}.bias"
+
+    def of(self, span: Span, units: int) -> Tensor:
+        """The weights [units * step, D] of one span's outputs."""
+        weight = self.module(self.name).weight
         assert isinstance(weight, Tensor)
         matrix = weight.data.T if self.transposed else weight.data
-        return matrix[run.start : run.start + units * run.step]
+        return matrix[span.start : span.start + units * span.step]
 
 
 @dataclass(frozen=True, eq=False)
 class UnitSite(Site):
-    """Units that go as a whole: the inputs of a consumer, which is `layer`, and what produces them."""
+    """Units of one part of a block: the inputs of a consumer, which is `layer`, and what produces them."""
 
     part: Part = "ffn"
     units: int = 1
@@ -87,17 +64,21 @@ class UnitSite(Site):
     biased: bool = False
     """Whether the dense consumer has a bias."""
 
+    def seen(self, matrix: Tensor) -> Weights:
+        """The consumer's weights [O, I], and the factors of its inputs."""
+        return Weights(matrix, self.index, self.units, self.rows())
+
     def rows(self) -> tuple[Tensor, ...]:
         """The weights [I, D] of every factor of the consumer's inputs, as they are now; of heads, the values.
 
         Empty where the producers stay whole.
         """
         if self.part == "ffn":
-            return tuple(p.of(run, self.units) for p in self.producers for run in p.runs)
+            return tuple(p.of(span, self.units) for p in self.producers for span in p.spans)
         if not self.producers:
             return ()
         last = self.producers[-1]  # queries and keys say where to look, values what is passed on
-        values = last.of(last.runs[-1], self.units).unflatten(0, (self.units, 1, -1))
+        values = last.of(last.spans[-1], self.units).unflatten(0, (self.units, 1, -1))
         share = self.inputs // (values.shape[2] * self.units)
         return (values.expand(-1, share, -1, -1).flatten(0, 2),)
 
@@ -116,6 +97,5 @@ class UnitSite(Site):
         """Parameters that go with one unit: its columns of the consumer, its rows of the producers."""
         rows = 0
         for producer in self.producers:
-            biased = getattr(producer.layer, "bias", None) is not None
-            rows += sum(run.step for run in producer.runs) * (producer.inputs + biased)
+            rows += sum(span.step for span in producer.spans) * (producer.inputs + producer.biased)
         return self.outputs * self.inputs // self.units + rows

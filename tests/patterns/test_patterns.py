@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmprune.tensors import patterns
-from llmprune.tensors.patterns import NofM, Unstructured
+from llmprune.patterns import base as patterns
+from llmprune.patterns.n_of_m import NofM
+from llmprune.patterns.unstructured import Unstructured
 
 
 @given(st.floats(0, 0.999), st.integers(1, 9), st.integers(1, 33), st.sampled_from(["row", "matrix"]))

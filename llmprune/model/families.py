@@ -1,0 +1,70 @@
+"""What shrinks together in each model family. The only module that knows one family from another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Part = Literal["attention", "ffn"]
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Layers of a block that shrink together."""
+
+    consumer: str
+    producers: Mapping[str, str]
+    """What their outputs hold, one after another: queries, keys, values (`q k v`), or channels (`c`)."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What shrinks together in one decoder block, and the fields of the config that tell about it."""
+
+    attention: Coupling
+    ffn: Coupling
+    width: str = "intermediate_size"
+    """The field that holds the number of channels."""
+
+    rigid: str = ""
+    """Why heads cannot be cut out of the attention, if so; it then has no producers."""
+
+    biases: Mapping[Part, str] = field(default_factory=dict)
+    """The fields that give every layer of a part a bias, where the class has them."""
+
+
+_QKV = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v"}
+_ATTENTION = Coupling("self_attn.o_proj", _QKV)
+_GATED = Coupling("mlp.down_proj", {"mlp.gate_proj": "c", "mlp.up_proj": "c"})
+_FUSED_GATED = Coupling("mlp.down_proj", {"mlp.gate_up_proj": "c c"})
+_FOUR_H = Coupling("mlp.dense_4h_to_h", {"mlp.dense_h_to_4h": "c"})
+_BIASED = Family(_ATTENTION, _GATED, biases={"attention": "attention_bias", "ffn": "mlp_bias"})
+_HALF_BIASED = Family(_ATTENTION, _GATED, biases={"attention": "attention_bias"})
+_UNBIASED = Family(_ATTENTION, _GATED)
+_SQUARE = "the attention of its class is as wide as the hidden states"
+_SPANNING = "one norm spans all heads of its attention"
+
+FAMILIES: dict[str, Family] = {  # by the config's model_type
+    "llama": _BIASED,
+    "granite": _BIASED,
+    "smollm3": _BIASED,
+    "qwen3": _HALF_BIASED,
+    "gemma": _HALF_BIASED,
+    "gemma2": _HALF_BIASED,
+    "gemma3_text": _HALF_BIASED,
+    "cohere2": _HALF_BIASED,
+    "mistral": _UNBIASED,
+    "qwen2": _UNBIASED,
+    "olmo2": Family(Coupling("self_attn.o_proj", {}), _GATED, rigid=_SPANNING),
+    "glm4": Family(_ATTENTION, _FUSED_GATED),
+    "phi3": Family(Coupling("self_attn.o_proj", {"self_attn.qkv_proj": "q k v"}), _FUSED_GATED),
+    "phi": Family(Coupling("self_attn.dense", _QKV), Coupling("mlp.fc2", {"mlp.fc1": "c"})),
+    "starcoder2": Family(_ATTENTION, Coupling("mlp.c_proj", {"mlp.c_fc": "c"})),
+    "gpt2": Family(
+        Coupling("attn.c_proj", {}), Coupling("mlp.c_proj", {"mlp.c_fc": "c"}), "n_inner", _SQUARE
+    ),
+    "gpt_neox": Family(Coupling("attention.dense", {}), _FOUR_H, rigid=_SQUARE),
+    "opt": Family(Coupling("self_attn.out_proj", {}), Coupling("fc2", {"fc1": "c"}), "ffn_dim", _SQUARE),
+    "falcon": Family(Coupling("self_attention.dense", {}), _FOUR_H, "ffn_hidden_size", _SQUARE),
+}

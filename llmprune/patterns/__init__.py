@@ -1,0 +1,1 @@
+"""Which weights may go together: one file a pattern."""

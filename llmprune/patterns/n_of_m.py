@@ -1,0 +1,60 @@
+"""N of every M consecutive inputs are kept: what sparse tensor cores run (2:4)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from llmprune.errors import RequestError
+from llmprune.patterns.base import Pattern
+from llmprune.tensors import ops
+
+
+@dataclass(frozen=True)
+class NofM(Pattern):
+    """A recipe spells it `2:4` or `2of4`."""
+
+    word: ClassVar = "N:M such as 2:4"
+
+    n: int = 2
+    """Weights that are kept."""
+
+    m: int = 4
+    """Weights of a group."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n < self.m:
+            raise RequestError(
+                "pattern",
+                f"{self} keeps {self.n} of every {self.m} weights; N must be at least 1 and less than M",
+            )
+
+    @property
+    def only_sparsity(self) -> float:
+        """1 - N / M"""
+        return 1 - self.n / self.m
+
+    @property
+    def group(self) -> int:
+        """M"""
+        return self.m
+
+    def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
+        """[O, I] -> bool [O, I]; the pattern fixes the sparsity, the argument is ignored."""
+        return ops.keep_largest(score.reshape(-1, self.m), self.m - self.n).reshape(score.shape)
+
+    @classmethod
+    def spelled(cls, word: str) -> dict[str, Any] | None:
+        """`2:4` and `2of4`"""
+        found = re.fullmatch(r"(\d+)(?::|of)(\d+)", word)
+        return {"n": int(found[1]), "m": int(found[2])} if found else None
+
+    def resolved(self) -> str:
+        """`2:4`"""
+        return str(self)
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"

@@ -1,0 +1,39 @@
+"""Whole channels and whole groups of heads go, and the layers shrink.
+
+Letters used in shapes: O outputs, I inputs, U units of I / U inputs each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from llmprune.patterns.base import Pattern
+from llmprune.tensors import ops
+
+
+@dataclass(frozen=True)
+class Units(Pattern):
+    """Units compete within their site; a unit matters as much as its inputs do on average."""
+
+    prunes: ClassVar = "units"
+
+    parts: Literal["all", "attention", "ffn"] = "all"
+    """Which units may go."""
+
+    multiple: Annotated[int, Field(ge=1)] = 64
+    """The channels that stay in a block are a multiple of this, which fast kernels ask for."""
+
+    def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
+        """[O, I] or [I] -> bool [I], constant inside a unit; drops round(sparsity * units) of them."""
+        by_unit = per_input(score).reshape(units, -1).mean(1, keepdim=True).T
+        kept = ops.keep_largest(by_unit, round(sparsity * units))[0]
+        return kept.repeat_interleave(score.shape[-1] // units)
+
+
+def per_input(score: Tensor) -> Tensor:
+    """The importance [I] of inputs, given that of their weights [O, I], or already their own."""
+    return score if score.ndim == 1 else score.float().mean(0)

@@ -1,0 +1,27 @@
+"""Any weight may go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from llmprune.patterns.base import Pattern
+from llmprune.tensors import ops
+
+Compete = Literal["row", "matrix"]
+
+
+@dataclass(frozen=True)
+class Unstructured(Pattern):
+    """Weights compete within their output `row`, or within the whole `matrix`."""
+
+    compete: Compete = "row"
+    """The method's own choice unless given."""
+
+    def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
+        """[O, I] -> bool [O, I]; drops exactly round(sparsity * n) of the n weights that compete."""
+        if self.compete == "row":
+            return ops.keep_largest(score, round(sparsity * score.shape[1]))
+        return ops.keep_largest_of_all(score, round(sparsity * score.numel()))
