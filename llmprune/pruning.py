@@ -16,13 +16,12 @@ from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
 from llmprune.paths import existing
 from llmprune.recipe import Recipe
-from llmprune.run import finish, job
+from llmprune.run import finish, job, learned
 from llmprune.run.job import Job, Run
 from llmprune.run.report import Report
 from llmprune.run.work import Work
 from llmprune.tensors.statistics import Nothing
 from llmprune.text import calibration
-from llmprune.training import policy_training as learning
 from llmprune.walk.walk import Walk
 
 
@@ -100,7 +99,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     start = time.perf_counter()
     if todo.source is None and todo.out is not None:
         tokenizer = todo.tokenizer(tokenizer)  # before the caller's model changes
-    learning.require_readable(todo.recipe.method)
+    learned.require_readable(todo.recipe.method)
     windows = todo.windows(tokenizer, tokens)
     fingerprint = finish.fingerprint(todo, windows)
     draft = Draft(todo.out, todo.plan.blocks) if todo.out is not None else None
@@ -108,7 +107,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     store = todo.store
     batches = calibration.batched(windows.tokens, (begun or todo.plan.execution)["batch"]) if windows else []
     problem = todo.problem(store, batches)
-    method = learning.ready(problem, draft.folder if draft and begun else None)
+    method = learned.ready(problem, draft.folder if draft and begun else None)
     problem = dataclasses.replace(problem, method=method)
     if begun is None:
         budget = todo.recipe.allocation.allocate(problem)
@@ -116,7 +115,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
         if draft:
             draft.begin(begun)
     if draft:
-        learning.keep(method, draft.folder)
+        learned.keep(method, draft.folder)
     survey = problem.survey
     needed = batches if todo.recipe.needs is not Nothing and not survey.seen else []
     walk = Walk(store.anatomy, store, needed, todo.probe())
@@ -125,7 +124,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     records = [work.pruned(stage) for stage in walk.stages("pruning")]
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
     result = finish.report_of(todo, windows, records, fingerprint, spent)
-    result.learned = learning.about(method)
+    result.learned = method.facts() or None
     if draft:
         finish.publish(todo, draft, store, walk, result, tokenizer)
     if todo.source is None and todo.recipe.parts is not None:

@@ -20,14 +20,13 @@ from llmprune.model.layout import Shapes
 from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import write_yaml
-from llmprune.run import card, report
+from llmprune.run import card, learned, report
 from llmprune.run.job import Job, Run
 from llmprune.run.report import Report, SiteRecord
 from llmprune.text.calibration import Windows
-from llmprune.training import policy_training as learning
 from llmprune.walk.walk import Walk
 
-EARLIER = (f"{layout.MODULE}.py", f"{Path(learning.FILE).stem}.json")  # tell of a pruning before this one
+EARLIER = (f"{layout.MODULE}.py", f"{Path(learned.FILE).stem}.json")  # tell of a pruning before this one
 
 
 def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:

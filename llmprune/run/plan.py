@@ -57,8 +57,8 @@ class Plan:
     length: int
     batch: int
     propagation: str
-    lessons: int
-    """Forwards that the method takes to learn."""
+    training_passes: int
+    """Forward passes that the method takes to learn."""
     redraws: int
     """Forwards that it takes to draw the calibration tokens."""
     writing_bytes: int
@@ -104,7 +104,7 @@ class Plan:
 
     @property
     def _forwards(self) -> str:
-        learning = f", and {self.lessons} to learn" if self.lessons else ""
+        learning = f", and {self.training_passes} to learn" if self.training_passes else ""
         drawing = f", {self.redraws} to draw the tokens" if self.redraws else ""
         return self._walks + drawing + learning + (", and one for the budgets" if self.surveys else "")
 
@@ -222,7 +222,7 @@ def make(anatomy: Anatomy, recipe: Recipe, how: Resources, checkpoint_bytes: int
         length=length,
         batch=batch,
         propagation=recipe.propagation,
-        lessons=recipe.method.lessons,
+        training_passes=recipe.method.training_passes,
         redraws=recipe.calibration.redraws if recipe.calibration.dataset == "synthetic" else 0,
         writing_bytes=parameters * width if tokens and recipe.calibration.dataset == "self" else 0,
         surveys=_surveys_apart(recipe),
