@@ -1,4 +1,4 @@
-"""A name in a recipe is the name of a file: `method: wanda` is `llmprune/methods/wanda.py`."""
+"""A name in a recipe is the name of a file or a package: `method: wanda` is `llmprune/methods/wanda.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def names(package: str) -> list[str]:
 
 
 def find(package: str, name: str, base: type[T]) -> type[T]:
-    """The one subclass of `base` that the module `name` of `package` defines.
+    """The one public subclass of `base` that the module `name` of `package` defines.
 
     A dotted name reaches a module outside the package.
 
@@ -42,7 +42,7 @@ def find(package: str, name: str, base: type[T]) -> type[T]:
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"cannot import {path!r}: {error}") from error
     classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
-    found = [c for c in classes if issubclass(c, base)]
+    found = [c for c in classes if issubclass(c, base) and not c.__name__.startswith("_")]
     if len(found) != 1:
         raise ValueError(f"{path} must define one {base.__name__}, and defines {len(found)}")
     return found[0]

@@ -19,14 +19,13 @@ from llmprune.errors import RequestError
 from llmprune.paths import existing
 from llmprune.recipe import Recipe
 from llmprune.report import Report
-from llmprune.run import finish, job
+from llmprune.run import finish, job, learned
 from llmprune.run.job import Job, Run
 from llmprune.run.plan import Plan
 from llmprune.run.windows import windows
 from llmprune.run.work import Work
 from llmprune.tensors.statistics import Nothing
 from llmprune.text import calibration
-from llmprune.training import policy_training as learning
 from llmprune.walk.solutions import Solutions
 from llmprune.walk.walk import Walk
 
@@ -111,7 +110,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     recipe, model, out = todo.recipe, todo.model, todo.run.folder
     if model.source is None and out is not None:
         tokenizer = model.tokenizer(tokenizer)  # before the caller's model changes
-    learning.require_readable(recipe.method)
+    learned.require_readable(recipe.method)
     text = windows(model, recipe.calibration, todo.plan, tokenizer, tokens)
     fingerprint = finish.fingerprint(todo, text)
     draft = Draft(out, todo.plan.blocks) if out is not None else None
@@ -129,7 +128,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
         hands_on=recipe.hands_on,
         scratch=draft.scratch if draft else None,
     )
-    method = learning.ready(problem, draft.folder if draft and header else None)
+    method = learned.ready(problem, draft.folder if draft and header else None)
     problem = dataclasses.replace(problem, method=method)
     found = _allocated(problem, recipe, header)
     if header is None:
@@ -139,7 +138,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
         if draft:
             draft.begin(header)
     if draft:
-        learning.keep(method, draft.folder)
+        learned.keep(method, draft.folder)
     measures = recipe.needs is not Nothing and not found.observed.seen
     walk = Walk(model.store, problem.batches if measures else [], problem.probe)
     shapes = todo.shapes(header.budget)
@@ -148,7 +147,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     records = [work.pruned(stage) for stage in walk.stages("pruning")]
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
     result = finish.report_of(todo, text, records, fingerprint, spent)
-    result.learned = learning.about(method)
+    result.learned = method.facts() or None
     if draft:
         finish.publish(todo, shapes, draft, walk, result, tokenizer)
     if model.source is None:

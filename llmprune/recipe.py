@@ -161,7 +161,7 @@ class Recipe(BaseModel):
             needs=self.needs,
             propagation=self.propagation,
             samples=self.calibration.samples if self.needs_text else 0,
-            training_passes=self.method.lessons,
+            training_passes=self.method.training_passes,
             drawing_passes=self.calibration.redraws if self.calibration.dataset == "synthetic" else 0,
             generates_text=self.calibration.dataset == "self",
             allocation_pass=measures and not self.hands_on,

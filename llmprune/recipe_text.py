@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llmprune import plugins
 from llmprune.errors import RequestError
+from llmprune.methods.base import Method
 from llmprune.paths import existing
 from llmprune.recipe import Recipe
 
 HERE = Path(__file__).parent
 SHIPPED = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent / "recipes"
+METHODS = "llmprune.methods"
 SUFFIXES = (".yaml", ".yml")
 WHOLE = r"[-+]?(?:0|[1-9][0-9]*)$"
 DECIMAL = r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
@@ -112,7 +116,7 @@ def from_words(words: dict[str, Any], otherwise: dict[str, Any] | None = None) -
         if value is not None:
             data[key] = value
     if words.get("policy") is not None:
-        data.setdefault("method", "prunenet")
+        data.setdefault("method", _method_with("policy"))
     nested = {f"calibration.{key}": value for key, value in text_words(words).items()}
     nested["pattern.multiple"] = words.get("multiple")
     nested["method.policy"] = words.get("policy")
@@ -122,6 +126,14 @@ def from_words(words: dict[str, Any], otherwise: dict[str, Any] | None = None) -
     for key, value in assigned(words.get("set_")).items():
         override(data, key, value)
     return name, Recipe.parse(data)
+
+
+def _method_with(option: str) -> str:
+    """The shipped method that has an option."""
+    for name in plugins.names(METHODS):
+        if option in {field.name for field in dataclasses.fields(plugins.find(METHODS, name, Method))}:
+            return name
+    raise RequestError(option, "no shipped method has it; name one with --method")
 
 
 def text_words(words: dict[str, Any]) -> dict[str, Any]:

@@ -131,6 +131,7 @@ def test_a_file_imports_only_from_the_floors_below(module: str) -> None:
         there = room(name)
         same_folder = there == here and f"{module.rsplit('.', 1)[0]}." in f"{name}."
         same_folder = same_folder or there == here == "llmprune_kernels"  # it has floors of its own
+        same_folder = same_folder or name == f"llmprune.{here}.base"  # of a plug-in that is a package
         assert same_folder or FLOOR[there] < FLOOR[here], f"{module} must not import {name}"
 
 
@@ -150,6 +151,12 @@ def test_the_floors_carry_weight() -> None:
     assert {("walk", "model"), ("allocation", "walk"), ("pruning", "run"), ("cli", "pruning")} <= seen
     assert ("cli", "llmprune_eval") in seen
     assert ("run", "pruning") not in seen
+
+
+@pytest.mark.parametrize("module", sorted(m for m in FILES if m.startswith("llmprune.")))
+def test_a_method_that_learns_is_named_in_its_own_folder_alone(module: str) -> None:
+    if not module.startswith("llmprune.methods.prunenet."):
+        assert "prunenet" not in FILES[module].read_text().lower()
 
 
 @every_file

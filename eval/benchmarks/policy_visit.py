@@ -13,9 +13,9 @@ import torch
 
 from llmprune.methods.base import Weights
 from llmprune.methods.prunenet import PruneNet
+from llmprune.methods.prunenet.policy import shape
+from llmprune.methods.prunenet.training import Trainer
 from llmprune.tensors.statistics import Gram
-from llmprune.training.policy import shape
-from llmprune.training.policy_training import _Pupil
 
 
 @torch.no_grad()
@@ -35,9 +35,9 @@ def main() -> None:
     for _ in range(asked.tokens // 1024):
         statistic.update(torch.randn(1024, asked.channels, device=where))
     gram_s = time.perf_counter() - start
-    pupil = _Pupil(PruneNet(), shape(weights))
+    trainer = Trainer(PruneNet(), shape(weights))
     start = time.perf_counter()
-    pupil.visit(weights, statistic, learning=True)
+    trainer.visit(weights, statistic, learning=True)
     print(json.dumps({**vars(asked), "gram_s": gram_s, "visit_s": time.perf_counter() - start}))
 
 

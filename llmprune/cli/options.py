@@ -18,7 +18,8 @@ Pattern = Annotated[
 Sparsity = Annotated[float | None, typer.Option(help="Share of the weights that go, 0 to 1.")]
 Allocation = Annotated[str | None, typer.Option(help="How much goes where; see `llmprune methods`.")]
 Policy = Annotated[
-    str | None, typer.Option(help="The policy.safetensors of an earlier `prunenet` run, used as it is.")
+    str | None,
+    typer.Option(help="What a method learned in an earlier run, its policy.safetensors, used as it is."),
 ]
 Repair = Annotated[str | None, typer.Option(help="What makes up for removed units; see `llmprune methods`.")]
 Layout = Annotated[

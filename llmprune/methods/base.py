@@ -7,8 +7,9 @@ Letters used in shapes: O outputs, I inputs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import ConfigDict
 from torch import Tensor
@@ -49,9 +50,35 @@ class Solution:
     notes: dict[str, float] = field(default_factory=dict)
 
 
+class Examples(Protocol):
+    """What a method learns from."""
+
+    def __call__(self, needs: type[S], /) -> Iterator[tuple[Weights, S]]:
+        """Every site of the dense model, block by block, with its statistic.
+
+        A call takes one forward pass over the calibration set; with `Nothing`, none.
+        """
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a method learned in an earlier run."""
+
+    tensors: dict[str, Tensor]
+    """Its `state`."""
+
+    facts: dict[str, Any]
+    """Its `facts`."""
+
+    file: str | None = None
+    """Where it was found, as the user named it; None for what a resumed run learned itself."""
+
+
 @dataclass(frozen=True)
 class Method(Generic[S]):
     """Override `score` for a new criterion; `solve` to also change the weights that survive.
+
+    A method that learns before it scores overrides `training_passes`, `learned` and `state`.
 
     The fields of a subclass are its options in a recipe. `S` is the statistic that calibration gathers for
     it, `needs` that class itself; the other class attributes are what it does unless the recipe asks for
@@ -70,9 +97,35 @@ class Method(Generic[S]):
     """Whether its scores are those of inputs, so that only whole units can go."""
 
     @property
-    def lessons(self) -> int:
-        """How many forwards of the calibration text it takes to learn what it scores by."""
+    def training_passes(self) -> int:
+        """Forward passes over the calibration set that it takes to learn."""
         return 0
+
+    @property
+    def reuses(self) -> str | None:
+        """The file of an earlier run that holds what to score by, or None to learn it."""
+        return None
+
+    def learned(self, examples: Examples, earlier: Learned | None) -> Method[S]:
+        """The method that scores: this one, or another that holds what was learned.
+
+        Args:
+            examples: the dense model; none while its weights are not read and `earlier` is only checked.
+            earlier: the state that an earlier run left, to be used as it is; None to learn.
+
+        Raises:
+            RequestError: `earlier` does not fit the model. Any other error means that it is no state of this
+                method.
+        """
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        """What it learned, for `learned` to take back; empty if it did not learn."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """How it learned that, as plain data, for the report and for `learned`."""
+        return {}
 
     def score(self, weights: Weights, statistic: S) -> Tensor:
         """Importance of every weight, float [O, I], or of every input [I]; larger survives."""

@@ -1,7 +1,7 @@
 """Units with small rows go: the norm of the weights that compute a channel, or a head's values. Looks at no
 data, and on SmolLM2-135M loses to `random`.
 
-The baseline of PruneNet (arXiv:2501.15296), which scores the rows of the gate projection.
+The baseline of arXiv:2501.15296, which scores the rows of the gate projection.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Units go whose rows add least to the singular values of the projection they belong to, a few at a time.
 Looks at no data, and on SmolLM2-135M loses to `random`.
 
-The greedy counterpart of PruneNet's policy (arXiv:2501.15296).
+The greedy counterpart of the learned policy of arXiv:2501.15296.
 """
 
 from __future__ import annotations

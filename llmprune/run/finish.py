@@ -21,13 +21,12 @@ from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import write_yaml
 from llmprune.report import Report
-from llmprune.run import card, memory
+from llmprune.run import card, learned, memory
 from llmprune.run.job import Job, Run
 from llmprune.text.calibration import Windows
-from llmprune.training import policy_training as learning
 from llmprune.walk.walk import Walk
 
-EARLIER = (f"{layout.MODULE}.py", f"{Path(learning.FILE).stem}.json")  # tell of a pruning before this one
+EARLIER = (f"{layout.MODULE}.py", f"{Path(learned.FILE).stem}.json")  # tell of a pruning before this one
 
 
 def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Calibration(BaseModel):
     temperature: float = Field(1.0, gt=0)
     """Of the text that the model writes itself."""
     redraws: int = Field(0, ge=0)
-    """How often the model draws `synthetic` tokens anew, one forward each; `prunenet` asks for 2."""
+    """How often the model draws `synthetic` tokens anew, a forward pass each; 0 unless the method says."""
 
 
 @dataclass(frozen=True)

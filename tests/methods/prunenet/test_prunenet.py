@@ -15,9 +15,10 @@ from llmprune import prune
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
+from llmprune.methods.prunenet import training
 from llmprune.model.anatomy import FAMILIES
 from llmprune.run.job import Job
-from llmprune.training import policy_training as learning
+from llmprune.run.learned import FILE
 from tests import tiny
 from tests.test_families import check_here
 
@@ -57,19 +58,19 @@ def test_a_policy_serves_another_sparsity_without_training(
 ) -> None:
     first = prune(checkpoints("llama"), asked(0.5), out=tmp_path / "first")
     trained_there = prune(checkpoints("llama"), asked(0.25), out=tmp_path / "trained")
-    monkeypatch.setattr(learning, "_trained", lambda *_: pytest.fail("a policy was trained"))
-    policy = str(tmp_path / "first" / learning.FILE)
+    monkeypatch.setattr(training, "trained", lambda *_: pytest.fail("a policy was trained"))
+    policy = str(tmp_path / "first" / FILE)
     again = prune(checkpoints("llama"), asked(0.25, policy=policy), out=tmp_path / "again")
     assert again.learned == first.learned | {"file": policy}
     assert [s.error for s in again.sites] == [s.error for s in trained_there.sites]
-    for file in ("model-00001-of-00004.safetensors", learning.FILE):
+    for file in ("model-00001-of-00004.safetensors", FILE):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "trained" / file).read_bytes()
 
 
 def test_the_same_seed_gives_the_same_policy(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         prune(checkpoints("qwen2"), asked(seed=seed), out=tmp_path / name)
-    policies = {name: (tmp_path / name / learning.FILE).read_bytes() for name in "abc"}
+    policies = {name: (tmp_path / name / FILE).read_bytes() for name in "abc"}
     assert policies["a"] == policies["b"] != policies["c"]
 
 
@@ -87,7 +88,7 @@ def test_a_run_that_was_cut_off_goes_on_with_what_it_learned(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Draft, "write_block", stop)
         prune(checkpoints("llama"), asked(), out=tmp_path / "cut")
-    monkeypatch.setattr(learning, "_trained", lambda *_: pytest.fail("a policy was trained"))
+    monkeypatch.setattr(training, "trained", lambda *_: pytest.fail("a policy was trained"))
     prune(checkpoints("llama"), asked(), out=tmp_path / "cut", resume=True)
     for file in (tmp_path / "whole").glob("*.safetensors"):
         assert (tmp_path / "cut" / file.name).read_bytes() == file.read_bytes()
@@ -107,7 +108,7 @@ def test_a_policy_for_channels_alone_is_not_asked_about_heads(
     checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
     prune(checkpoints("llama"), asked(), out=tmp_path / "ffn")
-    policy = str(tmp_path / "ffn" / learning.FILE)
+    policy = str(tmp_path / "ffn" / FILE)
     with pytest.raises(RequestError, match="is for ffn alone"):
         prune(checkpoints("llama"), asked(parts="all", policy=policy), out=tmp_path / "out")
 
@@ -116,7 +117,7 @@ def test_a_policy_that_does_not_fit_is_refused_with_both_shapes(
     checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
     prune(checkpoints("llama"), asked(), out=tmp_path / "llama")
-    policy = str(tmp_path / "llama" / learning.FILE)
+    policy = str(tmp_path / "llama" / FILE)
     with pytest.raises(RequestError) as refusal:
         prune(checkpoints("gpt2"), asked(policy=policy), out=tmp_path / "out")
     about = json.loads(Path(policy).with_suffix(".json").read_text())

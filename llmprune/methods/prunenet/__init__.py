@@ -13,8 +13,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from llmprune.methods.base import Method
-from llmprune.tensors.statistics import Gram
+from llmprune.methods.base import Examples, Learned, Method
+from llmprune.methods.prunenet import training
+from llmprune.methods.prunenet.policy import ByPolicy, require_fit, restored
+from llmprune.tensors.statistics import Gram, Nothing
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,25 @@ class PruneNet(Method[Gram]):
     """Of the draws."""
 
     @property
-    def lessons(self) -> int:
-        """One for each visit, and one to judge what came out."""
+    def training_passes(self) -> int:
+        """One for each visit, and one to judge the last policy."""
         return 0 if self.policy else self.passes + 1
+
+    @property
+    def reuses(self) -> str | None:
+        """The file of the policy."""
+        return self.policy
+
+    def learned(self, examples: Examples, earlier: Learned | None) -> ByPolicy:
+        """The policy, trained or as it was found.
+
+        Raises:
+            RequestError: it was made for another model.
+        """
+        if earlier is None:
+            return training.trained(self, examples)
+        found = restored(earlier)
+        if earlier.file is None:
+            return found
+        require_fit(found.record["shapes"], (weights for weights, _ in examples(Nothing)), earlier.file)
+        return ByPolicy(found.policies, found.record | {"file": earlier.file})
