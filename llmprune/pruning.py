@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from llmprune import recovering
 from llmprune.allocation.base import Allocation, Problem
-from llmprune.checkpoint.draft import Draft, RunHeader
+from llmprune.checkpoint.draft import Draft
+from llmprune.checkpoint.journal import RunHeader
 from llmprune.errors import RequestError
 from llmprune.paths import existing
 from llmprune.recipe import Recipe

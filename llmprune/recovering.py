@@ -14,7 +14,8 @@ from torch import Tensor
 from llmprune import plugins, report
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint import reader, source
-from llmprune.checkpoint.draft import Draft, RunHeader
+from llmprune.checkpoint.draft import Draft
+from llmprune.checkpoint.journal import RunHeader
 from llmprune.checkpoint.opened import Opened
 from llmprune.checkpoint.resources import resources
 from llmprune.errors import RequestError

@@ -16,52 +16,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmprune.checkpoint import shards
+from llmprune.checkpoint import journal, shards
+from llmprune.checkpoint.journal import BlockRecord, RunHeader
 from llmprune.errors import JobError, RequestError
-from llmprune.report import Refit, SiteRecord
 
 WORK = ".unfinished"
 JOURNAL = "journal.jsonl"
 STATE = "state.safetensors"  # what an interrupted training resumes from
 SCRATCH = "scratch"  # a folder for what a run keeps for itself
 READY = "ready"  # exists once every file is whole and checked, and only moving is left
-
-
-class RunHeader(BaseModel):
-    """The journal's first line: all that decides the bytes of the result."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    fingerprint: dict[str, Any]
-    """What was asked, of which model, on which text and machine; a resumed run must have the same."""
-
-    batch: int = 1
-    """Windows that go through a block together."""
-
-    together: bool = False
-    """Whether all batches wait at each layer; with `batch`, it decides how sums are rounded."""
-
-    budget: dict[str, float] = {}
-    """The share that goes at every site."""
-
-
-class BlockRecord(BaseModel):
-    """The journal's line of one block whose shard is whole. Seconds, and the keys of the shard's tensors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sites: list[SiteRecord] = []
-    refits: list[Refit] = []
-    """Of a recovery."""
-
-    forward_s: float = 0.0
-    solve_s: float = 0.0
-    write_s: float = 0.0
-    keys: list[str] = []
 
 
 @contextmanager
@@ -71,7 +38,7 @@ def _explained(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise JobError(
-            f"cannot write {file}: {error.strerror}; mend that, then resume with --resume"
+            f"cannot write {file}: {error.strerror}; mend that, then rerun with --resume"
         ) from error
 
 
@@ -93,12 +60,12 @@ class Draft:
         Raises:
             RequestError: it had another fingerprint; the sentence says what differs.
         """
-        lines = _whole_lines(self.folder / JOURNAL)
+        lines = journal.whole_lines(self.folder / JOURNAL)
         if not lines:
             return None
-        _require_same(lines[0]["fingerprint"], fingerprint, self.out)
+        journal.require_same(lines[0]["fingerprint"], fingerprint, self.out)
         with _explained(self.folder / JOURNAL):
-            _rewrite(self.folder / JOURNAL, lines)
+            journal.rewrite(self.folder / JOURNAL, lines)
             self._drop_halves()
         self.done = [BlockRecord.model_validate(line) for line in lines[1:]]
         return RunHeader.model_validate(lines[0])
@@ -183,7 +150,7 @@ class Draft:
             model.save_pretrained(self.folder)
         except Exception as error:  # safetensors wraps the system's errors in its own
             raise JobError(
-                f"cannot write {self.folder}: {error}; mend that, then resume with --resume"
+                f"cannot write {self.folder}: {error}; mend that, then rerun with --resume"
             ) from error
 
     def write_text(self, name: str, text: str) -> None:
@@ -208,10 +175,10 @@ class Draft:
             half.unlink()
 
     def _append(self, line: BaseModel) -> None:
-        with _explained(self.folder / JOURNAL), (self.folder / JOURNAL).open("a") as journal:
-            journal.write(json.dumps(line.model_dump()) + "\n")
-            journal.flush()
-            os.fsync(journal.fileno())
+        with _explained(self.folder / JOURNAL), (self.folder / JOURNAL).open("a") as file:
+            file.write(json.dumps(line.model_dump()) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def is_unfinished(out: Path) -> bool:
@@ -252,56 +219,10 @@ def require_usable(out: Path, *, resume: bool) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not resume:
-        hint = "resume with --resume, or " if is_unfinished(out) else ""
+        hint = "rerun with --resume, or " if is_unfinished(out) else ""
         raise RequestError("out", f"{out} is not empty; {hint}name a folder that does not exist yet")
     strangers = [path.name for path in out.iterdir() if path.name != WORK]
     if strangers and not (out / WORK / READY).exists() and not (out / "llmprune_report.json").exists():
         raise RequestError(
             "out", f"{out} holds {strangers[0]}, which no run of llmprune left there to resume"
         )
-
-
-def _whole_lines(journal: Path) -> list[dict[str, Any]]:
-    """The journal's lines up to the first that was not written to its end."""
-    lines: list[dict[str, Any]] = []
-    if not journal.is_file():
-        return lines
-    for text in journal.read_text().splitlines(keepends=True):
-        if not text.endswith("\n"):
-            break
-        lines.append(json.loads(text))
-    return lines
-
-
-def _rewrite(journal: Path, lines: list[dict[str, Any]]) -> None:
-    """Drop a last line that was cut off, so that the next one starts on its own."""
-    part = journal.with_name("journal.part")
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    part.replace(journal)
-
-
-def _require_same(begun: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    differing = [key for key in now if begun.get(key) != now[key]]
-    if differing:
-        key = differing[0]
-        was, is_ = _where(begun.get(key), now[key])
-        raise RequestError(
-            "resume",
-            f"{out} was begun with another {key} ({_short(was)}, now {_short(is_)}); "
-            "give what it was begun with, or another --out",
-        )
-
-
-def _where(was: Any, now: Any) -> tuple[Any, Any]:
-    """The parts of two mappings that differ."""
-    if not (isinstance(was, dict) and isinstance(now, dict)):
-        return was, now
-    parts = {
-        key: _where(was.get(key), now.get(key)) for key in {**was, **now} if was.get(key) != now.get(key)
-    }
-    return {key: a for key, (a, _) in parts.items()}, {key: b for key, (_, b) in parts.items()}
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else text[:117] + "..."

@@ -176,7 +176,7 @@ def save_atomically(tensors: dict[str, Tensor], file: Path) -> None:
         sync_folder(file.parent)
     except Exception as error:  # safetensors wraps the system's errors in its own
         part.unlink(missing_ok=True)
-        raise JobError(f"cannot write {file}: {error}; free some space, then go on with --resume") from error
+        raise JobError(f"cannot write {file}: {error}; free some space, then rerun with --resume") from error
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

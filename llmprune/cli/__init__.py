@@ -24,7 +24,7 @@ def main() -> NoReturn:
         app()
     except SystemExit as leaving:
         if leaving.code == 130:
-            typer.echo("llmprune: stopped; a prune goes on with --resume", err=True)
+            typer.echo("llmprune: stopped; rerun with --resume to finish a prune", err=True)
         sys.exit(leaving.code)
     except RequestError as error:
         typer.echo(f"llmprune: {error}", err=True)

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from llmprune.checkpoint.draft import BlockRecord
+from llmprune.checkpoint.journal import BlockRecord
 from llmprune.checkpoint.store import Store
 from llmprune.model.site import Site
 from llmprune.patterns.base import Pattern

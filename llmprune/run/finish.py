@@ -12,7 +12,8 @@ from torch import Tensor
 from llmprune import plugins, report
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint import reload
-from llmprune.checkpoint.draft import BlockRecord, Draft
+from llmprune.checkpoint.draft import Draft
+from llmprune.checkpoint.journal import BlockRecord
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
 from llmprune.model import layout

@@ -70,7 +70,7 @@ def within_memory() -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise JobError(
-            "memory ran out although the plan fitted; lower --max-memory, and resume with --resume"
+            "memory ran out although the plan fitted; lower --max-memory, and rerun with --resume"
         ) from error
 
 

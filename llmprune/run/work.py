@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from llmprune.allocation.base import Observed
-from llmprune.checkpoint.draft import BlockRecord, Draft, RunHeader
+from llmprune.checkpoint.draft import Draft
+from llmprune.checkpoint.journal import BlockRecord, RunHeader
 from llmprune.checkpoint.store import Store
 from llmprune.methods.base import Method
 from llmprune.model.shapes import Shapes

@@ -163,7 +163,7 @@ def test_a_misspelt_command_line_says_how_it_is_used(
     ("error", "code", "said"),
     [
         (JobError("the disk is full; free some space"), 1, "llmprune: the disk is full; free some space\n"),
-        (KeyboardInterrupt(), 130, "llmprune: stopped; a prune goes on with --resume\n"),
+        (KeyboardInterrupt(), 130, "llmprune: stopped; rerun with --resume to finish a prune\n"),
     ],
 )
 def test_how_a_command_ends_shows_in_its_exit_code(

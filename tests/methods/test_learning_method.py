@@ -135,7 +135,7 @@ def test_it_learns_in_one_pass_and_keeps_what_it_learned(
 
 def test_the_plan_tells_what_it_takes_to_learn(passes: list[int], checkpoints: tiny.Checkpoints) -> None:
     todo = job.checkpoint_job(str(checkpoints("llama")), Recipe.parse(asked()), Run())
-    assert "and 1 to learn" in dict(todo.plan.rows())["calibration"]
+    assert "and 1 to train the method" in dict(todo.plan.rows())["calibration"]
 
 
 def test_a_resumed_run_takes_what_it_learned_from_its_own_folder(
@@ -177,7 +177,7 @@ def test_the_state_of_another_method_is_refused_before_a_text_is_prepared(
     quick = {"name": "prunenet", "passes": 1, "steps": 1, "draws": 2}
     units = {"name": "units", "parts": "ffn", "multiple": 8}
     prune(checkpoints("llama"), asked() | {"method": quick, "pattern": units}, out=tmp_path / "other")
-    monkeypatch.setattr(job.Job, "windows", lambda *_: pytest.fail("a text was prepared"))
+    monkeypatch.setattr("llmprune.pruning.windows", lambda *_: pytest.fail("a text was prepared"))
     with pytest.raises(RequestError, match=rf"^policy: .* no policy that `{METHOD}` wrote \(KeyError\)"):
         prune(checkpoints("llama"), asked(policy=str(tmp_path / "other" / FILE)), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -36,12 +36,12 @@ def test_all_equal_groups_lose_their_first_members():
 
 @pytest.mark.parametrize("text", ["2:4", "2of4"])
 def test_a_pattern_is_read_from_its_word(text):
-    assert patterns.parse(text) == NofM(2, 4)
-    assert str(patterns.parse(text)) == "2:4"
-    assert patterns.parse("unstructured") == Unstructured()
+    assert patterns.build(text, {}) == NofM(2, 4)
+    assert str(patterns.build(text, {})) == "2:4"
+    assert patterns.build("unstructured", {}) == Unstructured()
 
 
 @pytest.mark.parametrize("text", ["4:4", "5:4", "0:4", "2:", "two:four", "", "unit"])
 def test_a_word_that_names_no_pattern_is_refused(text):
     with pytest.raises(ValueError, match=r"pattern|N must be"):
-        patterns.parse(text)
+        patterns.build(text, {})

@@ -158,7 +158,7 @@ def require_unfinished(out: Path, model: Path, recipe: dict[str, Any]) -> None:
     with pytest.raises((OSError, ValueError)):
         AutoConfig.from_pretrained(out)
     if out.exists():
-        with pytest.raises(RequestError, match="go on with --resume") as raised:
+        with pytest.raises(RequestError, match="rerun with --resume") as raised:
             prune(model, recipe, out=out)
         assert raised.value.field == "out"
 
