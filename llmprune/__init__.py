@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmprune.pruning import prune
     from llmprune.recipe import Recipe
     from llmprune.recovering import recover
-    from llmprune.run.report import Report
+    from llmprune.report import Report
 
 __all__ = ["Recipe", "Report", "load", "prune", "push", "recover"]
 _HOMES = {
@@ -25,7 +25,7 @@ _HOMES = {
     "push": "hub.pushing",
     "recover": "recovering",
     "Recipe": "recipe",
-    "Report": "run.report",
+    "Report": "report",
 }
 
 

@@ -16,9 +16,9 @@ from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
 from llmprune.paths import existing
 from llmprune.recipe import Recipe
+from llmprune.report import Report
 from llmprune.run import finish, job
 from llmprune.run.job import Job, Run
-from llmprune.run.report import Report
 from llmprune.run.work import Work
 from llmprune.tensors.statistics import Nothing
 from llmprune.text import calibration

@@ -11,16 +11,16 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from llmprune import plugins
+from llmprune import plugins, report
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
 from llmprune.model import layout
 from llmprune.recipe import Recipe, part_name, sentence
 from llmprune.recovery.base import Recovery, Task
-from llmprune.run import finish, job, report
+from llmprune.report import Report
+from llmprune.run import finish, job
 from llmprune.run.job import Job, Run
-from llmprune.run.report import Report
 from llmprune.text.calibration import size_of
 
 
@@ -53,7 +53,7 @@ def recover(
         JobError: it was sound, and failed.
     """
     folder = Path(model)
-    earlier = report.read(folder) if folder.is_dir() else None
+    earlier = report.read(folder)
     if earlier is None:
         raise RequestError("model", f"{model} is no folder that llmprune has pruned: it holds no report")
     recovery = part(how)

@@ -22,7 +22,7 @@ from llmprune.methods.base import Method
 from llmprune.model.anatomy import Anatomy
 from llmprune.plugins import find, names
 from llmprune.recipe import Recipe
-from llmprune.run.report import Report
+from llmprune.report import Report
 from llmprune.tensors.patterns import NofM
 from tests import tiny
 from tests.conftest import SHARED

@@ -97,10 +97,9 @@ def prune(
     name, asked = from_words(locals())
     from llmprune_eval import keeping, tasks
 
-    from llmprune import recovering
+    from llmprune import recovering, report
     from llmprune.hub import pushing
     from llmprune.pruning import begin, carry_out
-    from llmprune.run import report
 
     judged = tasks.ask(eval_, data=data) if eval_ is not None else None
     display.quiet()

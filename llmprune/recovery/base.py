@@ -9,7 +9,6 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from llmprune.checkpoint.draft import Draft
-from llmprune.model.layout import Layout
 from llmprune.plugins import OPTIONS
 from llmprune.run.job import Job
 
@@ -24,7 +23,7 @@ class Task:
     """[N, L]"""
 
     draft: Draft
-    layout: Layout | None
+    layout: str | None
     """How the pruned checkpoint tells its sizes; None where loose weights went, whose zeros must stay."""
 
 

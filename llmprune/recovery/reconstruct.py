@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ from torch import Tensor
 from llmprune.checkpoint.store import Store
 from llmprune.model.sites import Site
 from llmprune.recovery.base import Recovered, Recovery, Task
+from llmprune.report import Refit
 from llmprune.tensors import ops
 from llmprune.text import calibration
 from llmprune.walk.stage import Stage
@@ -44,7 +45,7 @@ class Reconstruct(Recovery):
         batches = calibration.batched(task.tokens, task.pruned.plan.batch)
         dense_walk = Walk(dense.anatomy, dense, batches, task.pruned.probe())
         walk = Walk(pruned.anatomy, pruned, batches, task.pruned.probe())
-        sites: list[dict[str, Any]] = []
+        sites: list[Refit] = []
         done = len(task.draft.done)
         pairs = zip(walk.stages("reconstructing"), dense_walk.stages(""), strict=True)
         for stage, model in pairs:
@@ -64,15 +65,19 @@ class Reconstruct(Recovery):
         task.draft.write_rest(pruned.rest())
         return Recovered({"sites": sites}, walk.logits() if task.pruned.fits_whole() else None)
 
-    def _refit(self, store: Store, site: Site, fit: Fit, masked: bool) -> dict[str, Any]:
+    def _refit(self, store: Store, site: Site, fit: Fit, masked: bool) -> Refit:
         """Move one resident layer's weight, and its bias if it has one."""
         weight = store.weight(site)
         step = fit.solve(self.ridge, weight != 0 if masked else None)
         store.put(site, (weight + step).to(weight.dtype))
         if fit.centred:
             store.shift(site, fit.bias(step))
-        errors = {"error_before": fit.error(None), "error_after": fit.error(step)}
-        return {"name": site.name, **errors, "ridge": self.ridge}
+        return {
+            "name": site.name,
+            "error_before": fit.error(None),
+            "error_after": fit.error(step),
+            "ridge": self.ridge,
+        }
 
 
 def _outputs_of(stage: Stage, together: bool) -> dict[str, list[Tensor]]:

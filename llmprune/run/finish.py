@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from llmprune import plugins
+from llmprune import plugins, report
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import Draft
@@ -20,9 +20,9 @@ from llmprune.model.layout import Shapes
 from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import write_yaml
-from llmprune.run import card, report
+from llmprune.report import RecipeRecord, Reload, Report, SiteRecord, Time
+from llmprune.run import card, memory, versions
 from llmprune.run.job import Job, Run
-from llmprune.run.report import Report, SiteRecord
 from llmprune.text.calibration import Windows
 from llmprune.training import policy_training as learning
 from llmprune.walk.walk import Walk
@@ -39,7 +39,7 @@ def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:
         "calibration": windows.record() if windows else None,
         "device": todo.resources.name,
         "dtype": todo.plan.dtype,
-        "versions": report.versions(),
+        "versions": versions.installed(),
     }
 
 
@@ -56,7 +56,7 @@ def already_done(name: str, asked: Recipe, run: Run) -> Report | None:
     now, then = asked.resolved(), done.recipe
     now["calibration"]["length"] = now["calibration"]["length"] or then["calibration"]["length"]
     now["model"] = name
-    differing = [key for key in now if now[key] != then[key]]
+    differing = [key for key in now if now[key] != then.get(key)]
     if differing:
         raise RequestError("resume", f"{out} was finished with another {differing[0]}; choose another --out")
     return done
@@ -77,26 +77,26 @@ def report_of(
     windows: Windows | None,
     records: list[dict[str, Any]],
     identity: dict[str, Any],
-    spent: dict[str, float],
+    spent: Time,
 ) -> Report:
     """The report of a walk that came to its end; nothing is said yet of what was written."""
     sites = [SiteRecord(**site) for record in records for site in record["sites"]]
     facts = todo.model_facts
     return Report(
         model=facts,
-        recipe=todo.recipe.resolved(),
+        recipe=cast(RecipeRecord, todo.recipe.resolved()),
         about=plugins.about(type(todo.recipe.method)),
         calibration=windows.record() if windows else None,
         sites=sites,
         totals=report.totals(sites, facts, facts["parameters"], todo.plan.checkpoint_bytes),
         time=spent,
-        memory=report.memory(todo.resources.device),
-        versions=report.versions(),
+        memory=memory.peak(todo.resources.device),
+        versions=versions.installed(),
         fingerprint=identity,
     )
 
 
-def time_of(records: list[dict[str, Any]], earlier: int, seconds: float) -> dict[str, float]:
+def time_of(records: list[dict[str, Any]], earlier: int, seconds: float) -> Time:
     """Where this process spent its time; blocks that an earlier one wrote count for the forward alone."""
     solve_s, write_s = (sum(record[key] for record in records[earlier:]) for key in ("solve_s", "write_s"))
     return {
@@ -145,13 +145,13 @@ def seal(todo: Job, draft: Draft, expected: Tensor | None, result: Report, *, tr
     say("loading the result in a fresh process")
     how = {"dtype": todo.plan.dtype, "device": str(todo.resources.device), "trust_remote_code": trust}
     try:
-        result.reload = reload.check(draft.folder, expected, todo.probe(), how)
-        result.reload["line"] = result.reload["line"].format(folder=draft.out)
+        checked = cast(Reload, reload.check(draft.folder, expected, todo.probe(), how))
     except RuntimeError as error:
         raise JobError(
             f"the pruned checkpoint in {draft.folder} does not load as it should: {error}"
         ) from error
-    result.memory = report.memory(todo.resources.device)
+    result.reload = {**checked, "line": checked["line"].format(folder=draft.out)}
+    result.memory = memory.peak(todo.resources.device)
     result.time["total_s"] += time.perf_counter() - start
     draft.write_text("README.md", card.make(result, todo.source, draft.out))
     draft.write_text("llmprune_report.json", result.to_json())
@@ -168,7 +168,7 @@ def _stored_parameters(todo: Job, draft: Draft) -> int:
 def mark(todo: Job, shapes: Shapes | None) -> dict[str, Any]:
     """What the config of a pruned model says of the pruning."""
     said = {
-        "version": report.versions()["llmprune"],
+        "version": versions.installed()["llmprune"],
         "method": todo.recipe.resolved()["method"]["name"],
         "pattern": str(todo.recipe.pattern),
         "sparsity": todo.recipe.sparsity,

@@ -26,7 +26,8 @@ from llmprune.model.layout import Shapes
 from llmprune.model.widths import Allowed
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import load_data
-from llmprune.run import plan, report
+from llmprune.report import ModelFacts
+from llmprune.run import plan, versions
 from llmprune.run.plan import Plan, Resources
 from llmprune.tensors.patterns import Units
 from llmprune.tensors.statistics import Nothing
@@ -70,7 +71,7 @@ class Job:
         return Path(self.run.out) if self.run.out is not None else None
 
     @property
-    def model_facts(self) -> dict[str, Any]:
+    def model_facts(self) -> ModelFacts:
         """What the report says of the model."""
         config = self.anatomy.model.config
         return {
@@ -167,7 +168,7 @@ class Job:
         if self.source is None:
             return None
         hardware = {"device": self.resources.name, "dtype": str(self.resources.dtype)}
-        return hardware | {"weights": self.source.hashes, "versions": report.versions()}
+        return hardware | {"weights": self.source.hashes, "versions": versions.installed()}
 
     def tokenizer(self, given: Any) -> Any:
         """The one that was given, or the checkpoint's."""
@@ -175,7 +176,7 @@ class Job:
             return given
         trust = self.run.trust_remote_code
         if self.source is None:
-            name = self.model_facts["source"]
+            name = str(self.model_facts["source"])
             return source.tokenizer(
                 name, trust_remote_code=trust, way_out="pass the model's own as tokenizer="
             )

@@ -16,8 +16,8 @@ from llmprune.checkpoint.store import Store
 from llmprune.methods.base import Method, Solution
 from llmprune.model.sites import Site, UnitSite
 from llmprune.repair.base import Repaired
+from llmprune.report import SiteRecord
 from llmprune.run.job import Job
-from llmprune.run.report import SiteRecord
 from llmprune.walk.stage import Seen, Stage
 
 

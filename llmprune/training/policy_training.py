@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -25,6 +25,7 @@ from llmprune.checkpoint.shards import save_atomically
 from llmprune.errors import RequestError
 from llmprune.methods.base import Method, Weights
 from llmprune.methods.prunenet import PruneNet
+from llmprune.report import Learned
 from llmprune.tensors.statistics import Gram
 from llmprune.training.policy import ByPolicy, Policy, facts, part, shape
 from llmprune.training.spectrum import Spectrum
@@ -65,9 +66,9 @@ def require_readable(method: Method[Any]) -> None:
         read(Path(method.policy).expanduser())
 
 
-def about(method: Method[Any]) -> dict[str, Any] | None:
+def about(method: Method[Any]) -> Learned | None:
     """What the report says of what a method has learned."""
-    return method.about if isinstance(method, ByPolicy) else None
+    return cast(Learned, method.about) if isinstance(method, ByPolicy) else None
 
 
 def keep(method: Method[Any], folder: Path) -> None:

@@ -9,9 +9,8 @@ import pytest
 from llmprune_eval import keeping
 from llmprune_eval.tasks import Ask
 
-from llmprune import prune
+from llmprune import prune, report
 from llmprune.checkpoint import reload
-from llmprune.run import report
 from tests import tiny
 from tests.test_families import check_here
 

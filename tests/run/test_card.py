@@ -17,8 +17,8 @@ from llmprune import prune, recover
 from llmprune.checkpoint import reload, source
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError
+from llmprune.report import Report
 from llmprune.run import card
-from llmprune.run.report import Report
 from tests import tiny
 from tests.test_families import check_here
 
