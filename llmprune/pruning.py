@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from llmprune.checkpoint.journal import RunHeader
 from llmprune.errors import RequestError
 from llmprune.paths import existing
 from llmprune.recipe import Recipe
-from llmprune.report import Report
+from llmprune.report import Learned, Report
 from llmprune.run import finish, job, learned
 from llmprune.run.job import Job, Run
 from llmprune.run.plan import Plan
@@ -148,7 +148,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     records = [work.pruned(stage) for stage in walk.stages("pruning")]
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
     result = finish.report_of(todo, text, records, fingerprint, spent)
-    result.learned = method.facts() or None
+    result.learned = cast(Learned, method.facts()) or None
     if draft:
         finish.publish(todo, shapes, draft, walk, result, tokenizer)
     if model.source is None:

@@ -61,7 +61,7 @@ def recover(
         JobError: it was sound, and failed.
     """
     folder = Path(model)
-    earlier = report.read(folder) if folder.is_dir() else None
+    earlier = report.read(folder)
     if earlier is None:
         raise RequestError("model", f"{model} is no folder that llmprune has pruned: it holds no report")
     recovery = recovery_of(how)

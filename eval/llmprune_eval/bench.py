@@ -16,6 +16,7 @@ from typing import Any
 
 from llmprune.checkpoint import source
 from llmprune.errors import JobError, RequestError
+from llmprune.report import Memory
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,8 @@ class _Runner:
             self._torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
-    def peak(self) -> dict[str, int]:
+    def peak(self) -> Memory:
         """Peak memory of this process, and of its device."""
-        from llmprune.report import memory
+        from llmprune.run.memory import peak
 
-        return memory(self._device)
+        return peak(self._device)

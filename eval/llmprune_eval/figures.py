@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from llmprune.report import SiteRecord, Speed
 from llmprune_eval.plots import Axis, Chart, Grid, Plot, Series, curve, front
-from llmprune_eval.runs import Run, Site, Speed
+from llmprune_eval.runs import Run, key_of
 
 MOST_KINDS = 8  # that are told apart; more, such as a mixture's experts, are put together
 BLOCK = Axis("block", whole=True)
+UNNAMED = "a text"
 LOG = 8.0  # ratio from which perplexities are drawn on a logarithmic axis
 
 
@@ -30,8 +32,7 @@ class Quality:
 def of(run: Run) -> list[Plot]:
     """The plots of one run."""
     kinds = kinds_of(run.record.sites)
-    learned = run.record.learned
-    curves = learned.losses if learned else {}
+    curves = (run.record.learned or {}).get("losses", {})
     found = [_sparsity(kinds), _errors(run, kinds), *_recovery(run, kinds)]
     if any(curves.values()):
         series = tuple(curve(part, losses, 0) for part, losses in curves.items() if losses)
@@ -45,11 +46,11 @@ def before_recovery(run: Run) -> str:
     return ", before the recovery" if run.record.recovery else ""
 
 
-def kinds_of(sites: list[Site]) -> dict[str, list[Site]]:
+def kinds_of(sites: list[SiteRecord]) -> dict[str, list[SiteRecord]]:
     """The sites by what they do in their block; where those are many, numbers in them are not told apart."""
 
-    def grouped(name: Callable[[Site], str]) -> dict[str, list[Site]]:
-        groups: dict[str, list[Site]] = {}
+    def grouped(name: Callable[[SiteRecord], str]) -> dict[str, list[SiteRecord]]:
+        groups: dict[str, list[SiteRecord]] = {}
         for site in sites:
             groups.setdefault(name(site), []).append(site)
         return groups
@@ -61,19 +62,21 @@ def kinds_of(sites: list[Site]) -> dict[str, list[Site]]:
     return merged if len(merged) <= MOST_KINDS else grouped(lambda site: site.kind.partition(".")[0])
 
 
-def _by_block(sites: Iterable[Site], value: Callable[[list[Site]], float | None]) -> dict[int, float]:
-    blocks: dict[int, list[Site]] = {}
+def _by_block(
+    sites: Iterable[SiteRecord], value: Callable[[list[SiteRecord]], float | None]
+) -> dict[int, float]:
+    blocks: dict[int, list[SiteRecord]] = {}
     for site in sites:
         blocks.setdefault(site.block, []).append(site)
     found = {block: value(there) for block, there in sorted(blocks.items())}
     return {block: v for block, v in found.items() if v is not None and math.isfinite(v)}
 
 
-def _share(sites: list[Site]) -> float:
+def _share(sites: list[SiteRecord]) -> float:
     return sum(site.dropped for site in sites) / (sum(site.weights for site in sites) or 1)
 
 
-def _error(sites: list[Site]) -> float | None:
+def _error(sites: list[SiteRecord]) -> float | None:
     errors = [site.error for site in sites if site.error is not None]
     return _mean(errors) if errors else None
 
@@ -82,7 +85,7 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _sparsity(kinds: dict[str, list[Site]]) -> Grid:
+def _sparsity(kinds: dict[str, list[SiteRecord]]) -> Grid:
     columns = tuple(sorted({site.block for sites in kinds.values() for site in sites}))
     shares = {kind: _by_block(sites, _share) for kind, sites in kinds.items()}
     rows = tuple((kind, tuple(values.get(block) for block in columns)) for kind, values in shares.items())
@@ -92,7 +95,7 @@ def _sparsity(kinds: dict[str, list[Site]]) -> Grid:
     )
 
 
-def _errors(run: Run, kinds: dict[str, list[Site]]) -> Chart | None:
+def _errors(run: Run, kinds: dict[str, list[SiteRecord]]) -> Chart | None:
     values = {kind: _by_block(sites, _error) for kind, sites in kinds.items()}
     series = tuple(Series(kind, tuple(found.items())) for kind, found in values.items() if found)
     if not series:
@@ -101,18 +104,19 @@ def _errors(run: Run, kinds: dict[str, list[Site]]) -> Chart | None:
     return Chart("error", title, BLOCK, Axis("relative output error"), series)
 
 
-def _recovery(run: Run, kinds: dict[str, list[Site]]) -> list[Plot]:
+def _recovery(run: Run, kinds: dict[str, list[SiteRecord]]) -> list[Plot]:
     done = run.record.recovery
     if done is None:
         return []
     plots: list[Plot] = []
-    if any(map(math.isfinite, done.losses)):
-        title = f"Loss on the calibration text while {done.name} recovered the model"
+    name, losses, refitted = done["name"], done.get("losses", []), done.get("sites", [])
+    if any(map(math.isfinite, losses)):
+        title = f"Loss on the calibration text while {name} recovered the model"
         axes = Axis("step", whole=True), Axis("loss, nats per token")
-        plots.append(Chart("recovery", title, *axes, (curve("loss", done.losses),)))
+        plots.append(Chart("recovery", title, *axes, (curve("loss", losses),)))
     sides = {
-        "before": {site.name: site.error_before for site in done.sites},
-        "after": {site.name: site.error_after for site in done.sites},
+        "before": {site["name"]: site["error_before"] for site in refitted},
+        "after": {site["name"]: site["error_after"] for site in refitted},
     }
     series = []
     for kind, sites in kinds.items():
@@ -122,14 +126,14 @@ def _recovery(run: Run, kinds: dict[str, list[Site]]) -> list[Plot]:
             if found:
                 series.append(Series(f"{kind}, {label}", tuple(found.items()), hollow=label == "before"))
     if series:
-        title = f"Output error of the layers that {done.name} refitted, before and after"
+        title = f"Output error of the layers that {name} refitted, before and after"
         plots.append(Chart("recovery_errors", title, BLOCK, Axis("relative output error"), tuple(series)))
     return plots
 
 
 def quality(runs: list[Run]) -> Quality:
     """Perplexity on the first text that a run was measured on, or else the mean output error."""
-    first = next((run.judged.model.perplexity[0] for run in runs if run.judged.model.perplexity), None)
+    first = next((text for run in runs for text in run.texts()), None)
     if first is None:
         errors = {run.number: run.error for run in runs if run.error is not None}
         note = (
@@ -139,15 +143,16 @@ def quality(runs: list[Run]) -> Quality:
         )
         return Quality("mean output error", errors, None, note)
     measured = {
-        run.number: text.perplexity
+        run.number: text["perplexity"]
         for run in runs
-        for text in run.judged.model.perplexity
-        if text.key == first.key and math.isfinite(text.perplexity)
+        for text in run.texts()
+        if key_of(text) == key_of(first) and math.isfinite(text["perplexity"])
     }
-    sources = {run.record.model.source for run in runs if run.number in measured}
-    dense = [t.perplexity for r in runs for t in r.judged.baseline.perplexity if t.key == first.key]
+    sources = {run.record.model["source"] for run in runs if run.number in measured}
+    dense = [t["perplexity"] for r in runs for t in r.texts("baseline") if key_of(t) == key_of(first)]
     left_out = [run.name for run in runs if run.number not in measured]
-    note = f"Perplexity on {first.protocol or first.dataset}; lower is better."
+    how = first.get("protocol") or first.get("dataset", UNNAMED)
+    note = f"Perplexity on {how}; lower is better."
     if left_out:
         note += f" Not measured so, and left out: {', '.join(left_out)}."
     if len(sources) > 1:
@@ -169,7 +174,7 @@ def costs(runs: list[Run], found: Quality) -> dict[str, tuple[Axis, dict[int, fl
 
 def speed(run: Run, part: str) -> float | None:
     """How many times as fast as the dense model the pruned one is, where both were measured in turns."""
-    models = run.judged.bench.models
+    models = run.bench.get("models", [])
     if len(models) < 2:
         return None
     return tokens_per_s(models[-1], part) / tokens_per_s(models[0], part)
@@ -177,7 +182,7 @@ def speed(run: Run, part: str) -> float | None:
 
 def tokens_per_s(model: Speed, part: str) -> float:
     """What a bench measured of `decode` or `prefill`."""
-    return model.decode_tokens_per_s if part == "decode" else model.prefill_tokens_per_s
+    return model["decode_tokens_per_s"] if part == "decode" else model["prefill_tokens_per_s"]
 
 
 def best(runs: list[Run], found: Quality, against: str = "size") -> set[int]:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llmprune import report
 from llmprune.errors import RequestError
 from llmprune.progress import say
+from llmprune.report import Evaluation
 from llmprune.run import card
 from llmprune_eval import evaluation, runs
 from llmprune_eval.perplexity import Protocol
@@ -70,9 +71,9 @@ def _add(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> No
     """Change the evaluation in a report, and tell it in the card."""
     kept = report.read(folder)
     assert kept is not None
-    kept.evaluation = change(kept.evaluation or {})
+    kept.evaluation = cast(Evaluation, change(dict(kept.evaluation or {})))
     said = card.evaluated(folder, kept)
-    (folder / "llmprune_report.json").write_text(kept.to_json())
+    (folder / report.FILE).write_text(kept.to_json())
     (folder / "README.md").write_text(said, encoding="utf-8")
 
 

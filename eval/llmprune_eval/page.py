@@ -79,7 +79,7 @@ def _section(run: Run) -> Markup:
 
 def _results(run: Run) -> list[Markup]:
     """What was measured afterwards, or that nothing was."""
-    judged, head = run.judged, element("h3", "How good it still is")
+    head = element("h3", "How good it still is")
     texts, scores, speeds = tables.texts(run), tables.scores(run), tables.speeds(run)
     if not (texts or scores or speeds):
         return [head, element("p", "Not measured yet; llmprune eval --save adds it.", class_="note")]
@@ -90,7 +90,7 @@ def _results(run: Run) -> list[Markup]:
         found.append(_table(["task", "metric", "dense", "pruned"], scores))
     if speeds:
         found.append(_table(["speed, tokens/s", "dense", "pruned", "ratio"], speeds))
-        how = judged.bench.protocol
+        how = run.bench.get("protocol")
         found += [element("p", f"Measured with {how}.", class_="note")] if how else []
     return found
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from llmprune.report import Memory, SiteRecord, Spent, Text, Time
 from llmprune_eval import figures
 from llmprune_eval.markup import element
-from llmprune_eval.runs import Run, Site, Text
+from llmprune_eval.runs import Run, key_of
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -16,45 +17,49 @@ def sentence(run: Run) -> str:
     """What was done, in a sentence."""
     record, totals = run.record, run.record.totals
     blocks = len({site.block for site in record.sites})
-    gone = f"{percent(totals.sparsity)} of the weights of {len(record.sites)} layers in {blocks} blocks"
-    after = f", then recovered by {record.recovery.name}" if record.recovery else ""
-    where = record.model.source or "a model in memory"
-    return f"{where} ({record.model.family}), less {gone}, chosen by {name_of(record.recipe.method)}{after}."
+    gone = f"{percent(totals['sparsity'])} of the weights of {len(record.sites)} layers in {blocks} blocks"
+    after = f", then recovered by {record.recovery['name']}" if record.recovery else ""
+    where = record.model["source"] or "a model in memory"
+    method = name_of(record.recipe["method"])
+    return f"{where} ({record.model['family']}), less {gone}, chosen by {method}{after}."
 
 
 def done(run: Run) -> list[tuple[str, object]]:
     """What was done, and what it took."""
-    record, totals, recipe = run.record, run.record.totals, run.record.recipe
+    record, totals, recipe, share = run.record, run.record.totals, run.record.recipe, percent(run.size)
     rows: list[tuple[str, object]] = [
-        ("method", described(recipe.method)),
-        ("pattern", described(recipe.pattern)),
-        ("allocation", described(recipe.allocation)),
-        ("repair", described(recipe.repair)),
-        ("layout", recipe.layout or "as it was, with zeros"),
-        ("propagation", recipe.propagation or "-"),
-        ("sparsity asked", percent(recipe.sparsity)),
-        ("sparsity reached", f"{percent(totals.sparsity)} of the pruned layers, {_of_model(run)}"),
+        ("method", described(recipe["method"])),
+        ("pattern", described(recipe["pattern"])),
+        ("allocation", described(recipe["allocation"])),
+        ("repair", described(recipe["repair"])),
+        ("layout", recipe["layout"] or "as it was, with zeros"),
+        ("propagation", recipe["propagation"]),
+        ("sparsity asked", percent(recipe["sparsity"])),
+        ("sparsity reached", f"{percent(totals['sparsity'])} of the pruned layers, {_of_model(run)}"),
         ("budget", _budget(record.sites)),
-        ("parameters", f"{totals.parameters_before:,} before, {totals.parameters_after:,} after"),
-        ("bytes", f"{totals.bytes_before:,} before, {totals.bytes_after:,} after ({percent(run.size)})"),
+        ("parameters", f"{totals['parameters_before']:,} before, {totals['parameters_after']:,} after"),
+        (
+            "bytes",
+            f"{totals['bytes_before']:,} before, {totals['bytes_after']:,} after ({share})",
+        ),
         ("mean output error", _error(run)),
         ("time", _time(record.time)),
         ("peak memory", _memory(record.memory)),
     ]
     if record.recovery:
-        rows.append(("recovery", f"{record.recovery.name}, {_time(record.recovery.time)}"))
+        rows.append(("recovery", f"{record.recovery['name']}, {_seconds(record.recovery['time'])}"))
     if record.reload:
-        rows += [("load it with", element("code", record.reload.line)), ("checked", _checked(run))]
+        rows += [("load it with", element("code", record.reload["line"])), ("checked", _checked(run))]
     return rows
 
 
 def _of_model(run: Run) -> str:
     totals = run.record.totals
-    zeros = f" ({totals.zero_parameters:,} stored zeros)" if totals.zero_parameters else ""
-    return f"{percent(totals.model_sparsity)} of the model{zeros}"
+    zeros = f" ({totals['zero_parameters']:,} stored zeros)" if totals["zero_parameters"] else ""
+    return f"{percent(totals['model_sparsity'])} of the model{zeros}"
 
 
-def _budget(sites: list[Site]) -> str:
+def _budget(sites: list[SiteRecord]) -> str:
     asked = [site.asked for site in sites]
     low, high = percent(min(asked)), percent(max(asked))
     return f"{low} from every layer" if low == high else f"from {low} to {high} of a layer"
@@ -64,27 +69,28 @@ def _error(run: Run) -> str:
     return "not measured" if run.error is None else f"{run.error:.4f}{figures.before_recovery(run)}"
 
 
-def _time(spent: dict[str, float]) -> str:
-    if "total_s" not in spent:
-        return "-"
-    floor = spent.get("forward_floor_s")
+def _time(spent: Time) -> str:
+    floor = spent["forward_floor_s"]
     plain = f"; one plain forward of the text takes {floor:.1f} s" if floor else ""
-    return f"{spent['total_s']:.1f} s{plain}"
+    return f"{_seconds(spent)}{plain}"
 
 
-def _memory(memory: dict[str, int]) -> str:
-    host, device = memory.get("peak_rss_bytes"), memory.get("peak_device_bytes")
-    said = [f"{size(host)} of the process" if host else "", f"{size(device)} on the device" if device else ""]
-    return ", ".join(filter(None, said)) or "-"
+def _seconds(spent: Spent) -> str:
+    return f"{spent['total_s']:.1f} s"
+
+
+def _memory(memory: Memory) -> str:
+    host, device = memory["peak_rss_bytes"], memory["peak_device_bytes"]
+    return f"{size(host)} of the process" + (f", {size(device)} on the device" if device else "")
 
 
 def _checked(run: Run) -> str:
     reload = run.record.reload
     assert reload is not None
-    difference = reload.max_abs_logit_difference
+    difference = reload["max_abs_logit_difference"]
     off = "" if difference is None else f", which differ by at most {difference:.1g}"
-    versions = run.record.versions.get("transformers")
-    return f"{reload.compared or 'loaded'}{off}{f', with transformers {versions}' if versions else ''}"
+    version = run.record.versions.get("transformers")
+    return f"{reload['compared']}{off}{f', with transformers {version}' if version else ''}"
 
 
 def calibration(run: Run) -> list[tuple[str, object]]:
@@ -92,34 +98,33 @@ def calibration(run: Run) -> list[tuple[str, object]]:
     record = run.record
     rows: list[tuple[str, object]] = [("text", "none was needed")]
     if found := record.calibration:
-        windows = f"{found.samples:,} windows of {found.length:,} tokens"
         rows = [
-            ("text", found.dataset),
-            ("windows", windows),
-            ("seed", "-" if found.seed is None else found.seed),
+            ("text", found["dataset"]),
+            ("windows", f"{found['samples']:,} windows of {found['length']:,} tokens"),
+            ("seed", "-" if found["seed"] is None else found["seed"]),
+            ("tokens' sha256", element("code", found["sha256"])),
         ]
-        rows += [("tokens' sha256", element("code", found.sha256))] if found.sha256 else []
     versions = ", ".join(f"{name} {number}" for name, number in record.versions.items())
     return [*rows, ("versions", versions or "-")]
 
 
 def texts(run: Run) -> list[list[object]]:
     """Perplexities beside the dense model's, where that was measured alike."""
-    dense = {text.key: text.perplexity for text in run.judged.baseline.perplexity}
+    dense = {key_of(text): text["perplexity"] for text in run.texts("baseline")}
 
     def row(text: Text) -> list[object]:
-        before = dense.get(text.key)
-        compared = ["-", f"{text.perplexity:.3f}", "-"]
+        before, after = dense.get(key_of(text)), text["perplexity"]
+        compared = ["-", f"{after:.3f}", "-"]
         if before:
-            compared = [f"{before:.3f}", f"{text.perplexity:.3f}", f"{text.perplexity / before:.3f}"]
-        return [text.dataset, *compared, text.protocol or "-"]
+            compared = [f"{before:.3f}", f"{after:.3f}", f"{after / before:.3f}"]
+        return [text.get("dataset", figures.UNNAMED), *compared, text.get("protocol", "-")]
 
-    return [row(text) for text in run.judged.model.perplexity]
+    return [row(text) for text in run.texts()]
 
 
 def scores(run: Run) -> list[list[object]]:
     """Scores of tasks."""
-    before, after = run.judged.baseline.tasks, run.judged.model.tasks
+    before, after = (run.judged(role).get("tasks", {}) for role in ("baseline", "model"))
     return [
         [task, metric, _score(before.get(task, {}), metric), _score(values, metric)]
         for task, values in after.items()
@@ -147,7 +152,7 @@ def _score(values: dict[str, Any], metric: str) -> str:
 
 def speeds(run: Run) -> list[list[object]]:
     """Tokens per second, and their ratio where the dense model was measured in turns."""
-    models = run.judged.bench.models
+    models = run.bench.get("models", [])
     rows: list[list[object]] = []
     for part in ("prefill", "decode") if models else ():
         pruned = f"{figures.tokens_per_s(models[-1], part):.1f}"

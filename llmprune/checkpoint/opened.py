@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmprune import report
-from llmprune.checkpoint import reader, source
+from llmprune.checkpoint import reader, source, versions
 from llmprune.checkpoint.resources import Resources
 from llmprune.checkpoint.source import Source
 from llmprune.checkpoint.store import Store
 from llmprune.errors import JobError
 from llmprune.model.anatomy import Anatomy
+from llmprune.report import ModelFacts
 
 PROBE = 32  # tokens that are walked along, so that the reloaded model can be compared
 
@@ -48,7 +48,7 @@ class Opened:
         return sum(p.numel() * p.element_size() for p in self.anatomy.model.parameters())
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> ModelFacts:
         """What the report says of the model."""
         return {
             "source": self.name,
@@ -104,7 +104,7 @@ class Opened:
         if self.source is None:
             return None
         hardware = {"device": self.resources.name, "dtype": str(self.resources.dtype)}
-        return hardware | {"weights": self.source.hashes, "versions": report.versions()}
+        return hardware | {"weights": self.source.hashes, "versions": versions.installed()}
 
     def probe(self) -> Tensor:
         """Token ids [1, T] that depend on nothing but the vocabulary."""

@@ -16,7 +16,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from llmprune import report
-from llmprune.checkpoint import draft, shards
+from llmprune.checkpoint import draft, shards, versions
 from llmprune.errors import JobError, RequestError, one_line
 from llmprune.hub.answers import explained
 from llmprune.progress import say, track
@@ -88,7 +88,7 @@ def push(
             f"cannot push to {repo}: there is no token of the Hub; log in with `hf auth login`, or set "
             f"HF_TOKEN ({place} is kept)"
         )
-    api = HfApi(token=token, library_name="llmprune", library_version=report.versions()["llmprune"])
+    api = HfApi(token=token, library_name="llmprune", library_version=versions.installed()["llmprune"])
     # What a pull request brings is for the repository's owner to word.
     named = nullcontext() if create_pr else card.addressed(place, repo)
     with explained(repo, place, token), named:
@@ -123,16 +123,15 @@ def _tag(folder: Path) -> str:
         raise _unfit(folder, "there is no such folder; give the one that prune wrote")
     if draft.is_unfinished(folder):
         raise _unfit(folder, "its run was cut off; finish it with --resume")
-    if not (folder / "llmprune_report.json").is_file():
-        raise _unfit(folder, f"it has no llmprune_report.json; {UNFIT}")
+    if report.read(folder) is None:
+        raise _unfit(folder, f"it has no {report.FILE}; {UNFIT}")
     try:
-        report.read(folder)
         settings = json.loads((folder / "config.json").read_text())
         recipe = settings["llmprune"]["recipe"]
     except FileNotFoundError as error:
         raise _unfit(folder, f"it has no {Path(error.filename).name}; {UNFIT}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unfit(folder, f"its report or config.json is not llmprune's; {UNFIT}") from error
+        raise _unfit(folder, f"its config.json is not llmprune's; {UNFIT}") from error
     gone = [name for name in shards.shard_files(folder) if not (folder / name).is_file()]
     if gone:
         raise _unfit(folder, f"{gone[0]} is missing; prune it anew")

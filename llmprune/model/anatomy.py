@@ -128,4 +128,5 @@ def _blocks_name(model: nn.Module, depth: int) -> str:
             "model",
             f"{type(model).__name__} has no list of {depth} decoder blocks; only decoders can be pruned",
         )
-    return max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))[0]
+    longest: tuple[str, nn.Module] = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
+    return longest[0]

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError, first_line
-from llmprune.report import Report
+from llmprune.report import Bench, CalibrationRecord, Evaluation, Judged, RecoveryRecord, Report, Text, Totals
 
 TEXT = """---
 {metadata}
@@ -72,11 +72,11 @@ def make(report: Report, source: Source | None, out: Path) -> str:
     folder = out.resolve().name
     recipe, totals = report.recipe, report.totals
     base = report.model["source"] or report.model["family"]
-    data = _metadata(report, source)
-    checked = report.reload or {}
-    difference = checked.get("max_abs_logit_difference")
+    checked = report.reload
+    assert checked is not None, "a card tells how the result was checked"
+    difference = checked["max_abs_logit_difference"]
     return TEXT.format(
-        metadata=data.to_yaml(),
+        metadata=_metadata(report, source).to_yaml(),
         title=folder,
         base=base,
         version=report.versions["llmprune"],
@@ -90,15 +90,15 @@ def make(report: Report, source: Source | None, out: Path) -> str:
         zeros=totals["zero_parameters"],
         parameters_before=totals["parameters_before"],
         use=_use(recipe["pattern"], totals),
-        otherwise=OTHERWISE if recipe.get("layout") == "per_layer" else "",
+        otherwise=OTHERWISE if recipe["layout"] == "per_layer" else "",
         parameters=totals["parameters_after"],
         bytes_before=totals["bytes_before"],
         bytes_after=totals["bytes_after"],
         calibration=_calibration(report.calibration),
         recovered=_recovered(report.recovery),
-        line=_line(folder, str(checked.get("line", ""))),
+        line=_line(folder, checked["line"]),
         place=_literal(folder),
-        checked=f"{checked.get('compared')}"
+        checked=checked["compared"]
         + ("" if difference is None else f", which differ by at most {difference:.1g}"),
     )
 
@@ -112,7 +112,7 @@ def evaluated(folder: Path, report: Report) -> str:
         RequestError: the card that is there cannot be read.
     """
     card = opened(folder, report)
-    evaluation = report.evaluation or {}
+    evaluation: Evaluation = report.evaluation or {}
     if "model" in evaluation:
         card.text = _with(card.text, QUALITY, _table(evaluation))
         card.data.model_name = card.data.model_name or folder.resolve().name
@@ -181,20 +181,20 @@ def _with(text: str, title: str, lines: list[str]) -> str:
     return found.sub(lambda _: section + "\n", text, count=1).rstrip() + "\n"
 
 
-def _speeds(bench: dict[str, Any]) -> list[str]:
+def _speeds(bench: Bench) -> list[str]:
     """Tokens per second, the dense model's where it was measured in turns with the pruned one."""
-    pruned, lines = bench["models"][-1], []
-    for part in ("prefill", "decode"):
-        key = f"{part}_tokens_per_s"
-        own = f"{bench['models'][0][key]:.1f}" if len(bench["models"]) > 1 else ""
-        lines.append(f"| {part}, tokens per second | {own} | {pruned[key]:.1f} | {bench['protocol']} |")
+    rates = [(one["prefill_tokens_per_s"], one["decode_tokens_per_s"]) for one in bench["models"]]
+    lines = []
+    for part, dense, pruned in zip(("prefill", "decode"), rates[0], rates[-1], strict=True):
+        own = f"{dense:.1f}" if len(rates) > 1 else ""
+        lines.append(f"| {part}, tokens per second | {own} | {pruned:.1f} | {bench['protocol']} |")
     return lines
 
 
-def _table(evaluation: dict[str, Any]) -> list[str]:
+def _table(evaluation: Evaluation) -> list[str]:
     """What was measured of the model, beside the dense one."""
-    dense, pruned = evaluation.get("baseline", {}), evaluation["model"]
-    lines = []
+    pruned, lines = evaluation["model"], []
+    dense: Judged = evaluation.get("baseline", {})
     for text in pruned["perplexity"]:
         own, name = _dense_figure(text, dense.get("perplexity", [])), _cell(Path(text["dataset"]).name)
         how = _cell(text["protocol"])
@@ -210,7 +210,7 @@ def _table(evaluation: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _dense_figure(text: dict[str, Any], dense: list[dict[str, Any]]) -> str:
+def _dense_figure(text: Text, dense: list[Text]) -> str:
     """The dense model's perplexity, where it was measured alike: per token, and so of the same tokens."""
     alike = [other for other in dense if all(text.get(key) == other.get(key) for key in CUT_ALIKE)]
     same = [other for other in alike if text.get("tokenizer") == other.get("tokenizer")]
@@ -225,7 +225,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def _results(pruned: dict[str, Any]) -> list[EvalResult]:
+def _results(pruned: Judged) -> list[EvalResult]:
     """The figures as the Hub reads them."""
     found = []
     for text in pruned["perplexity"]:
@@ -275,7 +275,7 @@ def _card_of(source: Source | None) -> dict[str, Any]:
     return said
 
 
-def _use(pattern: Any, totals: dict[str, float | int]) -> str:
+def _use(pattern: Any, totals: Totals) -> str:
     """What removing buys: nothing where all of it stands in the file as zeros."""
     if totals["parameters_after"] >= totals["parameters_before"]:
         return MASKED
@@ -286,14 +286,14 @@ def _pattern(pattern: Any) -> str:
     return str(pattern["name"] if isinstance(pattern, dict) else pattern)
 
 
-def _calibration(record: dict[str, Any] | None) -> str:
+def _calibration(record: CalibrationRecord | None) -> str:
     if record is None:
         return "none"
     windows = f"{record['samples']} windows of {record['length']} tokens"
     return f"{record['dataset']}, {windows}, seed {record['seed']}"
 
 
-def _recovered(record: dict[str, Any] | None) -> str:
+def _recovered(record: RecoveryRecord | None) -> str:
     """A row of its own, if anything was recovered."""
     if record is None:
         return ""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from llmprune import plugins, report
 from llmprune.checkpoint import draft as drafts
-from llmprune.checkpoint import reload
+from llmprune.checkpoint import reload, versions
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import BlockRecord
 from llmprune.checkpoint.opened import Opened
@@ -21,7 +21,7 @@ from llmprune.model.shapes import Shapes, earlier
 from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import write_yaml
-from llmprune.report import Report
+from llmprune.report import RecipeRecord, Reload, Report, Time
 from llmprune.run import card, learned, memory
 from llmprune.run.job import Job, Run
 from llmprune.text.calibration import Windows
@@ -47,7 +47,7 @@ def identity(
         "calibration": windows.record() if windows else None,
         "device": model.resources.name,
         "dtype": model.resources.dtype_name,
-        "versions": report.versions(),
+        "versions": versions.installed(),
     }
 
 
@@ -64,7 +64,7 @@ def already_done(name: str, asked: Recipe, run: Run) -> Report | None:
     now, then = asked.resolved(), done.recipe
     now["calibration"]["length"] = now["calibration"]["length"] or then["calibration"]["length"]
     now["model"] = name
-    differing = [key for key in now if now[key] != then[key]]
+    differing = [key for key in now if now[key] != then.get(key)]
     if differing:
         raise RequestError("resume", f"{out} was finished with another {differing[0]}; choose another --out")
     return done
@@ -85,26 +85,26 @@ def report_of(
     windows: Windows | None,
     records: list[BlockRecord],
     identity: dict[str, Any],
-    spent: dict[str, float],
+    spent: Time,
 ) -> Report:
     """The report of a walk that came to its end; nothing is said yet of what was written."""
     sites = [site for record in records for site in record.sites]
     facts = todo.model.facts
     return Report(
         model=facts,
-        recipe=todo.recipe.resolved(),
+        recipe=cast(RecipeRecord, todo.recipe.resolved()),
         about=plugins.about(type(todo.recipe.method)),
         calibration=windows.record() if windows else None,
         sites=sites,
         totals=report.totals(sites, facts, facts["parameters"], todo.plan.checkpoint_bytes),
         time=spent,
         memory=memory.peak(todo.model.resources.device),
-        versions=report.versions(),
+        versions=versions.installed(),
         fingerprint=identity,
     )
 
 
-def time_of(records: list[BlockRecord], earlier: int, seconds: float) -> dict[str, float]:
+def time_of(records: list[BlockRecord], earlier: int, seconds: float) -> Time:
     """Where this process spent its time; blocks that an earlier one wrote count for the forward alone."""
     here = records[earlier:]
     solve_s, write_s = sum(record.solve_s for record in here), sum(record.write_s for record in here)
@@ -154,12 +154,12 @@ def seal(model: Opened, draft: Draft, expected: Tensor | None, result: Report, *
     where = model.resources
     how = {"dtype": where.dtype_name, "device": str(where.device), "trust_remote_code": trust}
     try:
-        result.reload = reload.check(draft.folder, expected, model.probe(), how)
-        result.reload["line"] = result.reload["line"].format(folder=draft.out)
+        checked = cast(Reload, reload.check(draft.folder, expected, model.probe(), how))
     except RuntimeError as error:
         raise JobError(
             f"the pruned checkpoint in {draft.folder} does not load as it should: {error}"
         ) from error
+    result.reload = {**checked, "line": checked["line"].format(folder=draft.out)}
     result.memory = memory.peak(where.device)
     result.time["total_s"] += time.perf_counter() - start
     draft.write_text("README.md", card.make(result, model.source, draft.out))
@@ -177,7 +177,7 @@ def _stored_parameters(todo: Job, draft: Draft) -> int:
 def mark(todo: Job, shapes: Shapes) -> dict[str, Any]:
     """What the config of a pruned model says of the pruning."""
     return {
-        "version": report.versions()["llmprune"],
+        "version": versions.installed()["llmprune"],
         "method": plugins.name_of(todo.recipe.method),
         "pattern": str(todo.recipe.pattern),
         "sparsity": todo.recipe.sparsity,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llmprune.errors import JobError, RequestError, first_line
 from llmprune.paths import existing
+from llmprune.report import CalibrationRecord
 from llmprune.text.tokenizing import tokenize
 
 Half = Literal["calibration", "evaluation"]
@@ -76,7 +77,7 @@ class Windows:
     dataset: str
     seed: int | None
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> CalibrationRecord:
         """What the report says of them."""
         samples, length = self.tokens.shape
         return {

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from llmprune_eval import beside, figures, page, plots
 from llmprune_eval.markup import EMPTY, Markup, element
 from llmprune_eval.plots import Axis
-from llmprune_eval.runs import REPORT, read, read_all
+from llmprune_eval.runs import read, read_all
 
 from llmprune import prune, recover
 from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
+from llmprune.report import FILE as REPORT
 from tests import tiny
 from tests.test_families import check_here
 
@@ -94,6 +95,12 @@ def judged(perplexity: float, speed: float | None = None, **others: Any) -> dict
     ]
     bench = {"bench": {"protocol": "batch 1, prompt 8", "models": rates}} if speed else {}
     return {"baseline": dense, "model": pruned | others} | bench
+
+
+def recovered(name: str, losses: list[float]) -> dict[str, Any]:
+    """What a recovery that trains tells."""
+    text = {"dataset": "t", "samples": 4, "length": 32, "tokens": 128, "seed": 0, "sha256": "0"}
+    return {"name": name, "calibration": text, "time": {"total_s": 1.0}, "losses": losses}
 
 
 def copied(folder: Path, out: Path, **changes: Any) -> Path:
@@ -176,7 +183,7 @@ def test_missing_parts_of_an_evaluation_are_left_out(evaluation, folders, tmp_pa
 
 def test_a_loss_curve_is_drawn_and_a_long_one_is_averaged(folders, tmp_path):
     losses = [float(n) for n in range(1000)]
-    folder = copied(folders["cut"], tmp_path / "a", recovery={"name": "lora", "losses": losses})
+    folder = copied(folders["cut"], tmp_path / "a", recovery=recovered("lora", losses))
     (run,) = read_all([folder])
     (chart,) = (plot for plot in figures.of(run) if plot.name == "recovery")
     assert isinstance(chart, plots.Chart)
@@ -223,10 +230,11 @@ def test_what_comes_from_a_file_is_escaped(folders, tmp_path):
         return EVIL + value if isinstance(value, str) else value
 
     changes = {key: spoilt(known[key]) for key in ("model", "recipe", "sites", "reload", "calibration")}
+    changes["sites"] = [site | {"notes": {EVIL: 0.5}} for site in changes["sites"]]
     changes["versions"] = {EVIL: EVIL}
     changes["evaluation"] = spoilt(judged(12.0, 1.5))
     changes["evaluation"]["model"]["tasks"] = {EVIL: {EVIL: 0.5}}
-    changes["recovery"] = {"name": EVIL, "losses": [2.0, 1.0]}
+    changes["recovery"] = spoilt(recovered(EVIL, [2.0, 1.0]))
     changes["learned"] = {"losses": {EVIL: [2.0, 1.0]}}
     folder = copied(folders["masked"], tmp_path / "<script>&", **changes)
     text = page.page(read_all([folder, folders["cut"]]))

@@ -178,8 +178,6 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "cut off": (lambda folder: (folder / ".unfinished").mkdir(), "was cut off"),
     "no report": (lambda folder: (folder / "llmprune_report.json").unlink(), "no llmprune_report.json"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json"),
-    "other report": (lambda folder: (folder / "llmprune_report.json").write_text("[]"), "not llmprune's"),
-    "broken report": (lambda folder: (folder / "llmprune_report.json").write_text("{"), "not llmprune's"),
     "foreign config": (lambda folder: (folder / "config.json").write_text("{}"), "not llmprune's"),
     "lost shard": (lambda folder: min(folder.glob("*.safetensors")).unlink(), "is missing"),
     "nothing": (lambda folder: shutil.rmtree(folder), "no such folder"),
@@ -194,6 +192,24 @@ def test_only_a_finished_folder_is_pushed(
     sentence = worker.fails(folder, "me/small", exit_code=2)
     assert sentence.startswith(f"llmprune: model: {folder} was to be pushed, but ")
     assert damage[1] in sentence
+    assert hub.log == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "cannot be read as a report of llmprune ("),
+        ("{", "cannot be read as a report of llmprune ("),
+        ('{"schema": 99}', "has schema 99, and 1 can be read; update llmprune"),
+    ],
+)
+def test_a_report_that_cannot_be_read_is_refused(
+    worker: Worker, hub: WritableHub, folder: Path, text: str, said: str
+) -> None:
+    file = folder / "llmprune_report.json"
+    file.write_text(text)
+    sentence = worker.fails(folder, "me/small", exit_code=2)
+    assert sentence.startswith(f"llmprune: model: {file} {said}")
     assert hub.log == []
 
 

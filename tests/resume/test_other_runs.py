@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from llmprune import prune
-from llmprune.checkpoint import draft, shards
+from llmprune.checkpoint import draft, shards, versions
 from llmprune.checkpoint.draft import WORK
 from llmprune.errors import JobError, RequestError
 from llmprune.report import Report
-from llmprune.run import report as reports
 from tests.resume.children import TEXT, WANDA, References, hashes
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -72,8 +71,8 @@ def test_other_weights_do_not_go_on(
 def test_other_versions_do_not_go_on(
     begun: Path, model: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = reports.versions()
-    monkeypatch.setattr(reports, "versions", lambda: {**versions, "torch": "1.0"})
+    known = versions.installed()
+    monkeypatch.setattr(versions, "installed", lambda: {**known, "torch": "1.0"})
     with pytest.raises(RequestError, match="was begun with another versions"):
         prune(model, WANDA, out=begun, resume=True)
 

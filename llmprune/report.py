@@ -1,0 +1,294 @@
+"""`llmprune_report.json`, typed: what a run writes into it, and what is read of it again.
+
+A part is a plain mapping. What a later version adds to it is let through, and stays when it is written again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
+from typing_extensions import TypedDict  # Python 3.11's own cannot be checked by pydantic
+
+from llmprune.errors import RequestError, one_line
+
+FILE = "llmprune_report.json"
+SCHEMA = 1  # raised when what was written before can no longer be read
+Positive = Annotated[float, Field(gt=0)]
+
+
+class ModelFacts(TypedDict):
+    """The model that was pruned."""
+
+    source: str | None
+    revision: str | None
+    family: str
+    parameters: int
+    bytes: int
+
+
+class Choice(TypedDict):
+    """A part of a recipe; its options stand beside its name."""
+
+    name: str
+
+
+class RecipeRecord(TypedDict):
+    """What was asked, every default filled in; `Recipe.parse` reads it."""
+
+    version: int
+    model: str | None
+    method: Choice
+    pattern: str | Choice
+    sparsity: float
+    allocation: Choice
+    repair: Choice
+    layout: str | None
+    recovery: NotRequired[str | dict[str, Any] | None]
+    propagation: str
+    calibration: dict[str, Any]
+
+
+class CalibrationRecord(TypedDict):
+    """The text that was calibrated on: windows of `length` tokens, `sha256` over all of them."""
+
+    dataset: str
+    samples: int
+    length: int
+    tokens: int
+    seed: int | None
+    sha256: str
+
+
+class SiteRecord(BaseModel):
+    """One pruned layer. `error` is the relative error of its output on a sample of the calibration inputs."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    block: int
+    kind: str
+    asked: float
+    reached: float
+    dropped: int
+    zeros: int
+    weights: int
+    units: list[int] | None = None
+    """How many there were and are, where whole units go; `weights` then counts all that goes with them."""
+    shape_before: list[int]
+    shape_after: list[int]
+    error: float | None
+    notes: dict[str, float] = {}
+    """What the method has to say, such as SparseGPT's damping."""
+
+
+class Totals(TypedDict):
+    """Counts over all sites, and over the whole model; sparsities are shares from 0 to 1."""
+
+    sparsity: float
+    model_sparsity: float
+    prunable_parameters: int
+    removed_parameters: int
+    zero_parameters: int
+    parameters_before: Annotated[int, Field(gt=0)]
+    parameters_after: int
+    bytes_before: Annotated[int, Field(gt=0)]
+    bytes_after: int
+
+
+class Spent(TypedDict):
+    """Seconds."""
+
+    total_s: float
+
+
+class Time(Spent):
+    """Where a run spent its seconds."""
+
+    calibration_s: float
+    solve_s: float
+    write_s: float
+    forward_floor_s: float
+
+
+class Memory(TypedDict):
+    """Peaks; the resident set counts file pages that the system can drop."""
+
+    peak_rss_bytes: int
+    peak_device_bytes: int
+
+
+class Reload(TypedDict):
+    """The check that the result loads, and the line that loads it."""
+
+    line: str
+    compared: str
+    max_abs_logit_difference: float | None
+
+
+class Refit(TypedDict):
+    """A layer that was solved anew, its relative output errors, and the penalty on moving its weights."""
+
+    name: str
+    error_before: float
+    error_after: float
+    ridge: float
+
+
+class RecoveryRecord(TypedDict):
+    """What brought quality back; its options stand beside its name."""
+
+    name: str
+    calibration: CalibrationRecord
+    time: Spent
+    ranks: NotRequired[list[int]]
+    losses: NotRequired[list[float]]
+    sites: NotRequired[list[Refit]]
+
+
+class Learned(TypedDict, total=False):
+    """How a policy was trained: one curve for each part of the blocks."""
+
+    losses: dict[str, list[float]]
+
+
+class Text(TypedDict):
+    """A perplexity; whatever else stands there says how it was measured."""
+
+    perplexity: float
+    dataset: NotRequired[str]
+    protocol: NotRequired[str]
+
+
+class Judged(TypedDict, total=False):
+    """What was measured of one model. A task holds its scores and errors as lm-eval names them."""
+
+    name: str
+    perplexity: list[Text]
+    tasks: dict[str, dict[str, Any]]
+
+
+class Speed(TypedDict):
+    """What a bench measured of one model."""
+
+    prefill_tokens_per_s: Positive
+    decode_tokens_per_s: Positive
+
+
+class Bench(TypedDict, total=False):
+    """Models that were measured in turns, the pruned one last."""
+
+    protocol: str
+    models: list[Speed]
+
+
+class Evaluation(TypedDict, total=False):
+    """What was measured of the pruned model, and of the dense one beside it."""
+
+    baseline: Judged
+    model: Judged
+    bench: Bench
+    asked: dict[str, Any] | None
+
+
+class Report(BaseModel):
+    """What happened: what was asked, what became of every site, what it took, and how it was checked."""
+
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=(), populate_by_name=True)
+
+    schema_: int = Field(SCHEMA, alias="schema")
+    model: ModelFacts
+    recipe: RecipeRecord
+    about: str = ""
+    """What the method says of itself."""
+    calibration: CalibrationRecord | None
+    sites: list[SiteRecord] = Field(min_length=1)
+    totals: Totals
+    time: Time
+    memory: Memory
+    reload: Reload | None = None
+    evaluation: Evaluation | None = None
+    recovery: RecoveryRecord | None = None
+    learned: Learned | None = None
+    """How the policy was trained, or which one was used."""
+    versions: dict[str, str]
+    fingerprint: dict[str, Any] | None = None
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _as_given(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        """Check a part, and keep the order of its keys."""
+        checked = check(value)
+        return value if isinstance(value, dict) else checked
+
+    def to_json(self) -> str:
+        """The report as it is written."""
+        return json.dumps(self.model_dump(by_alias=True, warnings=False), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Read a report back."""
+        return cls.model_validate_json(text)
+
+
+class _Head(BaseModel):
+    """What is read first of a report, whatever its layout."""
+
+    schema_: int = Field(alias="schema")
+
+
+def read(folder: Path) -> Report | None:
+    """The report of a finished folder, or None.
+
+    Raises:
+        RequestError: there is one that cannot be read, or of another schema.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = _Head.model_validate_json(text).schema_
+        if found == SCHEMA:
+            return Report.from_json(text)
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            "model",
+            f"{file} cannot be read as a report of llmprune ({_first(error)}); restore it, or prune anew",
+        ) from error
+    raise RequestError("model", f"{file} has schema {found}, and {SCHEMA} can be read; update llmprune")
+
+
+def _first(error: Exception) -> str:
+    """The first thing that is wrong, in a few words."""
+    if not isinstance(error, ValidationError):
+        return one_line(error)
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else str(first["msg"])
+
+
+def totals(sites: list[SiteRecord], model: ModelFacts, parameters_after: int, bytes_after: int) -> Totals:
+    """Counts over all sites, and over the whole model: parameters that are gone, zeros that are stored."""
+    weights = sum(site.weights for site in sites)
+    zeros = sum(site.zeros for site in sites)
+    return {
+        "sparsity": sum(site.dropped for site in sites) / weights,
+        "model_sparsity": (zeros + model["parameters"] - parameters_after) / model["parameters"],
+        "prunable_parameters": weights,
+        "removed_parameters": model["parameters"] - parameters_after,
+        "zero_parameters": zeros,
+        "parameters_before": model["parameters"],
+        "parameters_after": parameters_after,
+        "bytes_before": model["bytes"],
+        "bytes_after": bytes_after,
+    }
