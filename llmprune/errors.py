@@ -1,5 +1,12 @@
 """What can go wrong, from the user's side: the request was wrong, or the job failed."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class LlmpruneError(ValueError):
     """Any failure that llmprune explains in one sentence."""
@@ -28,3 +35,19 @@ def first_line(error: BaseException) -> str:
 def one_line(what: object) -> str:
     """Its words, on one line and without the last full stop; its type where it has none."""
     return " ".join(str(what).split()).rstrip(".") or type(what).__name__
+
+
+def sentence(error: ValidationError, prefix: str = "") -> RequestError:
+    """The first thing that a check found wrong, as one sentence."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RequestError):
+        return cause
+    field = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
+    found = (
+        "" if first["type"] in ("missing", "unexpected_keyword_argument") else f" (found {first['input']!r})"
+    )
+    message = first["msg"]
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        message, found = "there is no such option", ""
+    return RequestError(field or "recipe", message[0].lower() + message[1:] + found)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from llmprune import plugins
 from llmprune.allocation.base import Allocator
-from llmprune.errors import RequestError
+from llmprune.errors import RequestError, sentence
 from llmprune.methods.base import Method, Propagation
 from llmprune.model.layout import Layout
 from llmprune.repair.base import Repair
@@ -244,19 +244,3 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise RequestError("sparsity", f"{value!r} is not a number") from error
-
-
-def sentence(error: ValidationError, prefix: str = "") -> RequestError:
-    """The first thing that a check found wrong, as one sentence."""
-    first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, RequestError):
-        return cause
-    field = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
-    found = (
-        "" if first["type"] in ("missing", "unexpected_keyword_argument") else f" (found {first['input']!r})"
-    )
-    message = first["msg"]
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        message, found = "there is no such option", ""
-    return RequestError(field or "recipe", message[0].lower() + message[1:] + found)

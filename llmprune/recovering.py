@@ -14,9 +14,9 @@ from torch import Tensor
 from llmprune import plugins
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint.draft import Draft
-from llmprune.errors import RequestError
+from llmprune.errors import RequestError, sentence
 from llmprune.model import layout
-from llmprune.recipe import Recipe, part_name, sentence
+from llmprune.recipe import Recipe, part_name
 from llmprune.recovery.base import Recovery, Task
 from llmprune.run import finish, job, report
 from llmprune.run.job import Job, Run
