@@ -21,7 +21,7 @@ from llmprune.run.job import Job, Run
 from llmprune.run.report import Report
 from llmprune.run.work import Work
 from llmprune.tensors.statistics import Nothing
-from llmprune.text import calibration
+from llmprune.text.windows import batched, size_of
 from llmprune.training import policy_training as learning
 from llmprune.walk.walk import Walk
 
@@ -54,7 +54,7 @@ def prune(
     """
     asked, run = job.request(recipe, options)
     if tokens is not None:
-        size = calibration.size_of(tokens)
+        size = size_of(tokens)
         asked = asked.model_copy(update={"calibration": asked.calibration.model_copy(update=size)})
     if not isinstance(model, str | Path):
         todo: Job | Report = job.live_job(model, asked, recovering.first(asked, run))
@@ -106,7 +106,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     draft = Draft(todo.out, todo.plan.blocks) if todo.out is not None else None
     begun = draft.begun(fingerprint) if draft else None
     store = todo.store
-    batches = calibration.batched(windows.tokens, (begun or todo.plan.execution)["batch"]) if windows else []
+    batches = batched(windows.tokens, (begun or todo.plan.execution)["batch"]) if windows else []
     problem = todo.problem(store, batches)
     method = learning.ready(problem, draft.folder if draft and begun else None)
     problem = dataclasses.replace(problem, method=method)

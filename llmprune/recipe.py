@@ -18,7 +18,7 @@ from llmprune.repair.base import Repair
 from llmprune.tensors import patterns
 from llmprune.tensors.patterns import NofM, Pattern, Units, Unstructured
 from llmprune.tensors.statistics import Statistic, joined
-from llmprune.text.calibration import Calibration
+from llmprune.text.calibration import Calibration, with_defaults
 
 
 class Recipe(BaseModel):
@@ -49,7 +49,7 @@ class Recipe(BaseModel):
     """What brings quality back afterwards: a file of `llmprune/recovery/`, checked when it is looked up."""
     propagation: Propagation = "layer"
     """What later layers are calibrated on: `dense` outputs, those of pruned blocks, or of pruned layers."""
-    calibration: Calibration = Field(default_factory=lambda: Calibration())
+    calibration: Calibration
     """Which text calibrates."""
 
     @model_validator(mode="before")
@@ -65,7 +65,7 @@ class Recipe(BaseModel):
         method: Method[Any] = _part("method", "llmprune.methods", data["method"], Method, defaults)
         data["method"] = method
         if isinstance(text, dict):
-            data["calibration"] = {**method.calibration, **text}
+            data["calibration"] = with_defaults(text, method.calibration)
         for field, package, base in (
             ("allocation", "llmprune.allocation", Allocator),
             ("repair", "llmprune.repair", Repair),

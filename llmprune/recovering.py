@@ -21,7 +21,8 @@ from llmprune.recovery.base import Recovery, Task
 from llmprune.run import finish, job, report
 from llmprune.run.job import Job, Run
 from llmprune.run.report import Report
-from llmprune.text.calibration import size_of
+from llmprune.text.calibration import with_defaults
+from llmprune.text.windows import size_of
 
 
 def recover(
@@ -58,7 +59,7 @@ def recover(
         raise RequestError("model", f"{model} is no folder that llmprune has pruned: it holds no report")
     recovery = part(how)
     run = _run(out if out is not None else beside(folder), options)
-    text = {**earlier.recipe["calibration"], **(calibration or {})}
+    text = with_defaults(calibration or {}, earlier.recipe["calibration"])
     if tokens is not None:
         text |= size_of(tokens)
     recipe = _walk_recipe(recovery, text)

@@ -19,7 +19,7 @@ from llmprune.errors import JobError, RequestError
 from llmprune.loading import load
 from llmprune.model.anatomy import Anatomy
 from llmprune.recovery.base import Recovered, Recovery, Task
-from llmprune.text import calibration
+from llmprune.text.windows import batched
 from llmprune.training.steps import Training
 from llmprune.walk.walk import Walk
 
@@ -91,7 +91,7 @@ class Lora(Recovery):
 
     def _ranks(self, anatomy: Anatomy, task: Task) -> list[int]:
         """The rank of every block's adapters, at least 1."""
-        batches = calibration.batched(task.tokens, task.pruned.plan.batch)
+        batches = batched(task.tokens, task.pruned.plan.batch)
         angles = []
         for stage in Walk(anatomy, Store(anatomy), batches, task.pruned.probe()).stages(
             "weighing the blocks"

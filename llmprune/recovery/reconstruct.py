@@ -23,7 +23,7 @@ from llmprune.checkpoint.store import Store
 from llmprune.model.sites import Site
 from llmprune.recovery.base import Recovered, Recovery, Task
 from llmprune.tensors import ops
-from llmprune.text import calibration
+from llmprune.text.windows import batched
 from llmprune.walk.stage import Stage
 from llmprune.walk.walk import Walk
 
@@ -41,7 +41,7 @@ class Reconstruct(Recovery):
     def recover(self, task: Task) -> Recovered:
         """Walk both models side by side, one block of each resident."""
         dense, pruned = task.dense.store, task.pruned.store
-        batches = calibration.batched(task.tokens, task.pruned.plan.batch)
+        batches = batched(task.tokens, task.pruned.plan.batch)
         dense_walk = Walk(dense.anatomy, dense, batches, task.pruned.probe())
         walk = Walk(pruned.anatomy, pruned, batches, task.pruned.probe())
         sites: list[dict[str, Any]] = []

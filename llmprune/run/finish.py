@@ -23,7 +23,7 @@ from llmprune.recipe_text import write_yaml
 from llmprune.run import card, report
 from llmprune.run.job import Job, Run
 from llmprune.run.report import Report, SiteRecord
-from llmprune.text.calibration import Windows
+from llmprune.text.windows import Windows
 from llmprune.training import policy_training as learning
 from llmprune.walk.walk import Walk
 

@@ -30,8 +30,8 @@ from llmprune.run import plan, report
 from llmprune.run.plan import Plan, Resources
 from llmprune.tensors.patterns import Units
 from llmprune.tensors.statistics import Nothing
-from llmprune.text import calibration, sampling, synthetic
-from llmprune.text.calibration import Windows
+from llmprune.text.sources.base import Access, Amount
+from llmprune.text.windows import Windows
 from llmprune.walk.stage import device_of
 
 PROBE = 32  # tokens that are walked along, so that the reloaded model can be compared
@@ -133,15 +133,16 @@ class Job:
     def _windows(self, tokenizer: Any, tokens: Tensor | None) -> Windows:
         if tokens is not None:
             return Windows(tokens.cpu(), "tokens given by the caller", None)
-        asked, length = self.recipe.calibration, self.plan.length
-        if asked.dataset == "self":
-            return sampling.windows(asked, length, self._whole_model, self._identity)
-        if asked.dataset == "synthetic":
-            often = synthetic.frequencies(self.tokenizer(tokenizer), self.anatomy.vocabulary)
-            return synthetic.windows(
-                asked, length, often, lambda: self.store, self.plan.batch, self._identity
-            )
-        return calibration.windows(asked, length, self.tokenizer(tokenizer))
+        text = self.recipe.calibration
+        access = Access(
+            tokenizer=lambda: self.tokenizer(tokenizer),
+            whole_model=self._whole_model,
+            store=lambda: self.store,
+            identity=lambda: self._identity,
+            batch=self.plan.batch,
+            vocabulary=self.anatomy.vocabulary,
+        )
+        return text.source.windows(Amount(text.samples, self.plan.length, text.seed), access)
 
     def _whole_model(self) -> PreTrainedModel:
         """The dense model, all of it in memory, to write text with.
