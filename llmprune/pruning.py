@@ -26,7 +26,7 @@ from llmprune.run.plan import Plan
 from llmprune.run.windows import windows
 from llmprune.run.work import Work
 from llmprune.tensors.statistics import Nothing
-from llmprune.text import calibration
+from llmprune.text.windows import batched, size_of
 from llmprune.walk.solutions import Solutions
 from llmprune.walk.walk import Walk
 
@@ -61,7 +61,7 @@ def prune(
     """
     asked, run = job.request(recipe, options)
     if tokens is not None:
-        size = calibration.size_of(tokens)
+        size = size_of(tokens)
         asked = asked.model_copy(update={"calibration": asked.calibration.model_copy(update=size)})
     into = recovering.first(asked, run)
     if not isinstance(model, str | Path):
@@ -119,7 +119,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
     batch = header.batch if header else todo.plan.batch
     problem = Problem(
         store=model.store,
-        batches=calibration.batched(text.tokens, batch) if text else [],
+        batches=batched(text.tokens, batch) if text else [],
         probe=model.probe(),
         method=recipe.method,
         sparsity=recipe.sparsity,

@@ -20,7 +20,7 @@ from llmprune.plugins import name_of
 from llmprune.recovery.base import Recovery
 from llmprune.repair.base import Repair
 from llmprune.tensors.statistics import Nothing, Statistic, joined
-from llmprune.text.calibration import Calibration
+from llmprune.text.calibration import Calibration, with_defaults
 from llmprune.walk.demand import Demand
 
 
@@ -52,7 +52,7 @@ class Recipe(BaseModel):
     """What brings quality back afterwards: a file of `llmprune/recovery/`."""
     propagation: Propagation = "layer"
     """What later layers are calibrated on: `dense` outputs, those of pruned blocks, or of pruned layers."""
-    calibration: Calibration = Field(default_factory=lambda: Calibration())
+    calibration: Calibration
     """Which text calibrates."""
 
     @model_validator(mode="before")
@@ -75,7 +75,7 @@ class Recipe(BaseModel):
         if data.get("recovery") is not None:
             data["recovery"] = recovery_of(data["recovery"])
         if isinstance(text, dict):
-            data["calibration"] = {**method.calibration, **text}
+            data["calibration"] = with_defaults(text, method.calibration)
         data.setdefault("propagation", method.propagation)
         if data.get("layout") is None:
             data["layout"] = _sites(pattern).default_layout(uneven=allocation.uneven)
@@ -162,8 +162,8 @@ class Recipe(BaseModel):
             propagation=self.propagation,
             samples=self.calibration.samples if self.needs_text else 0,
             training_passes=self.method.training_passes,
-            drawing_passes=self.calibration.redraws if self.calibration.dataset == "synthetic" else 0,
-            generates_text=self.calibration.dataset == "self",
+            drawing_passes=self.calibration.source.forwards,
+            generates_text=self.calibration.source.needs_whole_model,
             allocation_pass=measures and not self.hands_on,
             holds_all=self.hands_on,
         )

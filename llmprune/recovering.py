@@ -28,7 +28,8 @@ from llmprune.run import finish, job, plan
 from llmprune.run.job import Run
 from llmprune.run.plan import Plan
 from llmprune.run.windows import windows
-from llmprune.text.calibration import Calibration, batched, size_of
+from llmprune.text.calibration import Calibration, with_defaults
+from llmprune.text.windows import batched, size_of
 from llmprune.walk.demand import Demand
 
 
@@ -66,7 +67,7 @@ def recover(
         raise RequestError("model", f"{model} is no folder that llmprune has pruned: it holds no report")
     recovery = recovery_of(how)
     run = _run(out if out is not None else beside(folder), options)
-    asked: dict[str, Any] = {**earlier.recipe["calibration"], **(calibration or {})}
+    asked = with_defaults(calibration or {}, earlier.recipe["calibration"])
     if tokens is not None:
         asked |= size_of(tokens)
     text = calibration_of(asked)

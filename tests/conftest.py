@@ -41,7 +41,7 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _texts_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     kept = tmp_path_factory.mktemp("texts")
-    monkeypatch.setattr("llmprune.text.sampling.cache_folder", lambda: kept)
+    monkeypatch.setattr("llmprune.text.cache.cache_folder", lambda: kept)
 
 
 @pytest.fixture(scope="session")

@@ -42,16 +42,28 @@ FLOORS = {
     16: ["cli"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-_KERNELS = (
-    "errors device closeness epilogue",
-    "tuning formats job",
-    "dense",
-    "sp24",
-    "ops aot",
-    "modules",
-    "acceleration __init__",
-)
-KERNEL_FLOORS = {room: floor for floor, rooms in enumerate(_KERNELS) for room in rooms.split()}
+# Packages with folders inside, which keep floors of their own.
+INNER = {
+    "llmprune_kernels": (
+        "errors device closeness epilogue",
+        "tuning formats job",
+        "dense",
+        "sp24",
+        "ops aot",
+        "modules",
+        "acceleration __init__",
+    ),
+    "llmprune.text": (
+        "windows tables tokenizing cache",
+        "sampling",
+        "sources",
+        "calibration __init__",
+    ),
+}
+INNER_FLOOR = {
+    package: {name: floor for floor, names in enumerate(floors) for name in names.split()}
+    for package, floors in INNER.items()
+}
 MAY_IMPORT_TRANSFORMERS = ("model", "checkpoint", "walk", "text", "run", "pruning", "loading", "cli")
 TENSORS_ONLY = ("plugins", "tensors", "methods", "recipe_text")
 FILE, PLUGIN, FUNCTION, NESTING = 300, 150, 60, 3
@@ -92,7 +104,8 @@ def imported(node: ast.AST) -> Iterator[str]:
         assert node.level == 0, "imports are absolute"
         for alias in node.names:
             inside = f"{node.module}.{alias.name}"
-            yield inside if inside in FILES else str(node.module)
+            ours = inside in FILES or f"{inside}.__init__" in FILES
+            yield inside if ours else str(node.module)
 
 
 @cache
@@ -131,19 +144,23 @@ def test_a_file_imports_only_from_the_floors_below(module: str) -> None:
         there = room(name)
         same_folder = there == here and f"{module.rsplit('.', 1)[0]}." in f"{name}."
         same_folder = same_folder or (module.split(".")[:3], here) == (["llmprune", "model", "sites"], there)
-        same_folder = same_folder or there == here == "llmprune_kernels"  # it has floors of its own
         same_folder = same_folder or name == f"llmprune.{here}.base"  # of a plug-in that is a package
+        same_folder = same_folder or (there == here and any(map(module.startswith, INNER)))
         assert same_folder or FLOOR[there] < FLOOR[here], f"{module} must not import {name}"
 
 
-@pytest.mark.parametrize("module", sorted(m for m in FILES if room(m) == "llmprune_kernels"))
-def test_the_kernels_keep_floors_of_their_own(module: str) -> None:
-    def floor(name: str) -> int:
-        return KERNEL_FLOORS[[*name.split("."), "__init__"][1]]
+@pytest.mark.parametrize(
+    ("package", "module"), [(p, m) for p in INNER for m in sorted(FILES) if m.startswith(f"{p}.")]
+)
+def test_a_package_with_folders_keeps_floors_of_its_own(package: str, module: str) -> None:
+    def inside(name: str) -> str:
+        return name.removeprefix(f"{package}.").split(".")[0]
 
+    floor = INNER_FLOOR[package]
     for name in imports(module):
-        if name.startswith("llmprune_kernels."):
-            assert floor(name) < floor(module) or module.split(".")[1] == name.split(".")[1]
+        if name.startswith(f"{package}."):
+            same = inside(name) == inside(module)
+            assert same or floor[inside(name)] < floor[inside(module)], f"{module} must not import {name}"
 
 
 def test_the_floors_carry_weight() -> None:

@@ -17,6 +17,7 @@ from llmprune.recipe import Recipe
 from llmprune.recipe_text import read_yaml, write_yaml
 from llmprune.repair.base import Repair
 from llmprune.text.calibration import Calibration
+from llmprune.text.sources.base import TextSource
 
 LARGE = 10**400
 FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -64,17 +65,29 @@ REPAIRS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "least_squares": {"ridge": POSITIVE},
     "affine": {"ridge": POSITIVE},
 }
-CALIBRATIONS = {
-    "dataset": WORDS | SHORT,
+COLUMN = WORDS | SHORT
+TEXTS: dict[str, tuple[st.SearchStrategy[str], dict[str, st.SearchStrategy[Any]]]] = {
+    "builtin": (st.just("builtin"), {}),
+    "wikitext2": (st.just("wikitext2"), {}),
+    "c4": (st.just("c4"), {}),
+    "file": (WORDS.map("{}x.txt".format) | st.sampled_from(["1e3.md", "~/a b.txt"]), {}),
+    "table": (WORDS.map("{}x.jsonl".format) | st.just("/nowhere/2:4.parquet"), {"text_column": COLUMN}),
+    "hub": (
+        st.sampled_from(["org/name", "a-b/c_d.e", "1/08"]),
+        {"text_column": COLUMN, "subset": st.none() | COLUMN, "split": COLUMN},
+    ),
+    "self": (st.just("self"), {"temperature": POSITIVE}),
+    "synthetic": (st.just("synthetic"), {"redraws": st.integers(0, 10**6)}),
+}
+AMOUNTS = {
     "samples": st.integers(1, 10**6),
     "length": st.none() | st.integers(2, 10**6),
     "seed": st.integers(0, 2**31 - 1),
-    "text_column": WORDS | SHORT,
-    "subset": st.none() | WORDS | SHORT,
-    "split": WORDS | SHORT,
-    "temperature": POSITIVE,
-    "redraws": st.integers(0, 10**6),
 }
+CALIBRATIONS = st.fixed_dictionaries({}, optional=AMOUNTS) | st.one_of(
+    st.fixed_dictionaries({"dataset": dataset}, optional=AMOUNTS | options)
+    for dataset, options in TEXTS.values()
+)
 
 
 def _named(parts: dict[str, dict[str, st.SearchStrategy[Any]]], names: list[str]) -> st.SearchStrategy[Any]:
@@ -117,7 +130,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         "recovery": st.sampled_from([None, "lora", {"name": "lora", "rank": 4}, "reconstruct"]),
         "model": st.none() | WORDS | SHORT,
         "version": st.integers(1, 9),
-        "calibration": st.fixed_dictionaries({}, optional=CALIBRATIONS),
+        "calibration": CALIBRATIONS,
     }
     return data | draw(st.fixed_dictionaries({}, optional=others))
 
@@ -128,15 +141,16 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         ("llmprune.methods", Method, METHODS),
         ("llmprune.allocation", Allocator, ALLOCATIONS),
         ("llmprune.repair", Repair, REPAIRS),
+        ("llmprune.text.sources", TextSource, {name: options for name, (_, options) in TEXTS.items()}),
     ],
 )
 def test_the_generated_recipes_use_every_part_and_option(package: str, base: Any, parts: Any) -> None:
     options = {
-        name: {field.name for field in dataclasses.fields(plugins.find(package, name, base))}
+        name: {f.name for f in dataclasses.fields(plugins.find(package, name, base))} - {"dataset"}
         for name in plugins.names(package)
     }
     assert options == {name: set(own) for name, own in parts.items()}
-    assert set(CALIBRATIONS) == set(Calibration.model_fields)
+    assert {*AMOUNTS, "source"} == set(Calibration.model_fields)
 
 
 @FEW
@@ -151,8 +165,8 @@ def test_a_resolved_recipe_is_the_same_recipe(data: dict[str, Any]) -> None:
 
 @FEW
 @given(recipes())
-@example({"method": "wanda", "calibration": {"text_column": "1e3"}})
-@example({"method": "wanda", "calibration": {"subset": "08"}})
+@example({"method": "wanda", "calibration": {"dataset": "org/name", "text_column": "1e3"}})
+@example({"method": "wanda", "calibration": {"dataset": "org/name", "subset": "08"}})
 @example({"method": {"name": "sparsegpt", "damping": 1e-05}})
 def test_a_written_recipe_is_read_as_the_same_recipe(data: dict[str, Any]) -> None:
     recipe = Recipe.parse(data)
@@ -168,7 +182,9 @@ SCALARS = (
     | st.text(max_size=8)
     | st.sampled_from(["wanda", "sparsegpt", "2:4", "unstructured", "owl", "name", ".", ".x", "a.", "json.x"])
 )
-KEYS = st.text(max_size=8) | st.sampled_from([*Recipe.model_fields, "name", "damping", "seed", "compete"])
+KEYS = st.text(max_size=8) | st.sampled_from(
+    [*Recipe.model_fields, "name", "damping", "seed", "compete", "dataset"]
+)
 ANYTHING = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.integers(), inner, max_size=4),

@@ -9,6 +9,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from llmprune.checkpoint import reader, source
+from llmprune.checkpoint.store import Store
+from llmprune.model.sites.linear import LinearLayers
+
 VOCABULARY = 128
 CONTEXT = 64
 COMMON: dict[str, Any] = {
@@ -104,6 +108,13 @@ def save(family: str, folder: Path, dtype: torch.dtype = torch.float32, shard: s
     model(family, dtype).save_pretrained(folder, max_shard_size=shard)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def streamed(folder: Path) -> Store:
+    """A checkpoint whose blocks stay on disk; its sites are linear layers."""
+    found = source.find(str(folder))
+    anatomy = reader.blueprint(found, LinearLayers())
+    return reader.open_streamed(found, anatomy, torch.float32, torch.device("cpu"))
 
 
 class Checkpoints:

@@ -22,7 +22,7 @@ from llmprune_eval.perplexity import window_loss
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import llmprune
-from llmprune.text.calibration import Calibration, read_text
+from llmprune.text import sources
 from llmprune.text.tokenizing import tokenize
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -57,9 +57,8 @@ WIKITEXT = "data/Salesforce/wikitext/wikitext-2-raw-v1"
 
 def tokens_of(shared: Path, split: str, tokenizer: Any) -> torch.Tensor:
     """The ids of a WikiText-2 split."""
-    return tokenize(
-        read_text(str(shared / WIKITEXT / f"{split}.parquet"), "evaluation", Calibration()), tokenizer
-    )
+    file = sources.evaluating(str(shared / WIKITEXT / f"{split}.parquet"))
+    return tokenize(file.text("evaluation"), tokenizer)
 
 
 def calibration_tokens(model: str, shared: Path) -> torch.Tensor:

@@ -23,6 +23,7 @@ from tables import RESULTS, rows_of
 import llmprune
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import load_data
+from llmprune.text.sources.base import Documents
 
 RECIPES = (
     *("wanda-2of4", "sparsegpt-2of4", "flap-20", "flap-30-affine", "cfsp-20", "wanda-50", "sparsegpt-50"),
@@ -34,7 +35,7 @@ OUT = RESULTS / "smollm2-135m" / "zero_shot"
 
 def pruned(model: str, shared: Path, recipe: str, out: Path) -> dict[str, Any]:
     """Prune, and say what is left."""
-    text = Recipe.parse(load_data(recipe)).calibration.dataset not in ("self", "synthetic")
+    text = isinstance(Recipe.parse(load_data(recipe)).calibration.source, Documents)
     totals = llmprune.prune(
         model, recipe, tokens=calibration_tokens(model, shared) if text else None, out=out
     ).totals

@@ -22,10 +22,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from llmprune.errors import JobError, RequestError
-from llmprune.paths import existing
 from llmprune.progress import track
-from llmprune.text import calibration, tokenizing
-from llmprune.text.calibration import Calibration
+from llmprune.text import sources, tokenizing
 from llmprune_eval import logits
 
 LARGEST = 700.0  # nats; beyond, the exponential is no float
@@ -47,8 +45,8 @@ class Protocol:
     bos: bool = False
     """Whether every window begins with the tokenizer's first token, which takes the place of one of text."""
 
-    column: str = "text"
-    """Of a table, the column that holds the text."""
+    column: str | None = None
+    """Of a table, the column that holds the text; `text` unless given."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         perplexity=math.exp(mean),
         bits_per_byte=total / math.log(2) / max(size, 1),
         dataset=text,
-        split=_split(text),
+        split=sources.evaluating(text).evaluation_split,
         length=asked.length,
         stride=asked.stride,
         bos=asked.bos,
@@ -191,8 +189,7 @@ def _windows_of(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Windo
     assert protocol.length is not None and protocol.stride is not None
     begin = torch.tensor(_first_token(tokenizer) if protocol.bos else [], dtype=torch.int64)
     own, stride = protocol.length - len(begin), protocol.stride
-    asked = Calibration(dataset=text, text_column=protocol.column, split=calibration.SPLITS["evaluation"])
-    parts = calibration.read(text, "evaluation", asked, field="perplexity")
+    parts = sources.evaluating(text, protocol.column).read("evaluation")
     left = torch.empty(0, dtype=torch.int64)
     shared = None  # predictions of a window that the one before has made; before the first, none was made
     for ids in tokenizing.tokens(parts, tokenizer):
@@ -240,9 +237,3 @@ def loss_from(model: Any, window: Tensor, first: int) -> float:
             shown = piece[begin - rows.start : end - rows.start]
             total += float(cross_entropy(shown, targets, reduction="sum"))
     return total
-
-
-def _split(text: str) -> str:
-    if existing(text):
-        return "whole file"
-    return {"builtin": "evaluation half", "c4": "validation"}.get(text, calibration.SPLITS["evaluation"])

@@ -65,7 +65,7 @@ def evaluate(
     display.quiet()
     names = {} if baseline is None else {"baseline": baseline}
     names |= {"model" if not i else f"model-{i + 1}": name for i, name in enumerate(models)}
-    protocol = Protocol(length, windows, stride, bos, text_column or "text")
+    protocol = Protocol(length, windows, stride, bos, text_column)
     where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     results = evaluation.evaluate(names, perplexity or [], protocol, asked, where)
     _tell(results, as_json)  # first: a full disk must not lose what took hours

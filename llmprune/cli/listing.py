@@ -10,12 +10,14 @@ from llmprune.allocation.base import Allocator
 from llmprune.methods.base import Method
 from llmprune.recovery.base import Recovery
 from llmprune.repair.base import Repair
+from llmprune.text.sources.base import TextSource
 
 KINDS: dict[str, tuple[str, type[Any]]] = {
     "methods": ("llmprune.methods", Method),
     "allocations": ("llmprune.allocation", Allocator),
     "repairs": ("llmprune.repair", Repair),
     "recoveries": ("llmprune.recovery", Recovery),
+    "texts": ("llmprune.text.sources", TextSource),
 }
 
 
@@ -42,10 +44,11 @@ def text() -> str:
 
 def _part(package: str, name: str, base: type[Any]) -> dict[str, Any]:
     cls = plugins.find(package, name, base)
+    options = [field for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
     return {
         "name": name,
         "about": plugins.about(cls),
-        "options": {field.name: field.default for field in dataclasses.fields(cls)},
+        "options": {field.name: field.default for field in options},
     }
 
 

@@ -11,7 +11,7 @@ from llmprune.cli.options import Json
 
 @app.command()
 def methods(as_json: Json = False) -> None:
-    """List what a recipe can name, with its options: methods, allocations, repairs, recoveries, recipes."""
+    """List what a recipe can name, with its options: methods, allocations, repairs and so on, and recipes."""
     from llmprune.cli import listing
 
     if as_json:

@@ -39,7 +39,9 @@ Length = Annotated[
     typer.Option(help="Tokens per window (2048 or the model's context; some methods have their own)."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Places the calibration windows (0).")]
-Column = Annotated[str | None, typer.Option(help="The column of a table that holds the text (text).")]
+Column = Annotated[
+    str | None, typer.Option(help="The column that holds the text, of a table or a Hub data set (text).")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="Of the computation: auto, float32, bfloat16 or float16.")]
 MaxMemory = Annotated[str | None, typer.Option(help="Plan with at most this much, such as 8GiB.")]

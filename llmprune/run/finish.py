@@ -24,7 +24,7 @@ from llmprune.recipe_text import write_yaml
 from llmprune.report import RecipeRecord, Reload, Report, Time
 from llmprune.run import card, learned, memory
 from llmprune.run.job import Job, Run
-from llmprune.text.calibration import Windows
+from llmprune.text.windows import Windows
 from llmprune.walk.walk import Walk
 
 EARLIER = (f"{layout.MODULE}.py", f"{Path(learned.FILE).stem}.json")  # tell of a pruning before this one

@@ -9,8 +9,9 @@ from torch import Tensor
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import RequestError
 from llmprune.run.plan import Plan
-from llmprune.text import calibration, sampling, synthetic
-from llmprune.text.calibration import Calibration, Windows
+from llmprune.text.calibration import Calibration
+from llmprune.text.sources.base import Access, Amount
+from llmprune.text.windows import Windows
 
 
 def windows(
@@ -45,9 +46,12 @@ def windows(
 def _windows(model: Opened, asked: Calibration, plan: Plan, tokenizer: Any, tokens: Tensor | None) -> Windows:
     if tokens is not None:
         return Windows(tokens.cpu(), "tokens given by the caller", None)
-    if asked.dataset == "self":
-        return sampling.windows(asked, plan.length, model.whole, model.identity)
-    if asked.dataset == "synthetic":
-        often = synthetic.frequencies(model.tokenizer(tokenizer), model.anatomy.vocabulary)
-        return synthetic.windows(asked, plan.length, often, lambda: model.store, plan.batch, model.identity)
-    return calibration.windows(asked, plan.length, model.tokenizer(tokenizer))
+    access = Access(
+        tokenizer=lambda: model.tokenizer(tokenizer),
+        whole_model=model.whole,
+        store=lambda: model.store,
+        identity=lambda: model.identity,
+        batch=plan.batch,
+        vocabulary=model.anatomy.vocabulary,
+    )
+    return asked.source.windows(Amount(asked.samples, plan.length, asked.seed), access)

@@ -1,1 +1,1 @@
-"""Calibration tokens: from a text, from ranks, from the model."""
+"""Calibration tokens: where they come from (`sources/`), and what that takes."""

@@ -1,86 +1,35 @@
-"""Text that the model writes itself, sampled token by token: calibration that needs no data set.
+"""Tokens that the model draws: one after another, or all positions of a window at once.
 
-A language model is a distribution over texts, and draws from it resemble what it was trained on (Williams &
-Aletras, 2024, arXiv:2410.17170). What was written is kept in the user's cache batch by batch, so a run that
-was cut off goes on where it was, and more windows of the same text cost only what is new.
+The second way takes one forward pass, whatever the length. Drawn k times, the first k tokens of a window are
+what the model would have generated one by one; and the noise at every position stays the same from one pass
+to the next, so that tokens settle well before that (Jacobi iteration; Song et al., 2021, arXiv:2002.03629).
 
-Letters used in shapes: N windows, L tokens.
+Letters used in shapes: N windows, L tokens, B windows of one batch, R rows looked at together, T = L - 1,
+D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from llmprune.checkpoint.gguf import cache_folder
-from llmprune.checkpoint.shards import save_atomically
-from llmprune.progress import track
-from llmprune.text.calibration import Calibration, Windows
-
-TOKENS = 8192  # written at a time, and
-MOST = 128  # windows: both are part of what a seed means
-
-
-def windows(
-    asked: Calibration,
-    length: int,
-    open_model: Callable[[], PreTrainedModel],
-    identity: dict[str, Any] | None,
-) -> Windows:
-    """Windows of text that the model goes on writing from its first token, past the ends of documents.
-
-    Args:
-        asked: how many windows, from which seed, and at which temperature.
-        length: tokens per window.
-        open_model: called if there is anything left to write.
-        identity: what the text depends on besides the above; None to keep nothing.
-    """
-    size = batch_size(length)
-    how = {"length": length, "seed": asked.seed, "temperature": asked.temperature, "batch": size}
-    folder = kept_in("self", how | identity) if identity is not None else None
-    batches: list[Tensor] = []
-    model: PreTrainedModel | None = None
-    for number in track(range(-(-asked.samples // size)), "writing calibration text"):
-        file = folder / f"{number:05d}.safetensors" if folder else None
-        if file and file.is_file():
-            batches.append(load_file(file)["tokens"])
-            continue
-        model = model or open_model()
-        batches.append(_written(model, size, length, asked.temperature, (asked.seed << 20) + number))
-        if file:
-            save_atomically({"tokens": batches[-1]}, file)
-    return Windows(torch.cat(batches)[: asked.samples], "self", asked.seed)
-
-
-def batch_size(length: int) -> int:
-    """Windows written at a time: the shorter, the more."""
-    return max(1, min(MOST, TOKENS // length))
-
-
-def kept_in(kind: str, identity: dict[str, Any]) -> Path:
-    """The folder of one text: whatever it depends on is in its name."""
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    folder = cache_folder() / kind / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+from llmprune.checkpoint.store import Store
+from llmprune.tensors import ops
+from llmprune.text.windows import batched
+from llmprune.walk.walk import Walk
 
 
 @torch.no_grad()
-def _written(model: PreTrainedModel, size: int, length: int, temperature: float, seed: int) -> Tensor:
-    """One batch of windows int64 [size, length], drawn from the whole vocabulary."""
+def generated(model: PreTrainedModel, samples: int, length: int, temperature: float, seed: int) -> Tensor:
+    """Windows int64 [samples, length], drawn from the whole vocabulary, past the ends of documents."""
     own = model.generation_config
     first = next(
         t for t in (own.bos_token_id, model.config.bos_token_id, own.eos_token_id, 0) if t is not None
     )
-    start = torch.full((size, 1), first[0] if isinstance(first, list) else first, device=model.device)
+    start = torch.full((samples, 1), first[0] if isinstance(first, list) else first, device=model.device)
     how = GenerationConfig(
         do_sample=True,
         temperature=temperature,
@@ -99,3 +48,39 @@ def _written(model: PreTrainedModel, size: int, length: int, temperature: float,
         finally:
             model.generation_config = kept
     return ids[:, 1:].cpu()
+
+
+def redrawn(store: Store, tokens: Tensor, batch: int, seed: int) -> Tensor:
+    """Every token [N, L] but a window's first, drawn from what the model expects after those before it.
+
+    Takes one forward pass. The same seed means the same noise at the same place, whatever the tokens are.
+    """
+    anatomy = store.anatomy
+    walk = Walk(store, batched(tokens, batch), tokens[:1, :1])
+    left: list[Tensor] = []
+    for stage in walk.stages("drawing tokens"):
+        if stage.index == len(anatomy.blocks) - 1:
+            left = stage.run()
+    after = torch.empty_like(tokens[:, 1:])  # filled in: small tensors between logits would break up the heap
+    rows = max(1, ops.CHUNK // anatomy.vocabulary)  # logits of the whole vocabulary, for a few rows at a time
+    with store.head():
+        device = walk.logits(left[0][:1, :1]).device
+        generator = torch.Generator(device).manual_seed(seed)
+        for drawn, ends in zip(after.split(batch), left, strict=True):
+            for ids, part in _in_rows(rows, drawn, ends[:, :-1]):
+                ids.copy_(_drawn(walk.logits(part[:, None])[:, 0].float(), generator))
+    return torch.cat([tokens[:, :1], after], 1)
+
+
+def _in_rows(rows: int, ids: Tensor, ends: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids [B, T] and hidden states [B, T, D], a few rows of all at a time; the ids are views."""
+    return zip(ids.view(-1).split(rows), ends.flatten(0, 1).split(rows), strict=True)
+
+
+def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One token per row [R, V] with its probability: the largest logit once Gumbel noise is added.
+
+    With the same noise, rows that differ little give mostly the same token.
+    """
+    noise = torch.rand(logits.shape, generator=generator, device=logits.device).log_().neg_().log_()
+    return (logits - noise).argmax(-1)

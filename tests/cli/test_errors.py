@@ -39,6 +39,11 @@ WRONG: dict[str, tuple[list[str], str, str]] = {
         "text_column",
         "set --text-column",
     ),
+    "column of no table": (
+        [*USUAL, "--calibration", "builtin", "--text-column", "text"],
+        "calibration.text_column",
+        "no such option for the text builtin; leave it out",
+    ),
     "empty text": ([*USUAL, "--calibration", "{tmp}/empty.txt"], "calibration", "holds no text"),
     "short text": ([*USUAL, "--calibration", "{tmp}/short.txt"], "calibration", "fewer than one window"),
     "no text": ([*USUAL, "--calibration", "{tmp}/absent.txt"], "calibration", "there is no file"),
@@ -85,6 +90,11 @@ COMMANDS: dict[str, tuple[list[str], str, str]] = {
     "inspect with 4:4": (["inspect", MODEL, "--pattern", "4:4"], "pattern", "N must be"),
     "eval of nothing": (["eval", MODEL], "perplexity", "nothing was asked"),
     "eval of no text": (["eval", MODEL, "--perplexity", "{tmp}/absent.txt"], "perplexity", "absent.txt"),
+    "eval by a column of no table": (
+        ["eval", MODEL, "--perplexity", "builtin", "--text-column", "text"],
+        "text_column",
+        "no such option for the text builtin; leave it out",
+    ),
     "eval of a broken table": (["eval", MODEL, "--perplexity", "{tmp}/broken.jsonl"], "perplexity", "whole?"),
     "eval without a tokenizer": (
         ["eval", "{tmp}/wordless", "--perplexity", "builtin"],

@@ -16,7 +16,7 @@ from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import Draft
 from llmprune.model.site import Site
 from llmprune.recovery.reconstruct import Fit, _conjugate_gradients
-from llmprune.text.calibration import Calibration, read_text
+from llmprune.text import sources
 from llmprune.text.tokenizing import tokenize
 from tests import tiny
 from tests.test_families import check_here
@@ -65,7 +65,7 @@ def test_the_outputs_come_closer_and_sizes_and_zeros_stay(
     assert {k: t.shape for k, t in before.items()} == {k: t.shape for k, t in after.items()}
     if pruned == "2:4":
         assert all(((t == 0) <= (after[key] == 0)).all() for key, t in before.items() if t.ndim == 2)
-    text = read_text("builtin", "evaluation", Calibration())
+    text = sources.evaluating("builtin").text("evaluation")
     ids = tokenize(text[:4000], tiny.tokenizer())[:128].view(4, 32)
     dense = logits(checkpoints(family), ids)
     errors = [(logits(tmp_path / name, ids) - dense).norm() for name in ("out", "out-recovered")]

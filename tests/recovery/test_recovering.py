@@ -49,6 +49,22 @@ def test_text_of_its_own_is_written_by_the_dense_model(
     assert wrote == [str(checkpoints("llama"))]
 
 
+@pytest.mark.parametrize("dataset", ["builtin", "synthetic"])
+def test_a_report_with_options_that_do_not_apply_is_recovered(dataset: str, pruned: Path) -> None:
+    """Recipes used to hold the options of every source."""
+    file = pruned / "llmprune_report.json"
+    report = json.loads(file.read_text())
+    others = {"text_column": "text", "subset": None, "split": "train", "temperature": 1.0, "redraws": 0}
+    report["recipe"]["calibration"] |= others
+    file.write_text(json.dumps(report))
+    done = recover(pruned, "reconstruct", calibration={"dataset": dataset})
+    assert done.recovery is not None and done.recovery["calibration"]["dataset"] == dataset
+    with pytest.raises(
+        RequestError, match=r"^calibration\.temperature: there is no such option for the text"
+    ):
+        recover(pruned, "reconstruct", calibration={"dataset": dataset, "temperature": 1.0})
+
+
 def test_the_dense_model_is_looked_for_at_its_revision(
     pruned: Path, checkpoints: tiny.Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmprune.checkpoint import reader, source
 from llmprune.checkpoint.store import Store
 from llmprune.errors import JobError
 from llmprune.model.anatomy import Anatomy
@@ -72,12 +70,6 @@ def passing(
     return seen
 
 
-def streamed(folder: Path) -> Store:
-    found = source.find(str(folder))
-    anatomy = reader.blueprint(found, LinearLayers())
-    return reader.open_streamed(found, anatomy, torch.float32, torch.device("cpu"))
-
-
 def same(ones: list[Tensor], others: list[Tensor]) -> bool:
     return len(ones) == len(others) and all(map(torch.equal, ones, others))
 
@@ -120,7 +112,7 @@ def test_walking_a_streamed_checkpoint_reproduces_the_model(
 ) -> None:
     folder = checkpoints(family)
     expected = logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
-    store = streamed(folder)
+    store = tiny.streamed(folder)
     walk = Walk(store, BATCHES, PROBE)
     for stage in walk.stages("walking"):
         assert not any(p.is_meta for p in stage.block.parameters())

@@ -1,0 +1,29 @@
+"""C4 (Raffel et al., 2020, arXiv:1910.10683): English pages of the web."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from llmprune.text.sources.base import Documents, Half
+from llmprune.text.tables import streamed
+
+# Pinned, so that the same name means the same text on every machine.
+DATA: dict[str, Any] = {"path": "allenai/c4", "revision": "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"}
+FILES: dict[Half, str] = {
+    "calibration": "en/c4-train.00000-of-01024.json.gz",
+    "evaluation": "en/c4-validation.00000-of-00008.json.gz",
+}
+
+
+@dataclass(frozen=True)
+class C4(Documents):
+    """The first file of the training split calibrates, and that of the validation split evaluates."""
+
+    evaluation_split: ClassVar = "validation"
+
+    def documents(self, half: Half) -> Iterator[str]:
+        """Page by page."""
+        where = {**DATA, "data_files": {"train": FILES[half]}, "split": "train"}
+        return streamed(where, "text", self.dataset)

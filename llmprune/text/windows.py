@@ -1,0 +1,49 @@
+"""Windows of tokens [N, L], and what the report says of them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmprune.errors import RequestError
+from llmprune.report import CalibrationRecord
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Calibration tokens [N, L], and where they come from."""
+
+    tokens: Tensor
+    dataset: str
+    seed: int | None
+
+    def record(self) -> CalibrationRecord:
+        """What the report says of them."""
+        samples, length = self.tokens.shape
+        return {
+            "dataset": self.dataset,
+            "samples": samples,
+            "length": length,
+            "tokens": samples * length,
+            "seed": self.seed,
+            "sha256": hashlib.sha256(self.tokens.to(torch.int64).numpy().tobytes()).hexdigest(),
+        }
+
+
+def size_of(tokens: Tensor) -> dict[str, int]:
+    """How much text the caller's windows [N, L] are, in a recipe's words.
+
+    Raises:
+        RequestError: they are no windows.
+    """
+    if tokens.ndim != 2 or not tokens.numel():
+        raise RequestError("tokens", f"windows [N, L] are needed, and the shape is {list(tokens.shape)}")
+    return {"samples": tokens.shape[0], "length": tokens.shape[1]}
+
+
+def batched(tokens: Tensor, size: int) -> list[Tensor]:
+    """Windows [N, L] as batches of at most `size` windows."""
+    return list(tokens.split(size))
