@@ -110,9 +110,9 @@ class Recipe(BaseModel):
             raise RequestError(
                 "pattern", f"{method} removes whole units, and {self.pattern} was asked; use units"
             )
-        if self.pattern.prunes not in self.allocation.serves:
-            kind = "units" if whole else "weights"
-            raise RequestError("allocation", f"{allocation} cannot share out {kind}; use uniform")
+        if self.sites.shares not in self.allocation.serves:
+            shares = self.sites.shares
+            raise RequestError("allocation", f"{allocation} cannot share out {shares}; use uniform")
         if not whole and repair != "none":
             raise RequestError("repair", f"{repair} makes up for whole units, not {self.pattern}; use none")
         if not whole and self.layout is not None:

@@ -53,7 +53,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         "greater",
     ),
     "layout of loose weights": ({"method": "wanda", "layout": "padded"}, "layout", "whole units"),
-    "recovery that is a number": ({"method": "flap", "recovery": 5}, "recovery.str", "string"),
+    "recovery that is a number": ({"method": "flap", "recovery": 5}, "recovery", "neither a name"),
     "unknown layout": ({"method": "flap", "layout": "ragged"}, "layout", "ragged"),
     "one size for blocks that differ": (
         {"method": "flap", "layout": "uniform"},
@@ -61,7 +61,11 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         "--allocation uniform, or --layout per_layer",
     ),
     "loose weights of a method for units": ({"method": "flap", "pattern": "2:4"}, "pattern", "whole units"),
-    "units of a method for loose weights": ({"method": "sparsegpt", "pattern": "units"}, "pattern", "loose"),
+    "units of a method for weights": (
+        {"method": "sparsegpt", "pattern": "units"},
+        "pattern",
+        "single",
+    ),
     "budget of units for loose weights": (
         {"method": "wanda", "allocation": "global_threshold"},
         "allocation",
@@ -116,17 +120,21 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "keeping all": ({"method": "wanda", "pattern": "4:4"}, "pattern", "N must be"),
     "keeping more than all": ({"method": "wanda", "pattern": "5:4"}, "pattern", "N must be"),
     "keeping none": ({"method": "wanda", "pattern": "0:4"}, "pattern", "N must be"),
-    "unknown pattern": ({"method": "wanda", "pattern": "stripes"}, "pattern", "allowed: unstructured"),
+    "unknown pattern": (
+        {"method": "wanda", "pattern": "stripes"},
+        "pattern",
+        "allowed: N:M such",
+    ),
     "pattern that is a number": ({"method": "wanda", "pattern": 124}, "pattern", "124"),
     "pattern option": (
         {"method": "wanda", "pattern": {"name": "2:4", "compete": "row"}},
-        "pattern",
-        "compete",
+        "pattern.compete",
+        "no such option",
     ),
     "two pattern options": (
         {"method": "wanda", "pattern": {"name": "2:4", "a": 1, 2: 3}},
-        "pattern",
-        "option",
+        "pattern.a",
+        "no such option",
     ),
     "unknown unstructured option": (
         {"method": "wanda", "pattern": {"name": "unstructured", "compet": "row"}},

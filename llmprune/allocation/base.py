@@ -122,8 +122,8 @@ class Allocator:
     needs_text: ClassVar[bool] = False
     """Whether it measures activations even for a method that does not."""
 
-    serves: ClassVar[tuple[str, ...]] = ("linear",)
-    """The kinds of sites between which it can share out: files of `llmprune/model/sites/`."""
+    serves: ClassVar[tuple[str, ...]] = ("weights",)
+    """What it can share out: single `weights`, whole `units`, or both (`Sites.shares`)."""
 
     def require_possible(self, anatomy: Anatomy, allowed: Allowed, sparsity: float) -> None:
         """Refuse what no budget can reach, before a weight or a text is read.

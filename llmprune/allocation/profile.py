@@ -21,7 +21,7 @@ TOLERANCE = 0.005  # between the recipe's sparsity and the profile's
 class Profile(Allocator):
     """A list of sparsities, one per block, or the name of a YAML file that holds it."""
 
-    serves: ClassVar = ("linear", "units")
+    serves: ClassVar = ("weights", "units")
 
     blocks: list[float] | str = ""
     """From the first block to the last, each from 0 to 1."""

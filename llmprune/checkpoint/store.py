@@ -84,7 +84,7 @@ class Store:
 
     def weights(self, site: Site) -> Weights:
         """The tensors of a resident site, which is all a method gets to see."""
-        return site.seen(self.weight(site))
+        return site.read(self)
 
     def _stored(self, site: Site) -> Tensor:
         """The parameter that holds a site's weights, as the checkpoint stores it."""
@@ -178,10 +178,10 @@ class CheckpointStore(Store):
 
     def key(self, name: str) -> str:
         """The checkpoint's key of a parameter of the blocks, or the one that a new bias gets."""
-        if name not in self._index:
-            layer = name.removesuffix(".bias")
-            return self.key(f"{layer}.weight").removesuffix("weight") + "bias"
-        key: str = self._index[name]["weight_name"]
+        beside = f"{name.removesuffix('.bias')}.weight"
+        if name not in self._index and beside in self._index:
+            return self.key(beside).removesuffix("weight") + "bias"
+        key: str = self._index[name]["weight_name"] if name in self._index else name
         return key
 
     def _stored(self, site: Site) -> Tensor:

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from llmprune.methods.base import Weights
 
 
-class Writer(Protocol):
+class Holder(Protocol):
     """Holds the weights of a resident block (`llmprune.checkpoint.store.Store`)."""
+
+    def weight(self, site: Site) -> Tensor:
+        """Read the weight of a site [O, I] as the checkpoint stores it."""
 
     def put(self, site: Site, weight: Tensor) -> None:
         """Give a site its new weight [O, I]."""
@@ -100,9 +103,9 @@ class Site:
         """
         return (matrix.T if self.transposed else matrix).contiguous()
 
-    def seen(self, matrix: Tensor) -> Weights:
-        """What a method gets to see of the site, given its weights [O, I] as the checkpoint stores them."""
-        return Weights(matrix, self.index)
+    def read(self, store: Holder) -> Weights:
+        """What a method sees of the resident site: its weights [O, I] as the checkpoint stores them."""
+        return Weights(store.weight(self), self.index)
 
     def arriving(self, *args: Any, **kwargs: Any) -> Tensor:
         """The site's inputs [..., I], given the arguments of the module's forward pass.
@@ -112,7 +115,7 @@ class Site:
         x: Tensor = args[0]
         return x
 
-    def write(self, store: Writer, weight: Tensor, bias: Tensor | None) -> None:
+    def write(self, store: Holder, weight: Tensor, bias: Tensor | None) -> None:
         """Give the resident site its new weight [O, I], and add to its bias [O]."""
         store.put(self, weight)
         if bias is not None:

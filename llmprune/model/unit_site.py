@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llmprune.methods.base import Weights
 from llmprune.model.families import Part
-from llmprune.model.site import Site
+from llmprune.model.site import Holder, Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +64,9 @@ class UnitSite(Site):
     biased: bool = False
     """Whether the dense consumer has a bias."""
 
-    def seen(self, matrix: Tensor) -> Weights:
+    def read(self, store: Holder) -> Weights:
         """The consumer's weights [O, I], and the factors of its inputs."""
-        return Weights(matrix, self.index, self.units, self.rows())
+        return Weights(store.weight(self), self.index, self.units, self.rows())
 
     def rows(self) -> tuple[Tensor, ...]:
         """The weights [I, D] of every factor of the consumer's inputs, as they are now; of heads, the values.

@@ -34,6 +34,11 @@ class Pattern:
     """How a recipe spells it, where that is not the file's name."""
 
     @property
+    def removed(self) -> str:
+        """What goes as a whole, in the words of a model card; empty where single weights go."""
+        return ""
+
+    @property
     def only_sparsity(self) -> float | None:
         """The one sparsity that the pattern has, if it has but one."""
         return None

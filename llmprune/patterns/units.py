@@ -27,6 +27,12 @@ class Units(Pattern):
     multiple: Annotated[int, Field(ge=1)] = 64
     """The channels that stay in a block are a multiple of this, which fast kernels ask for."""
 
+    @property
+    def removed(self) -> str:
+        """Channels, groups of heads, or both."""
+        words = {"all": "channels and groups of heads", "ffn": "channels", "attention": "groups of heads"}
+        return words[self.parts]
+
     def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
         """[O, I] or [I] -> bool [I], constant inside a unit; drops round(sparsity * units) of them."""
         by_unit = per_input(score).reshape(units, -1).mean(1, keepdim=True).T

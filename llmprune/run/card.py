@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError, first_line
+from llmprune.patterns import base as patterns
 from llmprune.report import Bench, CalibrationRecord, Evaluation, Judged, RecoveryRecord, Report, Text, Totals
 
 TEXT = """---
@@ -60,7 +61,6 @@ MASKED = (
     "does not use them."
 )
 CUT = "Whole {units} are gone: the checkpoint is smaller, and less is computed."
-UNITS = {"all": "channels and groups of heads", "ffn": "channels", "attention": "groups of heads"}
 OTHERWISE = """
 Its layers differ in size, which `modeling_llmprune.py` tells transformers. Where llmprune is installed,
 `import llmprune` before loading does instead of `trust_remote_code=True`.
@@ -279,7 +279,7 @@ def _use(pattern: Any, totals: Totals) -> str:
     """What removing buys: nothing where all of it stands in the file as zeros."""
     if totals["parameters_after"] >= totals["parameters_before"]:
         return MASKED
-    return CUT.format(units=UNITS[pattern["parts"]])
+    return CUT.format(units=patterns.build(pattern, {}).removed)
 
 
 def _pattern(pattern: Any) -> str:

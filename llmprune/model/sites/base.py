@@ -40,6 +40,9 @@ class Sites:
     """Whether something goes as a whole, so that sizes change: a layout says how that is written, and a block
     that was written is pruned again on resume rather than read back."""
 
+    shares: ClassVar[str] = "weights"
+    """What an allocator shares out: single `weights`, or whole `units`, of which each site has a number."""
+
     sample: ClassVar[int] = 512
     """Tokens of a site's inputs that are kept to report its output error."""
 

@@ -24,6 +24,7 @@ class WholeUnits(Sites):
     pattern: Units
 
     whole: ClassVar = True
+    shares: ClassVar = "units"
     sample: ClassVar = 64  # the samples of all blocks may be held at a time
 
     def find(self, anatomy: Anatomy) -> Iterator[UnitSite]:

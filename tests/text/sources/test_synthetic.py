@@ -15,7 +15,6 @@ from llmprune.text.sources.base import Amount
 from llmprune.text.sources.synthetic import Synthetic
 from tests import tiny
 from tests.text.sources.lent import access
-from tests.text.test_sampling import streamed
 
 
 def test_tokens_are_drawn_by_their_rank_and_special_ones_never(checkpoints: tiny.Checkpoints) -> None:
@@ -42,7 +41,7 @@ def test_what_was_drawn_is_kept_for_the_same_model_and_seed(checkpoints: tiny.Ch
 
     def open_store() -> Store:
         opened.append(1)
-        return streamed(checkpoints("llama"))
+        return tiny.streamed(checkpoints("llama"))
 
     def drawn(identity: dict[str, str] | None, seed: int = 3, redraws: int = 1) -> torch.Tensor:
         lent = access(tokenizer=tiny.tokenizer, store=open_store, identity=lambda: identity)
