@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,19 @@ from torch import Tensor
 
 from llmprune import plugins, report
 from llmprune.checkpoint import draft as drafts
-from llmprune.checkpoint import reader, source
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import RunHeader
-from llmprune.checkpoint.opened import Opened
-from llmprune.checkpoint.resources import resources
 from llmprune.errors import RequestError
 from llmprune.model.shapes import earlier as left_by
-from llmprune.model.sites.base import sites_of
 from llmprune.recipe import Recipe, calibration_of, recovery_of
 from llmprune.recovery.base import Recovery, Task
 from llmprune.report import Report
-from llmprune.run import finish, job, plan
+from llmprune.run import finish, job
 from llmprune.run.job import Run
-from llmprune.run.plan import Plan
+from llmprune.run.recovery_job import RecoveryJob, dense_model, opened
 from llmprune.run.windows import windows
 from llmprune.text.calibration import Calibration, with_defaults
 from llmprune.text.windows import batched, size_of
-from llmprune.walk.demand import Demand
 
 
 def recover(
@@ -73,30 +67,8 @@ def recover(
     text = calibration_of(asked)
     if run.resume and (done := _already_done(folder, earlier, recovery, text, run, baseline)):
         return done
-    pruned, dense = _opened(folder, earlier, recovery, text, run, baseline)
-    return _carried_out(_Recover(recovery, text, run, earlier, pruned, dense), tokens)
-
-
-@dataclass(frozen=True)
-class _Recover:
-    """A request that has been checked, with both models opened as far as that takes no weights."""
-
-    recovery: Recovery
-    text: Calibration
-    run: Run
-    earlier: Report
-    """Of the pruned checkpoint."""
-    pruned: Opened
-    dense: Opened
-
-    @property
-    def plan(self) -> Plan:
-        """What walking both models side by side takes."""
-        demand = Demand(self.recovery.needs, "layer", self.text.samples)
-        anatomy, where = self.pruned.anatomy, self.pruned.resources
-        length = plan.require_length(anatomy, self.text.length)
-        one = plan.make(anatomy, demand, where, self.pruned.bytes, length)
-        return dataclasses.replace(one, needed_bytes=2 * one.needed_bytes, host_bytes=2 * one.host_bytes)
+    pruned, dense = opened(folder, earlier, recovery, text, run, baseline)
+    return _carried_out(RecoveryJob(recovery, text, run, earlier, pruned, dense), tokens)
 
 
 def first(asked: Recipe, run: Run) -> Run:
@@ -146,43 +118,6 @@ def _run(out: str | Path, options: dict[str, Any]) -> Run:
     return Run(out=out, **options)
 
 
-def _opened(
-    folder: Path, earlier: Report, recovery: Recovery, text: Calibration, run: Run, baseline: str | None
-) -> tuple[Opened, Opened]:
-    """The pruned checkpoint and the dense one, checked as far as that takes no weights.
-
-    Raises:
-        RequestError: the one cannot be recovered, or the other cannot be what it came from.
-    """
-    drafts.require_usable(Path(str(run.out)), resume=run.resume)
-    pruned = _open(str(folder), recovery, text, run)
-    assert pruned.source is not None
-    job.require_apart(pruned.source, run)
-    dense = _dense(baseline or _dense_name(earlier), recovery, text, run)
-    _require_alike(pruned, dense)
-    return pruned, dense
-
-
-def _open(name: str, recovery: Recovery, text: Calibration, run: Run) -> Opened:
-    found = source.find(name, trust_remote_code=run.trust_remote_code)
-    anatomy = reader.blueprint(found, sites_of(recovery.walks))
-    plan.require_length(anatomy, text.length)
-    where = resources(run.device, run.dtype, run.max_memory, found.size[1], text=True)
-    return Opened(anatomy, found, where, run.trust_remote_code)
-
-
-def _dense(name: str, recovery: Recovery, text: Calibration, run: Run) -> Opened:
-    """The dense model.
-
-    Raises:
-        RequestError: there is none of that name.
-    """
-    try:
-        return _open(name, recovery, text, run)
-    except RequestError as error:
-        raise RequestError("baseline", f"the dense model is needed, and {error}") from error
-
-
 def _already_done(
     folder: Path, earlier: Report, recovery: Recovery, text: Calibration, run: Run, baseline: str | None
 ) -> Report | None:
@@ -202,7 +137,7 @@ def _already_done(
         ("pruning", done.recipe, earlier.recipe),
         ("calibration", then.get("text"), text.model_dump()),
     ]
-    if baseline and (dense := _dense(baseline, recovery, text, run).source):
+    if baseline and (dense := dense_model(baseline, recovery, text, run).source):
         compared.append(("dense model", then.get("dense"), dense.hashes))
     differing = [what for what, was, now in compared if was != now]
     if differing:
@@ -215,35 +150,8 @@ def _asked(recovery: Recovery) -> dict[str, Any]:
     return plugins.plain(recovery)
 
 
-def _dense_name(earlier: Report) -> str:
-    """The model that was pruned, at the revision that was."""
-    name, revision = earlier.model["source"], earlier.model.get("revision")
-    return f"{name}@{revision}" if revision else str(name)
-
-
-def _require_alike(pruned: Opened, dense: Opened) -> None:
-    """Refuse a dense model that the pruned one cannot have come from.
-
-    Raises:
-        RequestError: it names the first size in which they differ.
-    """
-    ours, theirs = pruned.anatomy, dense.anatomy
-    for what, own, other in (
-        ("family", ours.family, theirs.family),
-        ("depth", len(ours.blocks), len(theirs.blocks)),
-        ("hidden size", ours.hidden_size, theirs.hidden_size),
-        ("vocabulary", ours.vocabulary, theirs.vocabulary),
-    ):
-        if own != other:
-            raise RequestError(
-                "baseline",
-                f"the pruned model has the {what} {own}, and {dense.name} has {other}; name the "
-                "model that it was pruned from",
-            )
-
-
 @torch.no_grad()
-def _carried_out(asked: _Recover, tokens: Tensor | None) -> Report:
+def _carried_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     start = time.perf_counter()
     pruned, dense, needed = asked.pruned, asked.dense, asked.plan
     text = windows(dense, asked.text, needed, tokens=tokens)  # a pruned model would teach its own damage

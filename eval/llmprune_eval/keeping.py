@@ -13,7 +13,7 @@ from llmprune import report
 from llmprune.errors import RequestError
 from llmprune.progress import say
 from llmprune.report import Evaluation
-from llmprune.run import card
+from llmprune.run import card, card_results
 from llmprune_eval import evaluation, runs
 from llmprune_eval.perplexity import Protocol
 from llmprune_eval.tasks import Ask
@@ -72,7 +72,7 @@ def _add(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> No
     kept = report.read(folder)
     assert kept is not None
     kept.evaluation = cast(Evaluation, change(dict(kept.evaluation or {})))
-    said = card.evaluated(folder, kept)
+    said = card_results.evaluated(folder, kept)
     (folder / report.FILE).write_text(kept.to_json())
     (folder / "README.md").write_text(said, encoding="utf-8")
 

@@ -8,7 +8,6 @@ transformers' `per_layer_config`; its classes do not build such layers yet, so a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,17 +20,6 @@ from llmprune.model.shapes import Layout, Lost, Shapes, earlier
 from llmprune.model.site import Site
 from llmprune.model.unit_site import UnitSite
 from llmprune.model.widths import Counts, unit_sites
-
-MODULE = "modeling_llmprune"
-CLASSES = '''
-
-class {trunk}(PerLayer, stock.{trunk}):
-    """transformers' class of this name, with layers of different sizes."""
-
-
-class {model}(PerLayer, stock.{model}):
-    """transformers' class of this name, with layers of different sizes."""
-'''
 
 
 class UnitShapes(Shapes):
@@ -247,37 +235,10 @@ def require_holding(anatomy: Anatomy, layout: Layout) -> None:
         )
 
 
-def modelling_file(anatomy: Anatomy) -> str:
-    """The code that builds layers of different sizes; it stands on its own."""
-    shared = Path(per_layer.__file__).read_text()
-    (module,) = {kind.__module__ for kind in _stock(anatomy)}
-    trunk, model = (kind.__name__ for kind in _stock(anatomy))
-    last = "from transformers import PreTrainedModel\n"
-    package, name = module.rsplit(".", 1)
-    imports = f"{last}from {package} import {name} as stock\n"
-    shared = shared.replace(last, imports).replace("  # type: ignore[misc]", "")
-    return shared + CLASSES.format(trunk=trunk, model=model)
-
-
-def auto_map(anatomy: Anatomy) -> dict[str, str]:
-    """Where the config says that `modelling_file` is."""
-    trunk, model = (kind.__name__ for kind in _stock(anatomy))
-    return {"AutoModel": f"{MODULE}.{trunk}", "AutoModelForCausalLM": f"{MODULE}.{model}"}
-
-
 def _differing(anatomy: Anatomy) -> bool:
     """Whether blocks have different sizes before anything is pruned."""
     sizes = {(site.part, site.units) for site in unit_sites(anatomy)}
     return len(sizes) > len({part for part, _ in sizes})
-
-
-def _stock(anatomy: Anatomy) -> tuple[type, type]:
-    """transformers' own classes of the trunk and the model, which a modelling file may have extended."""
-    trunk, model = (
-        next(kind for kind in type(module).__mro__ if kind.__module__.startswith("transformers.models."))
-        for module in (anatomy.trunk, anatomy.model)
-    )
-    return trunk, model
 
 
 def without_layers(settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError, first_line
 from llmprune.patterns import base as patterns
-from llmprune.report import Bench, CalibrationRecord, Evaluation, Judged, RecoveryRecord, Report, Text, Totals
+from llmprune.report import CalibrationRecord, RecoveryRecord, Report, Totals
 
 TEXT = """---
 {metadata}
@@ -53,9 +53,6 @@ Checked after writing, in a fresh process with transformers {transformers}: {che
 
 LICENCE = ("license", "license_name", "license_link")
 LOADING = re.compile(rb'^((?:model|tokenizer) = Auto\w+\.from_pretrained\()"(?:[^"\\\n]|\\.)*"', re.MULTILINE)
-CUT_ALIKE = ("dataset", "split", "length", "stride", "bos")  # what a text's windows hang on but its tokens
-QUALITY, SPEED = "## Quality", "## Speed"
-HEAD = ["| measured | dense | pruned | protocol |", "|---|---|---|---|"]
 MASKED = (
     "The zeros are stored: this checkpoint is as large as the dense one and runs as fast in a runtime that "
     "does not use them."
@@ -103,28 +100,6 @@ def make(report: Report, source: Source | None, out: Path) -> str:
     )
 
 
-def evaluated(folder: Path, report: Report) -> str:
-    """A folder's card with what was measured: sections of its own, and what the Hub shows.
-
-    Whatever else somebody wrote into the card stays; one that is gone is written anew.
-
-    Raises:
-        RequestError: the card that is there cannot be read.
-    """
-    card = opened(folder, report)
-    evaluation: Evaluation = report.evaluation or {}
-    if "model" in evaluation:
-        card.text = _with(card.text, QUALITY, _table(evaluation))
-        card.data.model_name = card.data.model_name or folder.resolve().name
-        ours = _results(evaluation["model"])
-        known = {_identity(result) for result in ours}
-        theirs = [result for result in card.data.eval_results or [] if _identity(result) not in known]
-        card.data.eval_results = ours + theirs
-    if "bench" in evaluation:
-        card.text = _with(card.text, SPEED, _speeds(evaluation["bench"]))
-    return f"---\n{card.data.to_yaml()}\n---\n{card.text}"
-
-
 def opened(folder: Path, report: Report) -> Any:
     """A folder's card, or a new one if there is none.
 
@@ -169,84 +144,6 @@ def _line(folder: str, checked: str) -> str:
 def _literal(name: str) -> str:
     """A name as Python reads it, in the quotes of the card."""
     return json.dumps(name, ensure_ascii=False)
-
-
-def _with(text: str, title: str, lines: list[str]) -> str:
-    """A card's text with this section's table, in place of the one that stands under that title."""
-    section = f"{title}\n\n" + "\n".join(HEAD + lines) + "\n"
-    found = re.compile(rf"^{title}[ \t]*\n+(?:\|.*(?:\n|\Z))*\n*", re.MULTILINE)
-    text = text.rstrip() + "\n"
-    if not found.search(text):
-        return f"{text}\n{section}"
-    return found.sub(lambda _: section + "\n", text, count=1).rstrip() + "\n"
-
-
-def _speeds(bench: Bench) -> list[str]:
-    """Tokens per second, the dense model's where it was measured in turns with the pruned one."""
-    rates = [(one["prefill_tokens_per_s"], one["decode_tokens_per_s"]) for one in bench["models"]]
-    lines = []
-    for part, dense, pruned in zip(("prefill", "decode"), rates[0], rates[-1], strict=True):
-        own = f"{dense:.1f}" if len(rates) > 1 else ""
-        lines.append(f"| {part}, tokens per second | {own} | {pruned:.1f} | {bench['protocol']} |")
-    return lines
-
-
-def _table(evaluation: Evaluation) -> list[str]:
-    """What was measured of the model, beside the dense one."""
-    pruned, lines = evaluation["model"], []
-    dense: Judged = evaluation.get("baseline", {})
-    for text in pruned["perplexity"]:
-        own, name = _dense_figure(text, dense.get("perplexity", [])), _cell(Path(text["dataset"]).name)
-        how = _cell(text["protocol"])
-        lines.append(f"| perplexity, {name} | {own} | {text['perplexity']:.3f} | {how} |")
-    for name, values in pruned.get("tasks", {}).items():
-        if metric := values["metric"]:
-            other = dense.get("tasks", {}).get(name)
-            own = f"{other[metric]:.4f}" if other else ""
-            how = f"{metric}, {values.get('num_fewshot') or 0}-shot, lm-eval"
-            if asked := values.get("questions"):
-                how += f", {asked['asked']} of {asked['of']} questions"
-            lines.append(f"| {name} | {own} | {values[metric]:.4f} | {how} |")
-    return lines
-
-
-def _dense_figure(text: Text, dense: list[Text]) -> str:
-    """The dense model's perplexity, where it was measured alike: per token, and so of the same tokens."""
-    alike = [other for other in dense if all(text.get(key) == other.get(key) for key in CUT_ALIKE)]
-    same = [other for other in alike if text.get("tokenizer") == other.get("tokenizer")]
-    found = [other["perplexity"] for other in same if text.get("windows") == other.get("windows")]
-    if found:
-        return f"{found[0]:.3f}"
-    return "another tokenizer" if alike and not same else ""
-
-
-def _cell(text: str) -> str:
-    """A text as it is shown in a table."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
-
-
-def _results(pruned: Judged) -> list[EvalResult]:
-    """The figures as the Hub reads them."""
-    found = []
-    for text in pruned["perplexity"]:
-        name = Path(text["dataset"]).name
-        kind = re.sub(r"[^\w.-]", "-", name)
-        found.append(_result("text-generation", name, kind, "perplexity", text["perplexity"]))
-    for name, values in pruned.get("tasks", {}).items():
-        if metric := values["metric"]:
-            found.append(_result("text-generation", name, name, metric, values[metric]))
-    return found
-
-
-def _identity(result: EvalResult) -> tuple[Any, ...]:
-    """What tells two figures apart but their values."""
-    return (result.task_type, result.dataset_type, result.dataset_name, result.metric_type)
-
-
-def _result(task: str, name: str, kind: str, metric: str, value: float) -> EvalResult:
-    return EvalResult(
-        task_type=task, dataset_name=name, dataset_type=kind, metric_type=metric, metric_value=value
-    )
 
 
 def _metadata(report: Report, source: Source | None) -> ModelCardData:

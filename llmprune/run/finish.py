@@ -16,7 +16,7 @@ from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import BlockRecord
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
-from llmprune.model import layout
+from llmprune.model import modelling_file
 from llmprune.model.shapes import Shapes, earlier
 from llmprune.progress import say
 from llmprune.recipe import Recipe
@@ -27,7 +27,10 @@ from llmprune.run.job import Job, Run
 from llmprune.text.windows import Windows
 from llmprune.walk.walk import Walk
 
-EARLIER = (f"{layout.MODULE}.py", f"{Path(learned.FILE).stem}.json")  # tell of a pruning before this one
+EARLIER = (
+    f"{modelling_file.MODULE}.py",
+    f"{Path(learned.FILE).stem}.json",
+)  # tell of a pruning before this one
 
 
 def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:
@@ -205,6 +208,6 @@ def _write_settings(todo: Job, draft: Draft, tokenizer: Any, shapes: Shapes) -> 
     if earlier(anatomy, "layout"):
         settings.pop("auto_map", None)
     if said.get("layout") == "per_layer":
-        settings["auto_map"] = layout.auto_map(anatomy)
-        draft.write_text(f"{layout.MODULE}.py", layout.modelling_file(anatomy))
+        settings["auto_map"] = modelling_file.auto_map(anatomy)
+        draft.write_text(f"{modelling_file.MODULE}.py", modelling_file.code(anatomy))
     draft.write_text("config.json", json.dumps(settings, indent=2))

@@ -25,7 +25,7 @@ from llmprune.recipe import Recipe
 from llmprune.recipe_text import load_data
 from llmprune.run import plan
 from llmprune.run.plan import Plan
-from llmprune.walk.stage import device_of
+from llmprune.walk.pausing import device_of
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,20 @@ Letters used in shapes: B sequences of one batch, T tokens, D hidden size, I inp
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmprune.errors import JobError
 from llmprune.methods.base import Propagation
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
 from llmprune.tensors.statistics import Nothing, Statistic
+from llmprune.walk.pausing import device_of, paused
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a block receives besides its hidden states
 
@@ -238,51 +238,3 @@ class _Inputs:
 
     def __iter__(self) -> Iterator[Tensor]:
         return self._stage.inputs_of(self._site)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes: the device of its first weight, or that to which accelerate will bring it."""
-    for part in module.modules():
-        for parameter in part.parameters(recurse=False):
-            if parameter.device.type != "meta":
-                return parameter.device
-            device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
-            return torch.device("cpu" if device is None else device)
-    return torch.device("cpu")
-
-
-@contextmanager
-def paused(sites: list[Site], at: Callable[[Site, Tensor], Any]) -> Iterator[None]:
-    """Call `at(site, input)` before each site computes, while the context is open."""
-    by_layer: dict[nn.Module, list[Site]] = {}
-    for site in sites:
-        by_layer.setdefault(site.layer, []).append(site)
-
-    def stop(layer: nn.Module, held: list[Site]) -> Callable[..., Tensor]:
-        go_on: Callable[..., Tensor] = layer.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
-            for site in held:
-                at(site, site.arriving(*args, **kwargs))
-            return go_on(*args, **kwargs)
-
-        return forward
-
-    with replaced(list(by_layer), [stop(layer, held) for layer, held in by_layer.items()]):
-        yield
-
-
-@contextmanager
-def replaced(modules: list[nn.Module], forwards: list[Callable[..., Any]]) -> Iterator[None]:
-    """Swap the `forward` of every module while the context is open."""
-    own: list[Any] = [vars(module).get("forward") for module in modules]  # accelerate's hooks put one here
-    for module, forward in zip(modules, forwards, strict=True):
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module, forward in zip(modules, own, strict=True):
-            if forward is None:
-                del module.forward
-            else:
-                module.forward = forward

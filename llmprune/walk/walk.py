@@ -17,7 +17,8 @@ from torch import Tensor
 from llmprune.checkpoint.store import Store
 from llmprune.model.anatomy import Anatomy
 from llmprune.progress import track
-from llmprune.walk.stage import Call, Stage, device_of, replaced
+from llmprune.walk.pausing import device_of, replaced
+from llmprune.walk.stage import Call, Stage
 
 
 @dataclass

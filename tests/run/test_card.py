@@ -18,7 +18,7 @@ from llmprune.checkpoint import reload, source
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError
 from llmprune.report import Report
-from llmprune.run import card
+from llmprune.run import card, card_results
 from tests import tiny
 from tests.test_families import check_here
 
@@ -135,7 +135,7 @@ def perplexity(dataset: str, value: float, **how: Any) -> dict[str, Any]:
 def quality(pruned: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     """The cells of the one row of a card about two perplexities, but the protocol."""
     evaluation = {"model": {"perplexity": [pruned]}, "baseline": {"perplexity": [dense]}}
-    (row,) = card._table(evaluation)
+    (row,) = card_results._table(evaluation)
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:4]]
 
 
@@ -181,13 +181,13 @@ def test_what_others_wrote_into_the_card_stays(measured: tuple[Path, Report]) ->
     data = f"---\n{json.dumps({'model-index': INDEX})}\n---\n"
     for ours in ("", "\n## Quality\n\n| measured | old |\n|---|---|\n| gone | 1 |\n"):
         file.write_text(data + THEIRS.format(ours=ours))
-        said = card.evaluated(folder, found)
+        said = card_results.evaluated(folder, found)
         for line in (*THEIRS.split("{ours}")[0].splitlines(), *THEIRS.split("{ours}")[1].splitlines()):
             assert f"{line}\n" in said
         assert said.count("\n## Quality\n\n| measured | dense |") == 1
         assert "gone" not in said
         file.write_text(said)
-        assert card.evaluated(folder, found) == said
+        assert card_results.evaluated(folder, found) == said
         told = ModelCard(said).data
         assert told.model_name == "my-name"
         assert [(r.dataset_name, r.metric_value) for r in told.eval_results] == [("t", 5), ("mine", 0.5)]
@@ -197,7 +197,7 @@ def test_a_card_that_is_gone_is_written_anew(measured: tuple[Path, Report]) -> N
     folder, found = measured
     before = (folder / "README.md").read_text()
     (folder / "README.md").unlink()
-    said = card.evaluated(folder, found)
+    said = card_results.evaluated(folder, found)
     assert before.split("---\n")[2].rstrip() in said and "## Quality" in said
 
 

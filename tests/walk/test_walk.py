@@ -16,7 +16,8 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
 from llmprune.model.sites.linear import LinearLayers
 from llmprune.tensors.statistics import Gram, InputMoments, InputNorm, Nothing, Statistic
-from llmprune.walk.stage import Seen, Stage, paused, replaced
+from llmprune.walk.pausing import paused, replaced
+from llmprune.walk.stage import Seen, Stage
 from llmprune.walk.walk import Walk
 from tests import tiny
 

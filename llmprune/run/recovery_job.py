@@ -1,0 +1,107 @@
+"""What is settled of a recovery before the first weight is touched: both models, the text, and the plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmprune.checkpoint import draft as drafts
+from llmprune.checkpoint import reader, source
+from llmprune.checkpoint.opened import Opened
+from llmprune.checkpoint.resources import resources
+from llmprune.errors import RequestError
+from llmprune.model.sites.base import sites_of
+from llmprune.recovery.base import Recovery
+from llmprune.report import Report
+from llmprune.run import plan
+from llmprune.run.job import Run, require_apart
+from llmprune.run.plan import Plan
+from llmprune.text.calibration import Calibration
+from llmprune.walk.demand import Demand
+
+
+@dataclass(frozen=True)
+class RecoveryJob:
+    """A request that has been checked, with both models opened as far as that takes no weights."""
+
+    recovery: Recovery
+    text: Calibration
+    run: Run
+    earlier: Report
+    """Of the pruned checkpoint."""
+    pruned: Opened
+    dense: Opened
+
+    @property
+    def plan(self) -> Plan:
+        """What walking both models side by side takes."""
+        demand = Demand(self.recovery.needs, "layer", self.text.samples)
+        anatomy, where = self.pruned.anatomy, self.pruned.resources
+        length = plan.require_length(anatomy, self.text.length)
+        one = plan.make(anatomy, demand, where, self.pruned.bytes, length)
+        return dataclasses.replace(one, needed_bytes=2 * one.needed_bytes, host_bytes=2 * one.host_bytes)
+
+
+def opened(
+    folder: Path, earlier: Report, recovery: Recovery, text: Calibration, run: Run, baseline: str | None
+) -> tuple[Opened, Opened]:
+    """The pruned checkpoint and the dense one, checked as far as that takes no weights.
+
+    Raises:
+        RequestError: the one cannot be recovered, or the other cannot be what it came from.
+    """
+    drafts.require_usable(Path(str(run.out)), resume=run.resume)
+    pruned = _open(str(folder), recovery, text, run)
+    assert pruned.source is not None
+    require_apart(pruned.source, run)
+    dense = dense_model(baseline or _dense_name(earlier), recovery, text, run)
+    _require_alike(pruned, dense)
+    return pruned, dense
+
+
+def _open(name: str, recovery: Recovery, text: Calibration, run: Run) -> Opened:
+    found = source.find(name, trust_remote_code=run.trust_remote_code)
+    anatomy = reader.blueprint(found, sites_of(recovery.walks))
+    plan.require_length(anatomy, text.length)
+    where = resources(run.device, run.dtype, run.max_memory, found.size[1], text=True)
+    return Opened(anatomy, found, where, run.trust_remote_code)
+
+
+def dense_model(name: str, recovery: Recovery, text: Calibration, run: Run) -> Opened:
+    """The dense model.
+
+    Raises:
+        RequestError: there is none of that name.
+    """
+    try:
+        return _open(name, recovery, text, run)
+    except RequestError as error:
+        raise RequestError("baseline", f"the dense model is needed, and {error}") from error
+
+
+def _dense_name(earlier: Report) -> str:
+    """The model that was pruned, at the revision that was."""
+    name, revision = earlier.model["source"], earlier.model.get("revision")
+    return f"{name}@{revision}" if revision else str(name)
+
+
+def _require_alike(pruned: Opened, dense: Opened) -> None:
+    """Refuse a dense model that the pruned one cannot have come from.
+
+    Raises:
+        RequestError: it names the first size in which they differ.
+    """
+    ours, theirs = pruned.anatomy, dense.anatomy
+    for what, own, other in (
+        ("family", ours.family, theirs.family),
+        ("depth", len(ours.blocks), len(theirs.blocks)),
+        ("hidden size", ours.hidden_size, theirs.hidden_size),
+        ("vocabulary", ours.vocabulary, theirs.vocabulary),
+    ):
+        if own != other:
+            raise RequestError(
+                "baseline",
+                f"the pruned model has the {what} {own}, and {dense.name} has {other}; name the "
+                "model that it was pruned from",
+            )
