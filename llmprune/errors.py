@@ -1,4 +1,4 @@
-"""What can go wrong, from the user's side: the request was wrong, or the job failed."""
+"""The two errors that users see: the request was wrong, or the job failed."""
 
 
 class LlmpruneError(ValueError):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def existing(name: str) -> Path | None:
-    """What has this name, `~` expanded; None if nothing has, or nothing could have."""
+    """Return the path with `~` expanded if it exists; None if it does not, or is no valid path."""
     try:
         path = Path(name).expanduser()
         return path if path.exists() else None

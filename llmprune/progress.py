@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, plain lines elsewhere. Everything goes to stderr."""
+"""Show progress on stderr: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _plain(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
     start = last = time.monotonic()
     done = 0
 
-    def news(now: float) -> None:
+    def report(now: float) -> None:
         of = "" if total is None else f"/{total}"
         say(f"{label}: {done}{of}, {now - start:.0f} s")
 
@@ -42,12 +42,12 @@ def _plain(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
         now = time.monotonic()
         if done and now - last > PLAIN_EVERY:
             last = now
-            news(now)
+            report(now)
         yield item
         done += 1
-    news(time.monotonic())
+    report(time.monotonic())
 
 
 def say(line: str) -> None:
-    """One line of news."""
+    """Print one line."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints

@@ -63,7 +63,7 @@ def prune(
     if tokens is not None:
         size = size_of(tokens)
         asked = asked.model_copy(update={"calibration": asked.calibration.model_copy(update=size)})
-    into = recovering.first(asked, run)
+    into = recovering.folder_to_prune(asked, run)
     if not isinstance(model, str | Path):
         todo: Job | Report = job.live_job(model, asked, into)
     elif run.out is None:
@@ -74,14 +74,14 @@ def prune(
         if on_plan is not None:
             on_plan(todo.plan)
         todo.plan.require_fit(todo.run.folder)
-        report = _done(todo, tokenizer, tokens)
+        report = _do(todo, tokenizer, tokens)
     else:
         report = todo
-    return recovering.then(asked, run, report, tokens)
+    return recovering.recover_pruned(asked, run, report, tokens)
 
 
 def begin(model: str, asked: Recipe, run: Run) -> Job | Report:
-    """The job that is left to do for a checkpoint, or the report if an earlier run has done it."""
+    """The job of a checkpoint, or the report if an earlier run has completed it."""
     model = str(existing(model) or model)
     if run.resume and (done := finish.already_done(model, asked, run)):
         return done
@@ -89,20 +89,20 @@ def begin(model: str, asked: Recipe, run: Run) -> Job | Report:
 
 
 @torch.no_grad()
-def _done(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
-    """Do a job, and leave the caller's model in the mode it was in."""
+def _do(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
+    """Do a job; restore the training mode of the caller's model."""
     model = todo.model.anatomy.model
     training = model.training
     model.eval()  # dropout has no place in a measurement
     try:
         with job.within_memory():
-            return _carried_out(todo, tokenizer, tokens)
+            return _carry_out(todo, tokenizer, tokens)
     finally:
         model.train(training)
 
 
-def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
-    """Prune block by block, write what is left, and check it.
+def _carry_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
+    """Prune block by block, write the result, and check it.
 
     Raises:
         JobError: it failed; the sentence says why.
@@ -157,7 +157,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
 
 
 def _allocated(problem: Problem, recipe: Recipe, header: RunHeader | None) -> Allocation:
-    """The budget with what was measured for it; a resumed run has it in its journal."""
+    """The budget, with all that was measured or solved for it; a resumed run has it in its journal."""
     if header is None:
         return recipe.allocation.allocate(problem)
     left = problem.scratch is not None and problem.scratch.is_dir()

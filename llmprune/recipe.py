@@ -1,4 +1,4 @@
-"""What the user asked for: one YAML of about ten lines, checked before anything is read or written."""
+"""A recipe: what to remove from which model, checked before anything is read or written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from llmprune.walk.demand import Demand
 
 
 class Recipe(BaseModel):
-    """What to remove, and from which model.
+    """What to remove, and from which model, in about ten lines of YAML.
 
     Every part is a name, or a mapping of its `name` and options: `method: {name: sparsegpt, damping: 0.02}`.
     """
@@ -37,7 +37,7 @@ class Recipe(BaseModel):
     model: str | None = None
     """A folder, a .gguf file or a Hub id; the command line's wins."""
     method: InstanceOf[Method[Any]]
-    """Which weights go, and how the rest make up for it: a file of `llmprune/methods/`."""
+    """Which weights go, and whether the others change: a file of `llmprune/methods/`."""
     pattern: InstanceOf[Pattern]
     """`unstructured`, N:M (N of every M are kept), or `units` (whole channels and groups of heads)."""
     sparsity: float = Field(0.5, ge=0, lt=1)
@@ -45,13 +45,13 @@ class Recipe(BaseModel):
     allocation: InstanceOf[Allocator]
     """How much goes where: a file of `llmprune/allocation/`."""
     repair: InstanceOf[Repair[Any]]
-    """How the units that stay make up for the others: a file of `llmprune/repair/`."""
+    """How the remaining units compensate: a file of `llmprune/repair/`."""
     layout: Layout | None = None
     """How blocks of different sizes are written; None for single weights, which change no sizes."""
     recovery: InstanceOf[Recovery] | None = None
-    """What brings quality back afterwards: a file of `llmprune/recovery/`."""
+    """What improves the result afterwards: a file of `llmprune/recovery/`."""
     propagation: Propagation = "layer"
-    """What later layers are calibrated on: `dense` outputs, those of pruned blocks, or of pruned layers."""
+    """Outputs that calibrate later layers: `dense`, or those of pruned blocks (`block`) or layers (`layer`)."""
     calibration: Calibration
     """Which text calibrates."""
 
@@ -114,7 +114,9 @@ class Recipe(BaseModel):
             shares = self.sites.shares
             raise RequestError("allocation", f"{allocation} cannot share out {shares}; use uniform")
         if not whole and repair != "none":
-            raise RequestError("repair", f"{repair} makes up for whole units, not {self.pattern}; use none")
+            raise RequestError(
+                "repair", f"{repair} compensates for whole units, not {self.pattern}; use none"
+            )
         if not whole and self.layout is not None:
             raise RequestError(
                 "layout", f"{self.layout} is for whole units, not {self.pattern}; leave it out"

@@ -1,4 +1,4 @@
-"""Recipes as text: YAML files, the ones that are shipped, and the words of a command line."""
+"""Recipes as text: YAML files, shipped recipes, and the options of a command line."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def override(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def from_words(words: dict[str, Any], otherwise: dict[str, Any] | None = None) -> tuple[str, Recipe]:
-    """The model's name, and the recipe that the options of a command add up to.
+    """The model's name, and the recipe that a command's options describe.
 
     Args:
         words: options by their names; None where the user gave none. `set_` holds `key=value` texts.

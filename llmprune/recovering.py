@@ -68,11 +68,11 @@ def recover(
     if run.resume and (done := _already_done(folder, earlier, recovery, text, run, baseline)):
         return done
     pruned, dense = opened(folder, earlier, recovery, text, run, baseline)
-    return _carried_out(RecoveryJob(recovery, text, run, earlier, pruned, dense), tokens)
+    return _carry_out(RecoveryJob(recovery, text, run, earlier, pruned, dense), tokens)
 
 
-def first(asked: Recipe, run: Run) -> Run:
-    """How to prune what a recipe will recover: into a folder of its own, beside the one that was named.
+def folder_to_prune(asked: Recipe, run: Run) -> Run:
+    """Where to prune what a recipe recovers afterwards: into a folder beside the one that was named.
 
     Raises:
         RequestError: there is no folder to recover.
@@ -86,30 +86,30 @@ def first(asked: Recipe, run: Run) -> Run:
     return dataclasses.replace(run, out=_named_after(out, "pruned"))
 
 
-def then(asked: Recipe, run: Run, pruned: Report, tokens: Tensor | None = None) -> Report:
-    """The report of what a recipe recovers once it has been pruned."""
+def recover_pruned(asked: Recipe, run: Run, pruned: Report, tokens: Tensor | None = None) -> Report:
+    """Recover what was pruned, if the recipe asks for it."""
     if asked.recovery is None:
         return pruned
     how = dataclasses.asdict(run)
-    return recover(Path(str(first(asked, run).out)), asked.recovery, tokens=tokens, **how)
+    return recover(Path(str(folder_to_prune(asked, run).out)), asked.recovery, tokens=tokens, **how)
 
 
 def beside(folder: Path) -> Path:
-    """Where a recovered checkpoint goes unless another folder is named."""
+    """The folder of a recovered checkpoint unless another is named."""
     return _named_after(folder, "recovered")
 
 
 def _named_after(folder: Path, what: str) -> Path:
-    """A folder beside another; `.` and `..` have no names of their own."""
+    """A folder beside another; `.` and `..` are resolved first."""
     named = folder if folder.name not in ("", "..") else folder.resolve()
     return named.with_name(f"{named.name}-{what}")
 
 
 def _run(out: str | Path, options: dict[str, Any]) -> Run:
-    """How to run.
+    """Read the options of how to run.
 
     Raises:
-        RequestError: that has no such option.
+        RequestError: there is no such option.
     """
     known = {field.name for field in dataclasses.fields(Run)}
     unknown = sorted(options.keys() - known)
@@ -121,10 +121,10 @@ def _run(out: str | Path, options: dict[str, Any]) -> Run:
 def _already_done(
     folder: Path, earlier: Report, recovery: Recovery, text: Calibration, run: Run, baseline: str | None
 ) -> Report | None:
-    """The report of a complete folder; the dense model is looked at if it was named.
+    """Return the report of a complete folder, if it is the result of this request.
 
     Raises:
-        RequestError: the folder was finished with something else.
+        RequestError: it is the result of another request.
     """
     out = Path(str(run.out))
     done = finish.finished(out)
@@ -151,16 +151,16 @@ def _asked(recovery: Recovery) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _carried_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
+def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     start = time.perf_counter()
     pruned, dense, needed = asked.pruned, asked.dense, asked.plan
-    text = windows(dense, asked.text, needed, tokens=tokens)  # a pruned model would teach its own damage
+    text = windows(dense, asked.text, needed, tokens=tokens)  # the pruned model would generate damaged text
     assert text is not None and asked.run.folder is not None and dense.source is not None
     needed.require_fit(asked.run.folder)
     how = _asked(asked.recovery)
-    # What was asked of the text, which its tokens alone do not say.
-    told_apart = {"text": asked.text.model_dump(), "dense": dense.source.hashes, "recovery": how}
-    fingerprint = finish.identity(pruned, told_apart, text)
+    # The text's options as well as its tokens: a resumed run must have been asked for the same.
+    request = {"text": asked.text.model_dump(), "dense": dense.source.hashes, "recovery": how}
+    fingerprint = finish.identity(pruned, request, text)
     draft = Draft(asked.run.folder, needed.blocks)
     header = draft.resume(fingerprint)
     if header is None:

@@ -21,7 +21,7 @@ Policy = Annotated[
     str | None,
     typer.Option(help="What a method learned in an earlier run, its policy.safetensors, used as it is."),
 ]
-Repair = Annotated[str | None, typer.Option(help="What makes up for removed units; see `llmprune methods`.")]
+Repair = Annotated[str | None, typer.Option(help="How the other units compensate; see `llmprune methods`.")]
 Layout = Annotated[
     str | None, typer.Option(help="How blocks of different sizes are written: uniform, per_layer or padded.")
 ]
@@ -38,7 +38,7 @@ Length = Annotated[
     int | None,
     typer.Option(help="Tokens per window (2048 or the model's context; some methods have their own)."),
 ]
-Seed = Annotated[int | None, typer.Option(help="Places the calibration windows (0).")]
+Seed = Annotated[int | None, typer.Option(help="Draws the calibration windows (0).")]
 Column = Annotated[
     str | None, typer.Option(help="The column that holds the text, of a table or a Hub data set (text).")
 ]
@@ -46,7 +46,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="Of the computation: auto, float32, bfloat16 or float16.")]
 MaxMemory = Annotated[str | None, typer.Option(help="Plan with at most this much, such as 8GiB.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run was cut off.")]
-Save = Annotated[bool, typer.Option("--save", help="Keep it in the model's report and card.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
+Save = Annotated[bool, typer.Option("--save", help="Add it to the model's report and card.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any recipe option, as key=value; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

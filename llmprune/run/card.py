@@ -111,7 +111,7 @@ def opened(folder: Path, report: Report) -> Any:
         return ModelCard(make(report, None, folder))
     try:
         return ModelCard(file.read_text(encoding="utf-8-sig"))
-    except Exception as error:  # somebody wrote into it, and YAML and the Hub's client fail in many ways
+    except Exception as error:  # edited by hand: YAML and the Hub's client fail in many ways
         why = first_line(error)
         raise RequestError(
             "save", f"{file} cannot be read as a model card ({why}); mend its metadata, or move it away"
@@ -120,7 +120,7 @@ def opened(folder: Path, report: Report) -> Any:
 
 @contextmanager
 def addressed(folder: Path, repo: str) -> Iterator[None]:
-    """Let a folder's card name the repository that it is pushed to; if that fails, it is as it was."""
+    """Name the repository in the card's loading lines while it is pushed; restore the card on failure."""
     file = folder / "README.md"
     before = file.read_bytes() if file.is_file() else b""
     after = LOADING.sub(lambda line: line[1] + _literal(repo).encode(), before)
@@ -136,13 +136,13 @@ def addressed(folder: Path, repo: str) -> Iterator[None]:
 
 
 def _line(folder: str, checked: str) -> str:
-    """How to load a folder from where it lies, as it was loaded when it was checked."""
+    """The line that loads a folder, with the arguments that the check used."""
     trust = ", trust_remote_code=True" if checked.endswith(", trust_remote_code=True)") else ""
     return reload.LINE.format(folder=_literal(folder)[1:-1], trust=trust)
 
 
 def _literal(name: str) -> str:
-    """A name as Python reads it, in the quotes of the card."""
+    """A name as a Python string literal in double quotes."""
     return json.dumps(name, ensure_ascii=False)
 
 
@@ -162,18 +162,18 @@ def _metadata(report: Report, source: Source | None) -> ModelCardData:
 
 
 def _card_of(source: Source | None) -> dict[str, Any]:
-    """What the card of the model that was pruned says; its licence stays in force."""
+    """Metadata of the pruned model's own card; its licence stays in force."""
     if source is None or not (source.folder / "README.md").is_file():
         return {}
     try:
         said: dict[str, Any] = ModelCard.load(source.folder / "README.md").data.to_dict()
-    except Exception:  # somebody else's card, in any state; only what it says is lost
+    except Exception:  # another author's card, in any state; only its metadata is lost
         return {}
     return said
 
 
 def _use(pattern: Any, totals: Totals) -> str:
-    """What removing buys: nothing where all of it stands in the file as zeros."""
+    """What pruning gains: nothing in size where removed weights are stored as zeros."""
     if totals["parameters_after"] >= totals["parameters_before"]:
         return MASKED
     return CUT.format(units=patterns.build(pattern, {}).removed)
@@ -191,7 +191,7 @@ def _calibration(record: CalibrationRecord | None) -> str:
 
 
 def _recovered(record: RecoveryRecord | None) -> str:
-    """A row of its own, if anything was recovered."""
+    """A table row about the recovery, if there was one."""
     if record is None:
         return ""
     return f"\n| recovered by | {record['name']}, on {_calibration(record['calibration'])} |"

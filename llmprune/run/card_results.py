@@ -1,4 +1,4 @@
-"""What was measured of a pruned model, as its card shows it: two tables, and metadata for the Hub."""
+"""Measured results in a model card: two tables, and metadata for the Hub."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from huggingface_hub import EvalResult
 from llmprune.report import Bench, Evaluation, Judged, Report, Text
 from llmprune.run.card import opened
 
-CUT_ALIKE = ("dataset", "split", "length", "stride", "bos")  # what a text's windows hang on but its tokens
+CUT_ALIKE = ("dataset", "split", "length", "stride", "bos")  # decides a text's windows, besides its tokens
 QUALITY, SPEED = "## Quality", "## Speed"
 HEAD = ["| measured | dense | pruned | protocol |", "|---|---|---|---|"]
 
 
 def evaluated(folder: Path, report: Report) -> str:
-    """A folder's card with what was measured: sections of its own, and what the Hub shows.
+    """Return a folder's card with the measured results: two sections, and metadata for the Hub.
 
-    Whatever else somebody wrote into the card stays; one that is gone is written anew.
+    Everything else in the card stays. A missing card is made first.
 
     Raises:
         RequestError: the card that is there cannot be read.

@@ -1,4 +1,4 @@
-"""The end of a run: the report, the files beside the weights, and the check that the result loads."""
+"""Finish a run: write the report and the files beside the weights, and check that the result loads."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from llmprune.walk.walk import Walk
 EARLIER = (
     f"{modelling_file.MODULE}.py",
     f"{Path(learned.FILE).stem}.json",
-)  # tell of a pruning before this one
+)  # describe an earlier pruning
 
 
 def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:
-    """All that the bytes of the result depend on."""
+    """Everything that the bytes of the result depend on."""
     recipe = {"recipe": todo.recipe.resolved()}
     return identity(todo.model, recipe, windows, hashed=todo.run.out is not None)
 
@@ -42,7 +42,7 @@ def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:
 def identity(
     model: Opened, asked: dict[str, Any], windows: Windows | None, *, hashed: bool = True
 ) -> dict[str, Any]:
-    """What a run is told apart by: the model, what was asked, the text and the machine."""
+    """Identify a run by its model, its request, its text and its machine."""
     return {
         "model": [model.name, model.facts["revision"]],
         "weights": model.source.hashes if model.source and hashed else None,
@@ -90,7 +90,7 @@ def report_of(
     identity: dict[str, Any],
     spent: Time,
 ) -> Report:
-    """The report of a walk that came to its end; nothing is said yet of what was written."""
+    """Make the report of a complete walk; sizes after writing are added later."""
     sites = [site for record in records for site in record.sites]
     facts = todo.model.facts
     return Report(
@@ -108,7 +108,7 @@ def report_of(
 
 
 def time_of(records: list[BlockRecord], earlier: int, seconds: float) -> Time:
-    """Where this process spent its time; blocks that an earlier one wrote count for the forward alone."""
+    """Seconds of this process by task; blocks of an interrupted run count their forward pass only."""
     here = records[earlier:]
     solve_s, write_s = sum(record.solve_s for record in here), sum(record.write_s for record in here)
     return {
@@ -121,7 +121,7 @@ def time_of(records: list[BlockRecord], earlier: int, seconds: float) -> Time:
 
 
 def publish(todo: Job, shapes: Shapes, draft: Draft, walk: Walk, result: Report, tokenizer: Any) -> None:
-    """Complete the folder of a pruned checkpoint, check that it loads, and only then make it one.
+    """Complete the folder of a pruned checkpoint, check that it loads, then move it into place.
 
     Raises:
         JobError: the result does not load, or differs from the model in memory.
@@ -171,14 +171,14 @@ def seal(model: Opened, draft: Draft, expected: Tensor | None, result: Report, *
 
 
 def _stored_parameters(todo: Job, draft: Draft) -> int:
-    """How many parameters the dense checkpoint holds; tied ones may be stored twice."""
+    """Count the parameters that the dense checkpoint stores; tied ones may be stored twice."""
     if todo.model.source is None:
         return draft.total_parameters()
     return sum(stored.numbers for stored in todo.model.source.tensors.values())
 
 
 def mark(todo: Job, shapes: Shapes) -> dict[str, Any]:
-    """What the config of a pruned model says of the pruning."""
+    """The `llmprune` key of a pruned model's config."""
     return {
         "version": versions.installed()["llmprune"],
         "method": plugins.name_of(todo.recipe.method),
@@ -190,7 +190,7 @@ def mark(todo: Job, shapes: Shapes) -> dict[str, Any]:
 
 
 def _write_settings(todo: Job, draft: Draft, tokenizer: Any, shapes: Shapes) -> None:
-    """config.json with our key, and the tokenizer and generation config as they were."""
+    """Write config.json with our key; copy the tokenizer and the generation config."""
     source, anatomy = todo.model.source, todo.model.anatomy
     if source:
         settings = dict(source.settings)

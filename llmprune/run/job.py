@@ -1,4 +1,4 @@
-"""What is settled before the first weight is touched: what was asked, of which model, and the plan."""
+"""Check a request against its model, and plan it, before the first weight is read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from llmprune.walk.pausing import device_of
 
 @dataclass(frozen=True)
 class Run:
-    """How to run, as opposed to what to do: nothing here changes what is asked of the model."""
+    """How to run, as opposed to what to do: nothing here changes the request."""
 
     out: str | Path | None = None
     resume: bool = False
@@ -50,7 +50,7 @@ class Job:
     """A request that has been checked against its model."""
 
     recipe: Recipe
-    """With what only the model could tell: its name, and the length of a window."""
+    """With the model's name and the length of a window filled in."""
 
     run: Run
     model: Opened
@@ -65,7 +65,7 @@ class Job:
 
 @contextmanager
 def within_memory() -> Iterator[None]:
-    """Say in a sentence that memory ran out."""
+    """Turn running out of memory into one sentence."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -75,7 +75,7 @@ def within_memory() -> Iterator[None]:
 
 
 def request(recipe: Any, options: dict[str, Any]) -> tuple[Recipe, Run]:
-    """What the caller asked for, told apart into what to do and how to run.
+    """Separate what the caller asked for into what to do and how to run.
 
     Args:
         recipe: a Recipe, a mapping, the name of a shipped recipe, a YAML file, or None.

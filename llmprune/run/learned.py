@@ -1,4 +1,4 @@
-"""What a method learned: found in the folder of a run, or learned now and kept there."""
+"""Let a method learn before it scores, or load what an earlier run learned."""
 
 from __future__ import annotations
 

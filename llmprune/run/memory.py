@@ -1,4 +1,4 @@
-"""What a process has taken of memory."""
+"""Peak memory of this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run will need, from the configuration and the file headers alone; refuses what cannot fit."""
+"""Plan memory, disk and forward passes from the config and the file headers; refuse what cannot fit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPARE = 0.8  # share of the available memory that a plan may fill
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes. The run holds one block, the calibration activations, and a layer's statistic."""
+    """Sizes are in bytes. A run holds one block, the calibration activations and a layer's statistic."""
 
     family: str
     blocks: int
@@ -56,7 +56,7 @@ class Plan:
     statistic_bytes: int
     scratch_bytes: int
     host_bytes: int
-    """In host memory, wherever the blocks compute: hidden states, and what is being written."""
+    """Held in host memory whatever the device: hidden states, and the shard that is being written."""
     needed_bytes: int
     available_bytes: int
     disk_bytes: int
@@ -94,8 +94,8 @@ class Plan:
     @property
     def _walks(self) -> str:
         if self.propagation == "layer":
-            return "one forward" if self.together else "a forward for each group of layers"
-        return "two forwards" if self.propagation == "block" else "one forward"
+            return "one forward pass" if self.together else "a forward pass for each group of layers"
+        return "two forward passes" if self.propagation == "block" else "one forward pass"
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
@@ -135,7 +135,7 @@ def _gib(size: int) -> str:
 
 
 def require_length(anatomy: Anatomy, asked: int | None) -> int:
-    """The tokens of a calibration window.
+    """Settle the length of a calibration window in tokens.
 
     Raises:
         RequestError: more were asked than the model's context holds.
@@ -150,7 +150,7 @@ def require_length(anatomy: Anatomy, asked: int | None) -> int:
 
 
 def require_groups(anatomy: Anatomy, pattern: Pattern) -> None:
-    """Refuse a pattern into whose groups a layer's inputs cannot be cut.
+    """Refuse an N:M pattern that does not divide the inputs of a layer.
 
     Raises:
         RequestError: it names the first such layer.
@@ -166,20 +166,20 @@ def require_groups(anatomy: Anatomy, pattern: Pattern) -> None:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Numbers that a model's sizes come down to, in bytes of the computation unless said otherwise."""
+    """Sizes of one model in bytes, in the dtype of the computation unless said otherwise."""
 
     block: int
     """Weights of the largest block."""
     outside: int
     """Weights outside the blocks."""
     written: int
-    """What is being written at a time, as stored."""
+    """The largest shard with its copy while it is written, in the dtype of the checkpoint."""
     scratch: int
-    """What scoring and selecting hold."""
+    """Temporary matrices of scoring and selecting."""
     hidden: int
-    """A token's hidden state."""
+    """Hidden state of one token."""
     inside: int
-    """What a token takes inside a block."""
+    """Activations of one token inside a block."""
 
 
 def _sizes(anatomy: Anatomy, how: Resources, checkpoint_bytes: int) -> _Sizes:
@@ -189,7 +189,8 @@ def _sizes(anatomy: Anatomy, how: Resources, checkpoint_bytes: int) -> _Sizes:
     return _Sizes(
         block=max(blocks) * width,
         outside=outside * width,
-        # A block as it is stored, and as its file is built from it; or the rest, never both at a time.
+        # Twice: the pruned tensors, and the copy that safetensors makes of them. Blocks and the rest are
+        # written one after the other, so the larger counts.
         written=max(int(2 * max(blocks) * stored), int(2 * outside * stored)),
         scratch=SCRATCH * 4 * max(site.inputs * site.outputs for site in anatomy.sites),
         hidden=anatomy.hidden_size * width,
@@ -198,11 +199,11 @@ def _sizes(anatomy: Anatomy, how: Resources, checkpoint_bytes: int) -> _Sizes:
 
 
 def make(anatomy: Anatomy, demand: Demand, how: Resources, checkpoint_bytes: int, length: int) -> Plan:
-    """Work out what a run will need.
+    """Make the plan of a run.
 
     Args:
         anatomy: of the model; its weights may be on the meta device.
-        demand: what the run is for comes down to.
+        demand: what the run gathers, and how often it walks the model.
         how: where it will run.
         checkpoint_bytes: of all weights, as stored.
         length: tokens per calibration window.
@@ -211,7 +212,7 @@ def make(anatomy: Anatomy, demand: Demand, how: Resources, checkpoint_bytes: int
     tokens = demand.samples * length
     batch = max(1, TOKENS_AT_ONCE[how.device.type] // length)
     statistic = _statistic_bytes(demand, anatomy)
-    # Hidden states before and after the block; they wait in host memory.
+    # Hidden states before and after the block. They wait in host memory between blocks.
     on_host = 2 * tokens * sizes.hidden + sizes.written
     on_device = sizes.block + statistic + sizes.scratch + sizes.outside
     base = on_device + (on_host if how.device.type == "cpu" else 0)
@@ -249,12 +250,12 @@ def make(anatomy: Anatomy, demand: Demand, how: Resources, checkpoint_bytes: int
 
 
 def _block_outputs(anatomy: Anatomy) -> int:
-    """What the linear layers of one block put out for a token, all together."""
+    """Outputs of all linear layers of one block together, per token."""
     return sum(linear.sizes(layer)[0] for _, layer in linear.layers_of(anatomy.blocks[0]))
 
 
 def _statistic_bytes(demand: Demand, anatomy: Anatomy) -> int:
-    """One site's statistic under `layer` propagation, those of a whole block otherwise; and what is held."""
+    """Statistics held at a time: of one site under `layer` propagation, else of a block; or of all sites."""
     sizes = [demand.needs.bytes_for(site.inputs) for site in anatomy.block_sites(0)]
     at_once = max(sizes) if demand.propagation == "layer" else sum(sizes)
     if not demand.holds_all:

@@ -1,4 +1,4 @@
-"""What is settled of a recovery before the first weight is touched: both models, the text, and the plan."""
+"""Check a recovery against both models, and plan it, before the first weight is read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llmprune.walk.demand import Demand
 
 @dataclass(frozen=True)
 class RecoveryJob:
-    """A request that has been checked, with both models opened as far as that takes no weights."""
+    """A checked recovery, with both models open; no weight has been read."""
 
     recovery: Recovery
     text: Calibration
@@ -46,10 +46,10 @@ class RecoveryJob:
 def opened(
     folder: Path, earlier: Report, recovery: Recovery, text: Calibration, run: Run, baseline: str | None
 ) -> tuple[Opened, Opened]:
-    """The pruned checkpoint and the dense one, checked as far as that takes no weights.
+    """Open the pruned checkpoint and the dense one; read no weights.
 
     Raises:
-        RequestError: the one cannot be recovered, or the other cannot be what it came from.
+        RequestError: the first cannot be recovered, or was not pruned from the second.
     """
     drafts.require_usable(Path(str(run.out)), resume=run.resume)
     pruned = _open(str(folder), recovery, text, run)
@@ -69,7 +69,7 @@ def _open(name: str, recovery: Recovery, text: Calibration, run: Run) -> Opened:
 
 
 def dense_model(name: str, recovery: Recovery, text: Calibration, run: Run) -> Opened:
-    """The dense model.
+    """Open the dense model.
 
     Raises:
         RequestError: there is none of that name.
@@ -81,13 +81,13 @@ def dense_model(name: str, recovery: Recovery, text: Calibration, run: Run) -> O
 
 
 def _dense_name(earlier: Report) -> str:
-    """The model that was pruned, at the revision that was."""
+    """Name of the model that was pruned, with its revision."""
     name, revision = earlier.model["source"], earlier.model.get("revision")
     return f"{name}@{revision}" if revision else str(name)
 
 
 def _require_alike(pruned: Opened, dense: Opened) -> None:
-    """Refuse a dense model that the pruned one cannot have come from.
+    """Refuse a dense model from which this one cannot have been pruned.
 
     Raises:
         RequestError: it names the first size in which they differ.

@@ -1,4 +1,4 @@
-"""The calibration tokens of one run."""
+"""Get the calibration windows of one run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from llmprune.text.windows import Windows
 def windows(
     model: Opened, asked: Calibration, plan: Plan, tokenizer: Any = None, tokens: Tensor | None = None
 ) -> Windows | None:
-    """The calibration tokens [N, L], or None if the plan needs none.
+    """Get the calibration tokens [N, L], or None if the plan needs none.
 
     Args:
-        model: the dense model, which may have to generate or draw them.
+        model: the dense model, which generates or draws them where the source says so.
         asked: which text, and how much of it.
         plan: of the run.
-        tokenizer: in place of the checkpoint's.
-        tokens: the caller's own windows, instead of a text.
+        tokenizer: replaces the checkpoint's.
+        tokens: the caller's windows, instead of a text.
 
     Raises:
-        RequestError: the model has no such tokens.
+        RequestError: a token id is outside the model's vocabulary.
     """
     if not plan.tokens:
         return None

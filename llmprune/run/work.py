@@ -1,4 +1,4 @@
-"""Prune one resident block: observe or recall, solve, write, and report what happened."""
+"""Prune one resident block: observe its sites, solve them, write the block, and record what happened."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from llmprune.walk.stage import Seen, Stage
 
 @dataclass(frozen=True)
 class Work:
-    """What pruning a block takes, whichever block it is."""
+    """Prunes one block after another."""
 
     recipe: Recipe
     method: Method[Any]
-    """The recipe's, or what that has become by learning."""
+    """The recipe's method, after learning."""
 
     store: Store
     header: RunHeader
@@ -39,10 +39,10 @@ class Work:
     observed: Observed
     solved: Solutions | None = None
     keeps: dict[str, Tensor] = field(default_factory=dict)
-    """What survives of every site that loses something as a whole."""
+    """Masks of the sites of which whole units or blocks go; they are cut when the block is written."""
 
     def pruned(self, stage: Stage) -> BlockRecord:
-        """Prune one resident block and write it, or take it as an earlier run left it."""
+        """Prune one resident block and write it, or restore it from an interrupted run."""
         done = self.draft is not None and stage.index < len(self.draft.done)
         if done and not self.recipe.sites.whole:
             return self._restored(stage)
@@ -56,21 +56,21 @@ class Work:
         record = BlockRecord(sites=sites, forward_s=forward_s, solve_s=solve_s)
         if self.draft is None:
             return record
-        if done:  # what was cut is not read back: pruning it again gives the same
+        if done:  # a cut block cannot be read back into its dense shape; pruning it again gives the same
             return self.draft.done[stage.index]
         tensors = self.store.tensors(stage.index)
         tensors = self.shapes.written(stage.index, self.keeps, tensors, self.store.key)
         return self.draft.write_block(stage.index, tensors, record)
 
     def _visited(self, stage: Stage, known: dict[str, Solved]) -> Iterator[tuple[Site, Seen]]:
-        """The sites of a block with what calibration saw there, now or when the budget was made."""
+        """The sites of a block with their statistics, gathered now or by the allocator."""
         if self.observed.seen:
             return ((site, self.observed.seen.pop(site.name)) for site in stage.sites)
         needs = Nothing if all(site.name in known for site in stage.sites) else self.recipe.needs
         return stage.visit(needs, self.recipe.propagation, together=self.header.together)
 
     def _restored(self, stage: Stage) -> BlockRecord:
-        """The record of a block that an earlier run wrote, with its weights read back."""
+        """Read back the weights of a block that an interrupted run wrote; return its record."""
         assert self.draft is not None
         if self.recipe.propagation == "dense":
             stage.outputs = stage.run()
@@ -79,7 +79,7 @@ class Work:
         return self.draft.done[stage.index]
 
     def _prune(self, site: Site, seen: Seen, solved: Solved | None) -> SiteRecord:
-        """Give one resident site its pruned weights."""
+        """Prune one resident site."""
         recipe, share = self.recipe, self.header.budget[site.name]
         weights = self.store.weights(site)
         before = weights.matrix
