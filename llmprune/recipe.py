@@ -51,7 +51,7 @@ class Recipe(BaseModel):
     recovery: InstanceOf[Recovery] | None = None
     """What improves the result afterwards: a file of `llmprune/recovery/`."""
     propagation: Propagation = "layer"
-    """Outputs that calibrate later layers: `dense`, or those of pruned blocks (`block`) or layers (`layer`)."""
+    """Outputs that calibrate later layers: of the dense model, or of pruned blocks or layers."""
     calibration: Calibration
     """Which text calibrates."""
 
