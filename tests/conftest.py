@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the plain run reaches for nothin
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores; set before torch's
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from llmprune.checkpoint.gguf import dequantised
 from llmprune.cli import demo_model
 from llmprune.errors import JobError
 from tests import tiny
+from tests.disk import mounted
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -48,6 +50,13 @@ def _texts_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytes
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tiny.Checkpoints:
     """Call it with a family's name for a folder that holds a tiny random model of it, with a tokenizer."""
     return tiny.Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of a mebibyte."""
+    with mounted(tmp_path / "disk") as place:
+        yield place
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from llmprune import report
+from llmprune.checkpoint.files import write_atomically
 from llmprune.errors import RequestError
 from llmprune.progress import say
 from llmprune.report import Evaluation
@@ -23,27 +25,37 @@ TEXT, PROTOCOL = "builtin", Protocol(windows=16)
 
 
 def require_ours(models: list[str]) -> None:
-    """Refuse to keep anything in a folder that llmprune did not write, or whose card cannot be read.
+    """Refuse a folder that llmprune did not write, that cannot be written, or whose card cannot be read.
 
     Raises:
         RequestError: it names the first.
     """
     for name in models:
         found = report.read(Path(name))
-        if found is not None:
-            card.opened(Path(name), found)
-        else:
+        if found is None:
             raise RequestError("save", f"{name} is no folder that llmprune wrote; leave out --save")
+        card.opened(Path(name), found)
+        if not os.access(name, os.W_OK):
+            raise RequestError("save", f"{name} cannot be written; mend that, or leave out --save")
 
 
 def judge(folder: Path, dense: str, asked: Ask, where: dict[str, Any]) -> None:
-    """Measure a model that was just pruned beside the dense one, unless that has been done, and keep it."""
+    """Measure a model that was just pruned beside the dense one, unless that has been done, and keep it.
+
+    Raises:
+        JobError: it cannot be kept; the figures were told before.
+    """
     done = report.read(folder)
     if done is not None and (done.evaluation or {}).get("asked") == _plain(asked):
         say(f"{folder} has been evaluated already")
         return
     names = {"baseline": dense, "model": str(folder)}
-    keep(evaluation.evaluate(names, [TEXT], PROTOCOL, asked, where), _plain(asked))
+    results = evaluation.evaluate(names, [TEXT], PROTOCOL, asked, where)
+    for found in results.values():
+        say(found["name"])
+        for what, figure in evaluation.rows(found):
+            say(f"{what}  {figure}")
+    keep(results, _plain(asked))
 
 
 def _plain(asked: Ask) -> dict[str, Any]:
@@ -55,6 +67,9 @@ def keep(results: dict[str, Any], asked: dict[str, Any] | None = None) -> None:
     """Add to every model's report and card its own figures and the baseline's, without single answers.
 
     What was measured before stays, but for what has been measured alike.
+
+    Raises:
+        JobError: they cannot be written, and report and card are as they were.
     """
     dense = _short(results["baseline"]) if "baseline" in results else None
     for role, found in results.items():
@@ -63,7 +78,11 @@ def keep(results: dict[str, Any], asked: dict[str, Any] | None = None) -> None:
 
 
 def keep_speed(folder: Path, found: dict[str, Any]) -> None:
-    """Add what a bench measured to a model's report and card."""
+    """Add what a bench measured to a model's report and card.
+
+    Raises:
+        JobError: as `keep`.
+    """
     _add(folder, lambda known: known | {"bench": found})
 
 
@@ -73,8 +92,7 @@ def _add(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> No
     assert kept is not None
     kept.evaluation = cast(Evaluation, change(dict(kept.evaluation or {})))
     said = card_results.evaluated(folder, kept)
-    (folder / report.FILE).write_text(kept.to_json())
-    (folder / "README.md").write_text(said, encoding="utf-8")
+    write_atomically({folder / report.FILE: kept.to_json(), folder / "README.md": said})
 
 
 def _merged(

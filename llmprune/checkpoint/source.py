@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from llmprune.checkpoint import gguf, shards
-from llmprune.checkpoint.offline import UNREACHABLE
+from llmprune.checkpoint.offline import UNREACHABLE, by_storage
 from llmprune.checkpoint.shards import Stored
 from llmprune.errors import JobError, RequestError, first_line
 from llmprune.paths import existing
@@ -194,7 +194,9 @@ def _download(repo: str, revision: str | None, **patterns: Any) -> Path:
         return Path(snapshot_download(repo, revision=revision, **patterns))
     except hub_errors.HFValidationError as error:
         raise RequestError("model", f"{repo!r} is no folder, and no valid Hub id: {error}") from error
-    except UNREACHABLE as error:
+    except (*UNREACHABLE, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not by_storage(error):
+            raise
         raise RequestError(
             "model",
             f"{where} is no local folder, not in the Hub's cache, and could not be fetched: "

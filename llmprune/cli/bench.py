@@ -37,8 +37,9 @@ def bench(
     names = [model] if baseline is None else [baseline, model]
     load = Load(batch, prompt, new_tokens, repeats)
     found = compare(names, load, device=device, dtype=dtype, trust=trust_remote_code)
-    if save:
-        keeping.keep_speed(Path(model), found)
     if as_json:
-        return display.print_json(found)
-    display.table(rows(found), sys.stdout)
+        display.print_json(found)
+    else:
+        display.table(rows(found), sys.stdout)
+    if save:  # last: a full disk must not lose what was measured
+        keeping.keep_speed(Path(model), found)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from llmprune.checkpoint.offline import HTTP_ERROR, UNREACHABLE
+from llmprune.checkpoint.offline import HTTP_ERROR, UNREACHABLE, by_storage
 from llmprune.errors import JobError, LlmpruneError, one_line
 
-CLIENT_ERRORS = (*UNREACHABLE, ValueError, KeyError)
+CLIENT_ERRORS = (*UNREACHABLE, ValueError, KeyError, RuntimeError)
 ANSWERS = {
     400: "what was sent was not taken; push again, and files that the Hub lacks are sent anew",
     401: "the token is not valid; log in again with `hf auth login`, or set HF_TOKEN",
@@ -39,13 +39,15 @@ def explained(repo: str, folder: Path, token: str) -> Iterator[None]:
         token: what no sentence may repeat; empty if there is none.
 
     Raises:
-        JobError: in place of whatever the client raised.
+        JobError: in place of whatever the client raised; a bug's RuntimeError stays what it is.
     """
     try:
         yield
     except LlmpruneError:
         raise
     except CLIENT_ERRORS as error:
+        if isinstance(error, RuntimeError) and not by_storage(error):
+            raise
         why = _reason(error)
         if token:  # a server may repeat what it was sent; its own words are in no traceback either
             why = why.replace(token, "(token)")

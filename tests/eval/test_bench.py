@@ -85,7 +85,7 @@ def test_speed_and_quality_are_kept_beside_each_other(checkpoints, tmp_path):
     assert "| decode, tokens per second | 1.0 | 3.0 | quick |" in card
     (run,) = read_all([tmp_path / "out"])
     assert figures.speed(run, "decode") == 3
-    assert run.judged.model.perplexity[0].perplexity == 5
+    assert run.texts()[0]["perplexity"] == 5
 
 
 def test_a_model_beside_itself_shows_what_the_kernels_do(checkpoints):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llmprune_eval import keeping
+from llmprune_eval import bench, keeping
 from llmprune_eval.tasks import Ask
 
 from llmprune import prune, report
 from llmprune.checkpoint import reload
+from llmprune.cli import app
+from llmprune.errors import JobError, RequestError
 from tests import tiny
+from tests.disk import fill, read_only
 from tests.test_families import check_here
+
+RATES = {"name": "m", "prefill_tokens_per_s": 1.0, "decode_tokens_per_s": 2.0}
+SPEED = {"protocol": "p", "models": [RATES]}
 
 
 @pytest.fixture
@@ -74,3 +82,72 @@ def test_what_was_asked_for_is_not_measured_again(folder: Path, monkeypatch: pyt
     keeping.keep({"model": figures(folder, {}, {"x": 0.4})})
     keeping.judge(folder, "dense", Ask(("x",)), {})
     assert len(rounds) == 2
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def on_disk(folder: Path, disk: Path) -> Path:
+    """A pruned folder on a disk that can be full."""
+    return Path(shutil.copytree(folder, disk / "out"))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_report_and_card(on_disk: Path, disk: Path) -> None:
+    before = state(on_disk)
+    fill(disk, 0)
+    for keep in (
+        lambda: keeping.keep({"model": figures(on_disk, {"a": 5}, {"x": 0.5})}),
+        lambda: keeping.keep_speed(on_disk, SPEED),
+    ):
+        with pytest.raises(JobError, match=r"cannot write .*No space left on device; ") as caught:
+            keep()
+        assert "\n" not in str(caught.value)
+        assert state(on_disk) == before
+
+
+def test_room_for_the_report_alone_changes_neither(on_disk: Path, disk: Path) -> None:
+    before = state(on_disk)
+    fill(disk, len(before[report.FILE]) + 5000)
+    with pytest.raises(JobError, match="No space left"):
+        keeping.keep({"model": figures(on_disk, {"a" * 5000: 5}, {})})
+    assert state(on_disk) == before
+
+
+def test_figures_are_told_before_they_are_kept(
+    on_disk: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate(names: dict[str, str], *_: Any) -> dict[str, Any]:
+        return {role: figures(name, {"builtin": 4.25}, {"x": 0.5}) for role, name in names.items()}
+
+    monkeypatch.setattr(keeping.evaluation, "evaluate", evaluate)
+    fill(disk, 0)
+    with pytest.raises(JobError, match="cannot write"):
+        keeping.judge(on_disk, "dense", Ask(("x",)), {})
+    told = capsys.readouterr().err
+    assert told.count("perplexity on builtin  4.250") == told.count("acc 0.5000") == 2
+
+
+def test_a_folder_that_nobody_may_write_is_refused_before_anything_is_measured(
+    on_disk: Path, disk: Path
+) -> None:
+    keeping.require_ours([str(on_disk)])
+    with read_only(disk):
+        with pytest.raises(RequestError, match=f"^save: {on_disk} cannot be written; "):
+            keeping.require_ours([str(on_disk)])
+        with pytest.raises(JobError, match="Read-only file system"):
+            keeping.keep({"model": figures(on_disk, {"a": 5}, {})})
+
+
+def test_a_bench_is_told_before_it_is_kept(
+    on_disk: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "compare", lambda *_, **__: SPEED)
+    monkeypatch.setattr(bench, "rows", lambda found: [("decode", "2.0")])
+    fill(disk, 0)
+    for more in ([], ["--json"]):
+        with pytest.raises(JobError, match="No space left"):
+            app(["bench", str(on_disk), "--save", *more], standalone_mode=False)
+        out = capsys.readouterr().out
+        assert json.loads(out) == SPEED if more else out == "decode  2.0\n"

@@ -136,6 +136,7 @@ def test_without_a_token_it_is_one_sentence(worker: Worker, hub: WritableHub, fi
 
 
 def test_a_stored_token_is_found(worker: Worker, hub: WritableHub, finished: Path) -> None:
+    worker.home.mkdir(exist_ok=True)
     (worker.home / "token").write_text(TOKEN)
     try:
         assert worker.push(finished, "me/small", token="")["uploaded"]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +12,8 @@ from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import WORK, Draft
 from llmprune.errors import JobError, RequestError
 from llmprune.training.steps import Training
+from tests.disk import fill
 from tests.resume.children import WANDA, Process, References, loads, require_same
-
-SIZE = 1 << 20
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of a mebibyte."""
-    if os.geteuid():
-        pytest.skip("mounting a small disk takes root")
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", place]).returncode:
-        pytest.skip("no disk can be mounted here")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", place], check=True)
-
-
-def fill(place: Path, leave: int) -> Path:
-    """Take all of a disk but some bytes."""
-    hog = place / "hog"
-    hog.write_bytes(b"\0" * max(0, shutil.disk_usage(place).free - leave))
-    return hog
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
