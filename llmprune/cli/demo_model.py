@@ -1,4 +1,4 @@
-"""The main job on a real small model, start to end: fetch, prune, reload, measure."""
+"""The real small model of the demo, fetched once, and what the demo asks of it."""
 
 from __future__ import annotations
 

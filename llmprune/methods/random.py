@@ -1,4 +1,4 @@
-"""Random pruning: the floor that every other method has to beat. `row_norm` and `spectral` do not."""
+"""Random pruning: the floor that every other method has to beat."""
 
 from dataclasses import dataclass
 from typing import Annotated

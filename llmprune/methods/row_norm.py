@@ -1,5 +1,5 @@
 """Units with small rows go: the norm of the weights that compute a channel, or a head's values. Looks at no
-data, and on SmolLM2-135M loses to `random`.
+data.
 
 The baseline of arXiv:2501.15296, which scores the rows of the gate projection.
 """

@@ -1,14 +1,14 @@
 """What calibration tells a method about the inputs of one linear layer.
 
 A statistic is fed activations batch by batch and keeps a running summary whose size does not depend on how
-many tokens it has seen. All of them are sums, so summaries of different batches can be merged.
+many tokens it has seen.
 
 Letters used in shapes: T tokens, I input features.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,10 +30,6 @@ class Statistic:
     def update(self, x: Tensor) -> None:
         """Account for the activations `x` [T, I]."""
         self.tokens += x.shape[0]
-
-    def merge(self, other: Self) -> None:
-        """Account for all that `other` has seen."""
-        self.tokens += other.tokens
 
     def of(self, kind: type[S]) -> S:
         """The part of this summary that is of a kind; anything has a part that is `Nothing`."""
@@ -68,11 +64,6 @@ class InputNorm(Statistic):
         super().update(x)
         self._square_sum += x.float().square().sum(0)
 
-    def merge(self, other: Self) -> None:
-        """Account for all that `other` has seen."""
-        super().merge(other)
-        self._square_sum += other._square_sum
-
     def finite(self) -> bool:
         """Whether every activation so far was a finite number."""
         return bool(self._square_sum.isfinite().all())
@@ -100,11 +91,6 @@ class InputMoments(Statistic):
         """Account for the activations `x` [T, I]."""
         mean = x.float().mean(0)
         self._join(x.shape[0], mean.double(), (x.float() - mean).square().sum(0).double())
-
-    def merge(self, other: Self) -> None:
-        """Account for all that `other` has seen."""
-        if other.tokens:
-            self._join(other.tokens, other.mean, other._spread)
 
     def _join(self, tokens: int, mean: Tensor, spread: Tensor) -> None:
         seen = self.tokens
@@ -142,12 +128,6 @@ class Gram(Statistic):
         """Account for the activations `x` [T, I]."""
         super().update(x)
         ops.add_gram(self._sum, x)
-        self._factors.clear()
-
-    def merge(self, other: Self) -> None:
-        """Account for all that `other` has seen."""
-        super().merge(other)
-        self._sum += other._sum
         self._factors.clear()
 
     def finite(self) -> bool:
@@ -221,11 +201,6 @@ class CentredGram(Gram):
         super().update(x)
         self._total += x.float().sum(0)
 
-    def merge(self, other: Self) -> None:
-        """Account for all that `other` has seen."""
-        super().merge(other)
-        self._total += other._total
-
     @property
     def mean(self) -> Tensor:
         """float64 [I]"""
@@ -246,12 +221,6 @@ class Several(Statistic):
         super().update(x)
         for part in self._parts:
             part.update(x)
-
-    def merge(self, other: Self) -> None:
-        """Account for all that `other` has seen."""
-        super().merge(other)
-        for part, another in zip(self._parts, other._parts, strict=True):
-            part.merge(another)
 
     def of(self, kind: type[S]) -> S:
         """The part of this summary that is of a kind."""

@@ -178,7 +178,13 @@ def test_results_are_shown_beside_the_dense_model(folders, tmp_path):
 )
 def test_missing_parts_of_an_evaluation_are_left_out(evaluation, folders, tmp_path):
     folder = copied(folders["cut"], tmp_path / "a", evaluation=evaluation)
-    Reader(page.page(read_all([folder, folders["masked"]])))
+    runs = read_all([folder, folders["masked"]])
+    words = Reader(page.page(runs)).words
+    assert words.count("Not measured yet") == 2
+    assert not [head for head in ("protocol", "tokens/s", "None") if head in words]
+    assert "No perplexity is in these reports" in words
+    assert [row["quality"] for row in beside.compared(runs)] == [run.error for run in runs]
+    assert [(row["decode"], row["prefill"]) for row in beside.compared(runs)] == [(None, None)] * 2
 
 
 def test_a_loss_curve_is_drawn_and_a_long_one_is_averaged(folders, tmp_path):

@@ -1,4 +1,4 @@
-"""Statistics of batches, merged or not, are those of all tokens together."""
+"""Statistics of batches are those of all tokens together."""
 
 import pytest
 import torch
@@ -37,17 +37,15 @@ def test_the_variance_is_that_of_torch_even_far_from_zero():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(cuts=st.lists(st.integers(1, 12), min_size=1, max_size=6), at=st.integers(0, 5), half=st.booleans())
-def test_merging_equals_seeing_everything(kind, cuts, at, half):
+@given(cuts=st.lists(st.integers(1, 12), min_size=1, max_size=6), half=st.booleans())
+def test_batches_equal_all_tokens_at_once(kind, cuts, half):
     generator = torch.Generator().manual_seed(sum(cuts))
     dtype = torch.bfloat16 if half else torch.float32
     pieces = [torch.randn(n + 1, 4, generator=generator).to(dtype) for n in cuts]
     whole = seen(kind, [torch.cat(pieces)])
-    first = seen(kind, pieces[:at]) if pieces[:at] else kind(4)
-    rest = seen(kind, pieces[at:]) if pieces[at:] else kind(4)
-    first.merge(rest)
-    assert first.tokens == whole.tokens
-    for a, b in zip(values(first), values(whole), strict=True):
+    found = seen(kind, pieces)
+    assert found.tokens == whole.tokens
+    for a, b in zip(values(found), values(whole), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
