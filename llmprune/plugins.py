@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import pkgutil
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llmprune.errors import RequestError
 
+Options = Mapping[str, object]  # a mapping of a recipe, as YAML or JSON gives it
 OPTIONS = ConfigDict(extra="forbid", allow_inf_nan=False)  # how the options of every part are read
 T = TypeVar("T")
 
@@ -48,7 +50,7 @@ def find(package: str, name: str, base: type[T]) -> type[T]:
     return found[0]
 
 
-def build(field: str, package: str, value: Any, base: type[T], defaults: dict[str, Any] | None = None) -> T:
+def build(field: str, package: str, value: object, base: type[T], defaults: Options | None = None) -> T:
     """The part that a name, or a mapping of its name and options, asks for.
 
     Args:

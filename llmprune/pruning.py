@@ -6,11 +6,11 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune import recovering
 from llmprune.allocation.base import Allocation, Problem
@@ -18,6 +18,7 @@ from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import RunHeader
 from llmprune.errors import RequestError
 from llmprune.paths import existing
+from llmprune.plugins import Options
 from llmprune.recipe import Recipe
 from llmprune.report import Learned, Report
 from llmprune.run import finish, job, learned
@@ -33,12 +34,12 @@ from llmprune.walk.walk import Walk
 
 def prune(
     model: str | Path | PreTrainedModel,
-    recipe: Any = None,
+    recipe: Recipe | Options | str | Path | None = None,
     *,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     tokens: Tensor | None = None,
     on_plan: Callable[[Plan], None] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Prune a checkpoint into a new folder, or a model in place.
 
@@ -89,7 +90,7 @@ def begin(model: str, asked: Recipe, run: Run) -> Job | Report:
 
 
 @torch.no_grad()
-def _do(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
+def _do(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Tensor | None) -> Report:
     """Do a job; restore the training mode of the caller's model."""
     model = todo.model.anatomy.model
     training = model.training
@@ -101,7 +102,7 @@ def _do(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
         model.train(training)
 
 
-def _carry_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
+def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Tensor | None) -> Report:
     """Prune block by block, write the result, and check it.
 
     Raises:

@@ -16,7 +16,7 @@ from llmprune.model.shapes import Layout
 from llmprune.model.sites.base import Asked, Sites, sites_of
 from llmprune.patterns import base as patterns
 from llmprune.patterns.base import Pattern
-from llmprune.plugins import name_of
+from llmprune.plugins import Options, name_of
 from llmprune.recovery.base import Recovery
 from llmprune.repair.base import Repair
 from llmprune.tensors.statistics import Nothing, Statistic, joined
@@ -57,7 +57,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _build(cls, data: Any) -> Any:
+    def _build(cls, data: object) -> object:
         """Replace every name by what it stands for, and fill in what depends on the method."""
         if not isinstance(data, dict) or "method" not in data:
             raise RequestError("method", "none was given; `llmprune methods` lists them")
@@ -171,7 +171,7 @@ class Recipe(BaseModel):
         )
 
     @classmethod
-    def parse(cls, data: dict[str, Any]) -> Recipe:
+    def parse(cls, data: Options) -> Recipe:
         """The recipe that a mapping describes.
 
         Raises:
@@ -204,7 +204,7 @@ class Recipe(BaseModel):
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
 
 
-def recovery_of(value: Any) -> Recovery:
+def recovery_of(value: object) -> Recovery:
     """The recovery that a name, or a mapping of its name and options, asks for.
 
     Raises:
@@ -213,7 +213,7 @@ def recovery_of(value: Any) -> Recovery:
     return plugins.build("recovery", "llmprune.recovery", value, Recovery)
 
 
-def calibration_of(value: dict[str, Any]) -> Calibration:
+def calibration_of(value: Options) -> Calibration:
     """The text that a mapping asks for.
 
     Raises:
@@ -225,12 +225,12 @@ def calibration_of(value: dict[str, Any]) -> Calibration:
         raise plugins.sentence(error, "calibration") from error
 
 
-def _with_default(value: Any, name: str) -> Any:
+def _with_default(value: object, name: str) -> object:
     """A mapping of options with this name, unless it has one."""
     return {"name": name, **value} if isinstance(value, dict) else value
 
 
-def _pattern(value: Any, usual: Any, compete: str) -> Pattern:
+def _pattern(value: object, usual: object, compete: str) -> Pattern:
     """The pattern that was asked for, with the method's options where it is the method's own."""
     if isinstance(value, Pattern):
         return value
@@ -247,7 +247,7 @@ def _sites(pattern: Pattern) -> Sites:
         raise RequestError("pattern", str(error)) from error
 
 
-def _only(pattern: Pattern, asked: Any) -> float:
+def _only(pattern: Pattern, asked: object) -> float:
     """The only sparsity that a pattern has."""
     fixed = pattern.only_sparsity
     assert fixed is not None
@@ -260,8 +260,11 @@ def _only(pattern: Pattern, asked: Any) -> float:
     return fixed
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RequestError("sparsity", f"{value!r} is not a number") from error
+        if isinstance(value, str | int | float):
+            return float(value)
+        why = None
+    except (ValueError, OverflowError) as error:
+        why = error
+    raise RequestError("sparsity", f"{value!r} is not a number") from why

@@ -46,7 +46,7 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
-def write_yaml(data: Any) -> str:
+def write_yaml(data: object) -> str:
     """Data as YAML that `read_yaml` reads back."""
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False)
     return text
@@ -85,7 +85,7 @@ def load_data(name: str) -> dict[str, Any]:
     return data
 
 
-def override(data: dict[str, Any], key: str, value: Any) -> None:
+def override(data: dict[str, Any], key: str, value: object) -> None:
     """Set `a.b` in nested data; a part given by its name alone becomes a mapping."""
     *parents, last = key.split(".")
     for parent in parents:

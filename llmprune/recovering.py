@@ -16,6 +16,7 @@ from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import RunHeader
 from llmprune.errors import RequestError
 from llmprune.model.shapes import earlier as left_by
+from llmprune.plugins import Options
 from llmprune.recipe import Recipe, calibration_of, recovery_of
 from llmprune.recovery.base import Recovery, Task
 from llmprune.report import Report
@@ -29,13 +30,13 @@ from llmprune.text.windows import batched, size_of
 
 def recover(
     model: str | Path,
-    how: Any = "lora",
+    how: str | Options | Recovery = "lora",
     *,
     out: str | Path | None = None,
     baseline: str | None = None,
-    calibration: dict[str, Any] | None = None,
+    calibration: Options | None = None,
     tokens: Tensor | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Recover a pruned checkpoint into a new folder.
 
@@ -60,8 +61,8 @@ def recover(
     if earlier is None:
         raise RequestError("model", f"{model} is no folder that llmprune has pruned: it holds no report")
     recovery = recovery_of(how)
-    run = _run(out if out is not None else beside(folder), options)
-    asked = with_defaults(calibration or {}, earlier.recipe["calibration"])
+    run = job.run_of({**options, "out": out if out is not None else beside(folder)})
+    asked = with_defaults(dict(calibration or {}), earlier.recipe["calibration"])
     if tokens is not None:
         asked |= size_of(tokens)
     text = calibration_of(asked)
@@ -103,19 +104,6 @@ def _named_after(folder: Path, what: str) -> Path:
     """A folder beside another; `.` and `..` are resolved first."""
     named = folder if folder.name not in ("", "..") else folder.resolve()
     return named.with_name(f"{named.name}-{what}")
-
-
-def _run(out: str | Path, options: dict[str, Any]) -> Run:
-    """Read the options of how to run.
-
-    Raises:
-        RequestError: there is no such option.
-    """
-    known = {field.name for field in dataclasses.fields(Run)}
-    unknown = sorted(options.keys() - known)
-    if unknown:
-        raise RequestError(unknown[0], f"there is no such option; there are {', '.join(sorted(known))}")
-    return Run(out=out, **options)
 
 
 def _already_done(

@@ -225,7 +225,7 @@ class Report(BaseModel):
 
     @field_validator("*", mode="wrap")
     @classmethod
-    def _as_given(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    def _as_given(cls, value: object, check: ValidatorFunctionWrapHandler) -> object:
         """Check a part, and keep the order of its keys."""
         checked = check(value)
         return value if isinstance(value, dict) else checked

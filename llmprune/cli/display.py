@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import typer
 
 from llmprune.errors import JobError, RequestError
+from llmprune.report import RecoveryRecord, Report
 
 
-def show_report(report: Any, out: Path, as_json: bool) -> None:
+def show_report(report: Report, out: Path, as_json: bool) -> None:
     """What came of a run."""
     if as_json:
         return print_json(json.loads(report.to_json()))
@@ -45,7 +47,7 @@ def _errors(errors: list[float]) -> list[tuple[str, str]]:
     return [("output error", f"{sum(errors) / len(errors):.4f} on average, {max(errors):.4f} at most")]
 
 
-def _recovery(record: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _recovery(record: RecoveryRecord | None) -> list[tuple[str, str]]:
     if record is None:
         return []
     if "losses" in record:
@@ -58,20 +60,20 @@ def _recovery(record: dict[str, Any] | None) -> list[tuple[str, str]]:
     return [("recovery", f"{record['name']}: output error {before:.4f} before, {after:.4f} after")]
 
 
-def loading_line(report: Any, out: Path) -> str:
+def loading_line(report: Report, out: Path) -> str:
     """How to load a result."""
     line: str = report.reload["line"] if report.reload else f"(not loaded yet: {out})"
     return line
 
 
-def table(rows: list[tuple[str, str]], stream: Any) -> None:
+def table(rows: list[tuple[str, str]], stream: TextIO) -> None:
     """Two columns."""
     width = max(len(key) for key, _ in rows)
     for key, value in rows:
         typer.echo(f"{key:<{width}}  {value}", file=stream)
 
 
-def grid(head: list[str], rows: list[list[str]], stream: Any) -> None:
+def grid(head: list[str], rows: list[list[str]], stream: TextIO) -> None:
     """Many columns: fitted to a terminal, plain elsewhere."""
     if stream.isatty():
         from rich.box import SIMPLE_HEAD
@@ -91,7 +93,7 @@ def grid(head: list[str], rows: list[list[str]], stream: Any) -> None:
         typer.echo("  ".join(cells).rstrip(), file=stream)
 
 
-def print_json(value: dict[str, Any]) -> None:
+def print_json(value: Mapping[str, object]) -> None:
     """One JSON object on stdout."""
     typer.echo(json.dumps(value, allow_nan=False, default=str))
 

@@ -75,7 +75,7 @@ def evaluate(
         display.write(out, json.dumps(results, indent=1))
 
 
-def _tell(results: dict[str, Any], as_json: bool) -> None:
+def _tell(results: dict[str, dict[str, Any]], as_json: bool) -> None:
     from llmprune_eval import evaluation
 
     if as_json:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmprune import plugins
 from llmprune.errors import RequestError
-from llmprune.plugins import OPTIONS
+from llmprune.plugins import OPTIONS, Options
 
 PACKAGE = "llmprune.patterns"
 
@@ -74,7 +74,7 @@ class Pattern:
         return plugins.name_of(self)
 
 
-def build(value: Any, defaults: dict[str, Any]) -> Pattern:
+def build(value: object, defaults: Options) -> Pattern:
     """The pattern that a word, or a mapping of name and options, asks for.
 
     Raises:

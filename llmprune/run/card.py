@@ -15,7 +15,7 @@ from llmprune.checkpoint import reload
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError, first_line
 from llmprune.patterns import base as patterns
-from llmprune.report import CalibrationRecord, RecoveryRecord, Report, Totals
+from llmprune.report import CalibrationRecord, Choice, RecoveryRecord, Report, Totals
 
 TEXT = """---
 {metadata}
@@ -172,14 +172,14 @@ def _card_of(source: Source | None) -> dict[str, Any]:
     return said
 
 
-def _use(pattern: Any, totals: Totals) -> str:
+def _use(pattern: str | Choice, totals: Totals) -> str:
     """What pruning gains: nothing in size where removed weights are stored as zeros."""
     if totals["parameters_after"] >= totals["parameters_before"]:
         return MASKED
     return CUT.format(units=patterns.build(pattern, {}).removed)
 
 
-def _pattern(pattern: Any) -> str:
+def _pattern(pattern: str | Choice) -> str:
     return str(pattern["name"] if isinstance(pattern, dict) else pattern)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from llmprune import plugins, report
 from llmprune.checkpoint import draft as drafts
@@ -18,6 +19,7 @@ from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
 from llmprune.model import modelling_file
 from llmprune.model.shapes import Shapes, earlier
+from llmprune.plugins import Options
 from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import write_yaml
@@ -40,7 +42,7 @@ def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:
 
 
 def identity(
-    model: Opened, asked: dict[str, Any], windows: Windows | None, *, hashed: bool = True
+    model: Opened, asked: Options, windows: Windows | None, *, hashed: bool = True
 ) -> dict[str, Any]:
     """Identify a run by its model, its request, its text and its machine."""
     return {
@@ -87,7 +89,7 @@ def report_of(
     todo: Job,
     windows: Windows | None,
     records: list[BlockRecord],
-    identity: dict[str, Any],
+    identity: dict[str, object],
     spent: Time,
 ) -> Report:
     """Make the report of a complete walk; sizes after writing are added later."""
@@ -189,7 +191,9 @@ def mark(todo: Job, shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def _write_settings(todo: Job, draft: Draft, tokenizer: Any, shapes: Shapes) -> None:
+def _write_settings(
+    todo: Job, draft: Draft, tokenizer: PreTrainedTokenizerBase | None, shapes: Shapes
+) -> None:
     """Write config.json with our key; copy the tokenizer and the generation config."""
     source, anatomy = todo.model.source, todo.model.anatomy
     if source:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 
 from llmprune.checkpoint import draft, reader, source
@@ -21,6 +21,7 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.model.shapes import Shapes
 from llmprune.model.sites.base import Budget
 from llmprune.model.widths import Allowed
+from llmprune.plugins import Options, sentence
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import load_data
 from llmprune.run import plan
@@ -74,7 +75,7 @@ def within_memory() -> Iterator[None]:
         ) from error
 
 
-def request(recipe: Any, options: dict[str, Any]) -> tuple[Recipe, Run]:
+def request(recipe: Recipe | Options | str | Path | None, options: Options) -> tuple[Recipe, Run]:
     """Separate what the caller asked for into what to do and how to run.
 
     Args:
@@ -82,7 +83,7 @@ def request(recipe: Any, options: dict[str, Any]) -> tuple[Recipe, Run]:
         options: fields of Recipe, which win over the recipe's, and fields of Run.
     """
     how = {field.name for field in dataclasses.fields(Run)}
-    run = Run(**{key: value for key, value in options.items() if key in how})
+    run = run_of({key: value for key, value in options.items() if key in how})
     wanted = {key: value for key, value in options.items() if key not in how}
     if recipe is None:
         data = {}
@@ -91,6 +92,22 @@ def request(recipe: Any, options: dict[str, Any]) -> tuple[Recipe, Run]:
     else:
         data = dict(recipe) if isinstance(recipe, dict) else load_data(str(recipe))
     return Recipe.parse({**data, **wanted}), run
+
+
+def run_of(options: Options) -> Run:
+    """Read the options of how to run.
+
+    Raises:
+        RequestError: there is no such option, or it cannot have this value.
+    """
+    known = {field.name for field in dataclasses.fields(Run)}
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise RequestError(unknown[0], f"there is no such option; there are {', '.join(sorted(known))}")
+    try:
+        return TypeAdapter(Run).validate_python(options)
+    except ValidationError as error:
+        raise sentence(error) from error
 
 
 def checkpoint_job(name: str, recipe: Recipe, run: Run) -> Job:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import RequestError
@@ -15,7 +14,11 @@ from llmprune.text.windows import Windows
 
 
 def windows(
-    model: Opened, asked: Calibration, plan: Plan, tokenizer: Any = None, tokens: Tensor | None = None
+    model: Opened,
+    asked: Calibration,
+    plan: Plan,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokens: Tensor | None = None,
 ) -> Windows | None:
     """Get the calibration tokens [N, L], or None if the plan needs none.
 
@@ -43,7 +46,13 @@ def windows(
     return found
 
 
-def _windows(model: Opened, asked: Calibration, plan: Plan, tokenizer: Any, tokens: Tensor | None) -> Windows:
+def _windows(
+    model: Opened,
+    asked: Calibration,
+    plan: Plan,
+    tokenizer: PreTrainedTokenizerBase | None,
+    tokens: Tensor | None,
+) -> Windows:
     if tokens is not None:
         return Windows(tokens.cpu(), "tokens given by the caller", None)
     access = Access(
