@@ -6,150 +6,137 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, find, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from llmprune import plugins
 from llmprune.allocation.base import Allocator
 from llmprune.errors import RequestError
 from llmprune.methods.base import Method
+from llmprune.patterns.units import Units
+from llmprune.patterns.unstructured import Unstructured
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import read_yaml, write_yaml
 from llmprune.repair.base import Repair
 from llmprune.text.calibration import Calibration
 from llmprune.text.sources.base import TextSource
+from tests.options import WORDS, accepts, options_of
 
 LARGE = 10**400
 FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-WORDS = st.text(max_size=12)
 SHORT = st.sampled_from(["text", "1e3", "08", "2:4", "yes", "~", "null", "2020-01-01", " a", "", ".inf", "é"])
 POSITIVE = st.floats(min_value=1e-12, max_value=1e12, allow_subnormal=False)
-METHODS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "magnitude": {},
-    "wanda": {},
-    "random": {"seed": st.integers(0, 2**31 - 1)},
-    "sparsegpt": {
-        "damping": POSITIVE,
-        "block_size": st.integers(1, 4096),
-        "precision": st.sampled_from(["float64", "float32"]),
-    },
-    "flap": {"metric": st.sampled_from(["WIFV", "IFV", "WIFN"]), "square_heads": st.booleans()},
-    "cfsp": {"importance": st.sampled_from(["relative", "activation"])},
-    "row_norm": {},
-    "spectral": {"rounds": st.integers(1, 100)},
-    "prunenet": {
-        "policy": st.none() | WORDS,
-        "passes": st.integers(1, 100),
-        "steps": st.integers(1, 100),
-        "draws": st.integers(2, 100),
-        "share": st.floats(0, 1, exclude_min=True, exclude_max=True),
-        "rate": POSITIVE,
-        "seed": st.integers(0, 2**31 - 1),
-    },
+PARTS: dict[str, tuple[str, type[Any]]] = {
+    "method": ("llmprune.methods", Method),
+    "allocation": ("llmprune.allocation", Allocator),
+    "repair": ("llmprune.repair", Repair),
+    "text": ("llmprune.text.sources", TextSource),
 }
-ALLOCATIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "uniform": {},
-    "erk": {},
-    "global": {},
-    "owl": {"outlier": POSITIVE, "spread": st.floats(0, 0.5, exclude_max=True)},
-    "profile": {"blocks": st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=4)},
-    "global_threshold": {"per_kind": st.booleans()},
-    "block_influence": {"temperature": st.floats(0, 1e6)},
-}
-FOR_WEIGHTS = ["uniform", "erk", "global", "owl"]
-FOR_UNITS = ["uniform", "global_threshold", "block_influence"]
-REPAIRS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "none": {},
-    "mean_bias": {},
-    "least_squares": {"ridge": POSITIVE},
-    "affine": {"ridge": POSITIVE},
-}
-COLUMN = WORDS | SHORT
-TEXTS: dict[str, tuple[st.SearchStrategy[str], dict[str, st.SearchStrategy[Any]]]] = {
-    "builtin": (st.just("builtin"), {}),
-    "wikitext2": (st.just("wikitext2"), {}),
-    "c4": (st.just("c4"), {}),
-    "file": (WORDS.map("{}x.txt".format) | st.sampled_from(["1e3.md", "~/a b.txt"]), {}),
-    "table": (WORDS.map("{}x.jsonl".format) | st.just("/nowhere/2:4.parquet"), {"text_column": COLUMN}),
-    "hub": (
-        st.sampled_from(["org/name", "a-b/c_d.e", "1/08"]),
-        {"text_column": COLUMN, "subset": st.none() | COLUMN, "split": COLUMN},
-    ),
-    "self": (st.just("self"), {"temperature": POSITIVE}),
-    "synthetic": (st.just("synthetic"), {"redraws": st.integers(0, 10**6)}),
+
+
+def classes(field: str) -> dict[str, type[Any]]:
+    """What a field of a recipe can name."""
+    package, base = PARTS[field]
+    return {name: plugins.find(package, name, base) for name in plugins.names(package)}
+
+
+METHODS, ALLOCATIONS, REPAIRS, TEXTS = map(classes, PARTS)
+DATASETS = {  # of the text sources that are not asked for by their file's name
+    "file": WORDS.map("{}x.txt".format) | st.sampled_from(["1e3.md", "~/a b.txt"]),
+    "table": WORDS.map("{}x.jsonl".format) | st.just("/nowhere/2:4.parquet"),
+    "hub": st.sampled_from(["org/name", "a-b/c_d.e", "1/08"]),
 }
 AMOUNTS = {
     "samples": st.integers(1, 10**6),
     "length": st.none() | st.integers(2, 10**6),
     "seed": st.integers(0, 2**31 - 1),
 }
-CALIBRATIONS = st.fixed_dictionaries({}, optional=AMOUNTS) | st.one_of(
-    st.fixed_dictionaries({"dataset": dataset}, optional=AMOUNTS | options)
-    for dataset, options in TEXTS.values()
-)
 
 
-def _named(parts: dict[str, dict[str, st.SearchStrategy[Any]]], names: list[str]) -> st.SearchStrategy[Any]:
+@st.composite
+def calibrations(draw: st.DrawFn) -> dict[str, Any]:
+    """The data of a calibration: a source with some of its options, and how much of it."""
+    name = draw(st.sampled_from(sorted(TEXTS)))
+    options = draw(options_of(TEXTS[name])) | {"dataset": draw(DATASETS.get(name, st.just(name)))}
+    return options | draw(st.fixed_dictionaries({}, optional=AMOUNTS))
+
+
+def named(parts: dict[str, type[Any]]) -> st.SearchStrategy[Any]:
     """A part by its bare name, or with some of its options."""
+    bare = [name for name, part in sorted(parts.items()) if accepts(part, {})]
     with_options = [
-        st.fixed_dictionaries({"name": st.just(name)}, optional=parts[name]) for name in sorted(names)
+        options_of(part).map(lambda options, name=name: {"name": name, **options})
+        for name, part in sorted(parts.items())
     ]
-    return st.sampled_from(sorted(names)) | st.one_of(with_options)
+    return st.sampled_from(bare) | st.one_of(with_options)
+
+
+def allocations(what: str, method: type[Any]) -> dict[str, type[Any]]:
+    """Those that can share out `weights` or `units` with a method."""
+    found = {name: part for name, part in ALLOCATIONS.items() if what in part.serves}
+    return {n: part for n, part in found.items() if method.scores_alone() or not part.compares_scores}
+
+
+def name_in(data: dict[str, Any], field: str) -> str | None:
+    """What a field of a recipe's data names."""
+    asked = data.get(field)
+    return asked["name"] if isinstance(asked, dict) else asked
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> dict[str, Any]:
     """The data of a recipe that nothing is wrong with."""
-    data = {"method": draw(_named(METHODS, list(METHODS)))}
-    name = data["method"] if isinstance(data["method"], str) else data["method"]["name"]
-    profile = st.fixed_dictionaries({"name": st.just("profile"), **ALLOCATIONS["profile"]})
-    only_units = ("flap", "cfsp", "prunenet", "row_norm", "spectral")
-    if name in only_units or (name != "sparsegpt" and draw(st.booleans())):
-        options = {"multiple": st.integers(1, 512), "parts": st.sampled_from(["all", "attention", "ffn"])}
-        data["pattern"] = draw(st.fixed_dictionaries({"name": st.just("units")}, optional=options))
+    data = {"method": draw(named(METHODS))}
+    method = METHODS[str(name_in(data, "method"))]
+    if method.only_units or (method.scores_alone() and draw(st.booleans())):
+        data["pattern"] = {"name": "units", **draw(options_of(Units))}
         data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
-        data["allocation"] = draw(_named(ALLOCATIONS, FOR_UNITS) | profile)
-        data["repair"] = draw(_named(REPAIRS, list(REPAIRS)))
-        even = data["allocation"] in ("uniform", {"name": "uniform"})
-        layouts = st.sampled_from(["per_layer", "padded", "uniform"] if even else ["per_layer", "padded"])
+        data["allocation"] = draw(named(allocations("units", method)))
+        data["repair"] = draw(named(REPAIRS))
+        uneven = ALLOCATIONS[str(name_in(data, "allocation"))].uneven
+        layouts = st.sampled_from(["per_layer", "padded"] if uneven else ["per_layer", "padded", "uniform"])
         data |= draw(st.fixed_dictionaries({}, optional={"layout": layouts}))
     elif draw(st.booleans()):
         m = draw(st.integers(2, 64))
         data["pattern"] = f"{draw(st.integers(1, m - 1))}:{m}"
-        data["allocation"] = draw(_named(ALLOCATIONS, ["uniform"]))
+        even = {n: part for n, part in allocations("weights", method).items() if not part.uneven}
+        data["allocation"] = draw(named(even))
     else:
-        fitting = [other for other in FOR_WEIGHTS if other != "global" or name != "sparsegpt"]
-        data["allocation"] = draw(_named(ALLOCATIONS, fitting) | profile)
-        compete = st.sampled_from(["row", "matrix"])
-        unstructured = st.fixed_dictionaries({"name": st.just("unstructured")}, optional={"compete": compete})
-        data["pattern"] = draw(st.just("unstructured") | unstructured)
+        data["allocation"] = draw(named(allocations("weights", method)))
+        options = options_of(Unstructured).map(lambda options: {"name": "unstructured", **options})
+        data["pattern"] = draw(st.just("unstructured") | options)
         data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
     others = {
         "propagation": st.sampled_from(["dense", "block", "layer"]),
         "recovery": st.sampled_from([None, "lora", {"name": "lora", "rank": 4}, "reconstruct"]),
         "model": st.none() | WORDS | SHORT,
         "version": st.integers(1, 9),
-        "calibration": CALIBRATIONS,
+        "calibration": st.fixed_dictionaries({}, optional=AMOUNTS) | calibrations(),
     }
     return data | draw(st.fixed_dictionaries({}, optional=others))
 
 
-@pytest.mark.parametrize(
-    ("package", "base", "parts"),
-    [
-        ("llmprune.methods", Method, METHODS),
-        ("llmprune.allocation", Allocator, ALLOCATIONS),
-        ("llmprune.repair", Repair, REPAIRS),
-        ("llmprune.text.sources", TextSource, {name: options for name, (_, options) in TEXTS.items()}),
-    ],
-)
-def test_the_generated_recipes_use_every_part_and_option(package: str, base: Any, parts: Any) -> None:
-    options = {
-        name: {f.name for f in dataclasses.fields(plugins.find(package, name, base))} - {"dataset"}
-        for name in plugins.names(package)
-    }
-    assert options == {name: set(own) for name, own in parts.items()}
+EVERY = [(field, name) for field in PARTS for name in classes(field)]
+OPTIONS = [(*part, option.name) for part in EVERY for option in dataclasses.fields(classes(part[0])[part[1]])]
+ONCE = settings(phases=[Phase.generate], database=None, derandomize=True)
+
+
+@pytest.mark.parametrize(("field", "name", "option"), OPTIONS)
+def test_every_option_is_drawn_with_other_values_than_its_own(field: str, name: str, option: str) -> None:
+    part = classes(field)[name]
+    usual = {field.name: field.default for field in dataclasses.fields(part)}[option]
+    drawn = find(options_of(part), lambda options: options.get(option, usual) != usual, settings=ONCE)
+    assert getattr(TypeAdapter(part).validate_python(drawn), option) == drawn[option]
+
+
+@pytest.mark.parametrize(("field", "name"), [part for part in EVERY if part[0] != "text"])
+def test_every_part_is_drawn_in_a_recipe(field: str, name: str) -> None:
+    find(recipes(), lambda data: name_in(data, field) == name, settings=settings(ONCE, max_examples=2000))
+
+
+def test_every_field_of_the_calibration_is_drawn() -> None:
     assert {*AMOUNTS, "source"} == set(Calibration.model_fields)
 
 
