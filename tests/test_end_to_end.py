@@ -74,7 +74,7 @@ def test_a_recipe_cuts_heads_and_channels_and_a_recovery_follows(smollm2: Path, 
     report = json.loads(done.stdout)
     assert report["totals"]["sparsity"] == pytest.approx(0.2, abs=1e-3)
     assert report["reload"]["line"].endswith("trust_remote_code=True)")
-    done = llmprune("recover", tmp_path / "o1", "--reconstruct", "--json")
+    done = llmprune("recover", tmp_path / "o1", "--method", "reconstruct", "--json")
     assert done.returncode == 0, done.stderr
     sites = json.loads(done.stdout)["recovery"]["sites"]
     assert sum(site["error_after"] for site in sites) < sum(site["error_before"] for site in sites)

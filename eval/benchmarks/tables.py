@@ -166,7 +166,7 @@ TABLES = {
             "`flap-20 --multiple 1`": "flap_20,multiple=1",
             "`flap` at 30 %": "flap_30",
             "`flap-30-affine`, two forwards": "flap_30_affine",
-            "`flap` at 30 %, then `recover --reconstruct`": "flap_30_reconstructed",
+            "`flap` at 30 %, then `recover --method reconstruct`": "flap_30_reconstructed",
             "`flap-50`": "flap_50",
             "`cfsp-20`": "cfsp_20",
             "`cfsp-20 --multiple 1`": "cfsp_20,multiple=1",

@@ -26,16 +26,13 @@ from llmprune.cli.options import (
 )
 from llmprune.errors import RequestError
 
+DEFAULT = "lora"
+
 
 @app.command("recover")
 def recover_(
     model: Annotated[Path, typer.Argument(help="The folder of a pruned checkpoint.")],
-    reconstruct: Annotated[
-        bool, typer.Option("--reconstruct", help="Refit the output layers of every block to the dense ones.")
-    ] = False,
-    lora: Annotated[
-        bool, typer.Option("--lora", help="Train adapters on the text and merge them (the default).")
-    ] = False,
+    method: Annotated[str | None, typer.Option(help="How (lora); see `llmprune methods`.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to write (MODEL-recovered).")] = None,
     baseline: Annotated[str | None, typer.Option(help="The dense model, if it has moved.")] = None,
     calibration: Text = None,
@@ -49,6 +46,8 @@ def recover_(
     resume: Resume = False,
     trust_remote_code: Trust = False,
     set_: Set = None,
+    lora: Annotated[bool, typer.Option("--lora", hidden=True)] = False,
+    reconstruct: Annotated[bool, typer.Option("--reconstruct", hidden=True)] = False,
     as_json: Json = False,
 ) -> None:
     """Bring quality back to a pruned checkpoint, into a new folder; sizes and zeros stay.
@@ -59,11 +58,25 @@ def recover_(
     from llmprune.recipe_text import assigned, text_words
     from llmprune.run.job import Run
 
-    if reconstruct and lora:
-        raise RequestError("reconstruct", "both --reconstruct and --lora were asked; recover twice")
+    how = {"name": _name(method, {"lora": lora, "reconstruct": reconstruct}), **assigned(set_)}
     display.quiet()
-    how = {"name": "reconstruct" if reconstruct else "lora", **assigned(set_)}
     text = text_words(locals())
     run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
     report = recovering.recover(model, how, baseline=baseline, calibration=text, **dataclasses.asdict(run))
     display.show_report(report, out or recovering.beside(model), as_json)
+
+
+def _name(method: str | None, flags: dict[str, bool]) -> str:
+    """The recovery that was asked for; until the next version, flags name those that they did before.
+
+    Raises:
+        RequestError: several were.
+    """
+    asked = [name for name, given in flags.items() if given]
+    if method is not None and method not in asked:
+        asked.append(method)
+    if len(asked) > 1:
+        raise RequestError(
+            "method", f"{' and '.join(asked)} were asked, and one recovers at a time; name it with --method"
+        )
+    return asked[0] if asked else DEFAULT

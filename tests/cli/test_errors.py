@@ -244,7 +244,8 @@ def test_the_program_ends_with_2_for_an_unknown_option(place: dict[str, str]) ->
     [
         (["recover", "{model}"], "model: {model} is no folder that llmprune has pruned"),
         (["recover", "{tmp}/nowhere", "--reconstruct"], "model: {tmp}/nowhere is no folder"),
-        (["recover", "{model}", "--reconstruct", "--lora"], "reconstruct: both"),
+        (["recover", "{tmp}/nowhere", "--method", "lora"], "model: {tmp}/nowhere is no folder"),
+        (["recover", "{model}", "--reconstruct", "--lora"], "method: lora and reconstruct were asked"),
         (["bench", "{tmp}/nowhere"], "model: '{tmp}/nowhere' is no folder"),
     ],
 )
