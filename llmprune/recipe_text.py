@@ -13,6 +13,7 @@ from llmprune import plugins
 from llmprune.errors import RequestError
 from llmprune.methods.base import Method
 from llmprune.paths import existing
+from llmprune.plugins import Options
 from llmprune.recipe import Recipe
 
 HERE = Path(__file__).parent
@@ -20,6 +21,7 @@ SHIPPED = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent / "re
 METHODS = "llmprune.methods"
 SUFFIXES = (".yaml", ".yml")
 WHOLE = r"[-+]?(?:0|[1-9][0-9]*)$"
+RECIPE = ("method", "pattern", "sparsity", "allocation", "repair", "layout", "propagation")
 DECIMAL = r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
 
 
@@ -95,37 +97,38 @@ def override(data: dict[str, Any], key: str, value: object) -> None:
     data[last] = value
 
 
-def from_words(words: dict[str, Any], otherwise: dict[str, Any] | None = None) -> tuple[str, Recipe]:
+def from_options(options: Options, otherwise: Options | None = None) -> tuple[str, Recipe]:
     """The model's name, and the recipe that a command's options describe.
 
     Args:
-        words: options by their names; None where the user gave none. `set_` holds `key=value` texts.
+        options: of the command by their names, None where the user gave none. `set_` holds `key=value` texts.
+        otherwise: the recipe where none is named.
+
+    Raises:
+        RequestError: the options contradict one another, or the recipe is wrong.
     """
-    name, recipe = words["model"], words.get("recipe")
+    name, recipe = str(options["model"]), options["recipe"]
     if is_recipe(name) and not Path(name).is_dir():
         if recipe is not None:
             raise RequestError("recipe", f"both {name} and --recipe {recipe} are recipes; give one")
         recipe = name
-    data = load_data(recipe) if recipe is not None else dict(otherwise or {})
-    name = data.get("model") if recipe == name else name
-    if not name:
+    data = load_data(str(recipe)) if recipe is not None else dict(otherwise or {})
+    model = data.get("model") if recipe == name else name
+    if not model:
         raise RequestError("model", f"the recipe {recipe} names none; give one before --recipe {recipe}")
-    fields = ("method", "pattern", "sparsity", "allocation", "repair", "layout", "recovery", "propagation")
-    plain = {key: words.get(key) for key in fields}
-    for key, value in plain.items():
-        if value is not None:
-            data[key] = value
-    if words.get("policy") is not None:
+    for key in RECIPE:
+        if options[key] is not None:
+            data[key] = options[key]
+    if options.get("recovery") is not None:  # a plan has none
+        data["recovery"] = options["recovery"]
+    if options["policy"] is not None:
         data.setdefault("method", _method_with("policy"))
-    nested = {f"calibration.{key}": value for key, value in text_words(words).items()}
-    nested["pattern.multiple"] = words.get("multiple")
-    nested["method.policy"] = words.get("policy")
-    for key, value in nested.items():
-        if value is not None:
-            override(data, key, value)
-    for key, value in assigned(words.get("set_")).items():
+    nested = {f"calibration.{key}": value for key, value in text_options(options).items()}
+    nested |= {"pattern.multiple": options["multiple"], "method.policy": options["policy"]}
+    asked = {key: value for key, value in nested.items() if value is not None} | set_options(options)
+    for key, value in asked.items():
         override(data, key, value)
-    return name, Recipe.parse(data)
+    return str(model), Recipe.parse(data)
 
 
 def _method_with(option: str) -> str:
@@ -136,18 +139,22 @@ def _method_with(option: str) -> str:
     raise RequestError(option, "no shipped method has it; name one with --method")
 
 
-def text_words(words: dict[str, Any]) -> dict[str, Any]:
-    """What the options of a command say about the calibration text."""
-    found = {key: words.get(key) for key in ("samples", "length", "seed", "text_column")}
-    found["dataset"] = words.get("calibration")
+def text_options(options: Options) -> dict[str, object]:
+    """The fields of a recipe's `calibration` that a command's options set."""
+    found = {key: options[key] for key in ("samples", "length", "seed", "text_column")}
+    found["dataset"] = options["calibration"]
     return {key: value for key, value in found.items() if value is not None}
 
 
-def assigned(words: list[str] | None) -> dict[str, Any]:
-    """What `--set key=value` says, with the values read as YAML."""
-    found = {}
-    for word in words or []:
-        key, is_, value = word.partition("=")
+def set_options(options: Options) -> dict[str, object]:
+    """The options that `--set key=value` sets, with the values read as YAML.
+
+    Raises:
+        RequestError: one is not `key=value`, or its value is not YAML.
+    """
+    found, words = {}, options["set_"]
+    for word in words if isinstance(words, list | tuple) else ():
+        key, is_, value = str(word).partition("=")
         if not is_:
             raise RequestError("set", f"{word!r} is not key=value")
         found[key] = read_yaml(value)

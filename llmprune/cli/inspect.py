@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import typer
+
 from llmprune.cli import display
 from llmprune.cli.app import app
 from llmprune.cli.options import (
@@ -34,6 +36,7 @@ from llmprune.cli.options import (
 
 @app.command()
 def inspect(
+    context: typer.Context,
     model: Model,
     recipe: RecipeName = None,
     method: Method = None,
@@ -58,11 +61,11 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what pruning MODEL would take; loads no weights."""
-    from llmprune.recipe_text import from_words
+    from llmprune.recipe_text import from_options
     from llmprune.run.job import Run, checkpoint_job
 
     run = Run(None, False, device, dtype, max_memory, trust_remote_code)
-    name, asked = from_words(locals(), {"method": "wanda"})
+    name, asked = from_options(context.params, {"method": "wanda"})
     display.quiet()
     todo = checkpoint_job(name, asked, run)
     if as_json:

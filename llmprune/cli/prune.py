@@ -40,6 +40,7 @@ from llmprune.errors import RequestError
 
 @app.command()
 def prune(
+    context: typer.Context,
     model: Model,
     out: Annotated[
         Path | None,
@@ -84,7 +85,7 @@ def prune(
 ) -> None:
     """Prune MODEL into a new folder that plain transformers loads."""
     from llmprune.hub.pushing import require_pushable_name
-    from llmprune.recipe_text import from_words
+    from llmprune.recipe_text import from_options
 
     if push_to_hub is not None:
         require_pushable_name(push_to_hub)
@@ -92,7 +93,7 @@ def prune(
         out = out or Path(push_to_hub.rpartition("/")[2])
     if out is None:
         raise RequestError("out", "no folder was named for the pruned checkpoint; give --out")
-    name, asked = from_words(locals())
+    name, asked = from_options(context.params)
     from llmprune_eval import keeping, tasks
 
     from llmprune import pruning, report

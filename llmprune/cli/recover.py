@@ -31,6 +31,7 @@ DEFAULT = "lora"
 
 @app.command("recover")
 def recover_(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="The folder of a pruned checkpoint.")],
     method: Annotated[str | None, typer.Option(help="How (lora); see `llmprune methods`.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to write (MODEL-recovered).")] = None,
@@ -55,12 +56,12 @@ def recover_(
     The text is that with which it was pruned, unless another is named.
     """
     from llmprune import recovering
-    from llmprune.recipe_text import assigned, text_words
+    from llmprune.recipe_text import set_options, text_options
     from llmprune.run.job import Run
 
-    how = {"name": _name(method, {"lora": lora, "reconstruct": reconstruct}), **assigned(set_)}
+    how = {"name": _name(method, {"lora": lora, "reconstruct": reconstruct}), **set_options(context.params)}
     display.quiet()
-    text = text_words(locals())
+    text = text_options(context.params)
     run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
     report = recovering.recover(model, how, baseline=baseline, calibration=text, **dataclasses.asdict(run))
     display.show_report(report, out or recovering.beside(model), as_json)
