@@ -23,6 +23,8 @@ from llmprune.tensors.statistics import Nothing, Statistic, joined
 from llmprune.text.calibration import Calibration, with_defaults
 from llmprune.walk.demand import Demand
 
+METHODS, ALLOCATIONS = "llmprune.methods", "llmprune.allocation"
+
 
 class Recipe(BaseModel):
     """What to remove, and from which model, in about ten lines of YAML.
@@ -59,15 +61,16 @@ class Recipe(BaseModel):
     @classmethod
     def _build(cls, data: object) -> object:
         """Replace every name by what it stands for, and fill in what depends on the method."""
-        if not isinstance(data, dict) or "method" not in data:
-            raise RequestError("method", "none was given; `llmprune methods` lists them")
-        data, text = dict(data), data.get("calibration", {})
+        data = _with_method(data)
+        text = data.get("calibration", {})
         seed = text.get("seed") if isinstance(text, dict) else None
         usual = {"seed": seed} if type(seed) is int else {}  # any other is the calibration's to refuse
-        method = plugins.build("method", "llmprune.methods", data["method"], Method, usual)
-        allocation = _with_default(data.get("allocation", method.allocation), method.allocation)
+        method = plugins.build("method", METHODS, data["method"], Method, usual)
+        listed = _pattern(data.get("pattern"), method.pattern, method.compete).allocation
+        budget = listed or method.allocation
+        allocation = _with_default(data.get("allocation", budget), budget)
         repair = _with_default(data.get("repair", method.repair), method.repair)
-        allocation = plugins.build("allocation", "llmprune.allocation", allocation, Allocator)
+        allocation = plugins.build("allocation", ALLOCATIONS, allocation, Allocator)
         repair = plugins.build("repair", "llmprune.repair", repair, Repair)
         competing = "matrix" if allocation.compares_scores else method.compete
         pattern = _pattern(data.get("pattern"), method.pattern, competing)
@@ -79,6 +82,8 @@ class Recipe(BaseModel):
         data.setdefault("propagation", method.propagation)
         if data.get("layout") is None:
             data["layout"] = _sites(pattern).default_layout(uneven=allocation.uneven)
+        if listed is not None:
+            data.setdefault("sparsity", 0.0)  # follows from the list, once the model is known
         if pattern.only_sparsity is not None:
             data["sparsity"] = _only(pattern, data.get("sparsity", pattern.only_sparsity))
         return data
@@ -103,16 +108,15 @@ class Recipe(BaseModel):
     def _agree_on_kind(self) -> None:
         """Refuse what does not go with the kind of site that the pattern prunes."""
         method, allocation, repair = map(name_of, (self.method, self.allocation, self.repair))
-        whole = self.sites.whole
-        if whole and not self.method.scores_alone():
-            raise RequestError("pattern", f"{method} prunes single weights; use unstructured or N:M")
-        if not whole and self.method.only_units:
+        whole, shares = self.sites.whole, self.sites.shares
+        if shares not in self.method.serves:
+            kinds = " or ".join(self.method.serves)
             raise RequestError(
-                "pattern", f"{method} removes whole units, and {self.pattern} was asked; use units"
+                "pattern",
+                f"{method} prunes {kinds}, and {self.pattern} was asked; use {_fitting(self.method)}",
             )
-        if self.sites.shares not in self.allocation.serves:
-            shares = self.sites.shares
-            raise RequestError("allocation", f"{allocation} cannot share out {shares}; use uniform")
+        if shares not in self.allocation.serves:
+            raise RequestError("allocation", f"{allocation} cannot share out {shares}; use {_share(shares)}")
         if not whole and repair != "none":
             raise RequestError(
                 "repair", f"{repair} compensates for whole units, not {self.pattern}; use none"
@@ -202,6 +206,43 @@ class Recipe(BaseModel):
     def hash(self) -> str:
         """Names the resolved recipe in a config."""
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
+
+
+def _with_method(data: object) -> dict[str, Any]:
+    """A recipe's data with its method: the pattern's own where none is asked for.
+
+    Where whole blocks go, the criterion is an allocation, and can be asked for as the method.
+
+    Raises:
+        RequestError: there is no method.
+    """
+    data = dict(data) if isinstance(data, dict) else {}
+    asked = data.get("method")
+    name = asked.get("name") if isinstance(asked, dict) else asked
+    if asked is None and "pattern" in data:
+        data["method"] = patterns.build(data["pattern"], {}).method
+    elif name in plugins.names(ALLOCATIONS) and name not in plugins.names(METHODS):
+        if data.get("allocation") not in (None, asked):
+            raise RequestError(
+                "allocation", f"{data['allocation']} and the method {name} were asked; give one"
+            )
+        serves = plugins.find(ALLOCATIONS, str(name), Allocator).serves
+        if "blocks" in serves:
+            data |= {"method": "whole", "allocation": asked}
+    if data.get("method") is None:
+        raise RequestError("method", "none was given; `llmprune methods` lists them")
+    return data
+
+
+def _fitting(method: Method[Any]) -> str:
+    """Patterns that a method can prune by, in words."""
+    words = {"weights": "unstructured or N:M", "units": "units", "blocks": "blocks"}
+    return " or ".join(words[kind] for kind in method.serves)
+
+
+def _share(kind: str) -> str:
+    """An allocation for each kind of thing that is shared out, in words."""
+    return "sleb" if kind == "blocks" else "uniform"
 
 
 def recovery_of(value: object) -> Recovery:

@@ -29,7 +29,7 @@ from tests import tiny
 from tests.conftest import SHARED
 
 METHODS = [
-    name for name in names("llmprune.methods") if not find("llmprune.methods", name, Method).only_units
+    name for name in names("llmprune.methods") if "weights" in find("llmprune.methods", name, Method).serves
 ]
 PATTERNS: dict[str, dict[str, Any]] = {"unstructured": {"sparsity": 0.5}, "2:4": {}}
 CALIBRATION = {"samples": 4, "length": 32}

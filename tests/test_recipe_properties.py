@@ -90,7 +90,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     """The data of a recipe that nothing is wrong with."""
     data = {"method": draw(named(METHODS))}
     method = METHODS[str(name_in(data, "method"))]
-    if method.only_units or (method.scores_alone() and draw(st.booleans())):
+    if "weights" not in method.serves or (method.scores_alone() and draw(st.booleans())):
         data["pattern"] = {"name": "units", **draw(options_of(Units))}
         data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
         data["allocation"] = draw(named(allocations("units", method)))

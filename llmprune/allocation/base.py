@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from llmprune.model.sites.base import Budget
 from llmprune.model.unit_site import UnitSite
 from llmprune.model.widths import Allowed, Counts, require_reachable, unit_sites
 from llmprune.patterns.base import Pattern
+from llmprune.patterns.blocks import Blocks
 from llmprune.patterns.unstructured import Unstructured
 from llmprune.plugins import OPTIONS
 from llmprune.repair.base import Repair
@@ -83,6 +84,18 @@ class Problem:
         return unit_sites(self.anatomy)
 
     @property
+    def count(self) -> int:
+        """How many blocks go, where whole blocks go."""
+        return round(self.sparsity * len(self.anatomy.blocks))
+
+    @property
+    def removable(self) -> set[int]:
+        """The blocks that may go, where whole blocks go."""
+        blocks = set(range(len(self.anatomy.blocks)))
+        assert isinstance(self.pattern, Blocks)
+        return blocks - {min(blocks), max(blocks)} if self.pattern.keep_ends else blocks
+
+    @property
     def needs(self) -> type[Statistic]:
         """What is gathered of every site: what the method needs, and the repair too if it is handed on."""
         return joined(self.method.needs, self.repair.needs) if self.hands_on else self.method.needs
@@ -142,6 +155,12 @@ class Allocator:
     def allocate(self, problem: Problem) -> Allocation:
         """The sparsity of every site, such that all sites together reach `problem.sparsity`."""
         raise NotImplementedError
+
+
+def removal(problem: Problem, gone: Iterable[int]) -> Allocation:
+    """The budget that removes whole blocks."""
+    blocks = set(gone)
+    return Allocation({site.name: float(site.block in blocks) for site in problem.anatomy.sites})
 
 
 def budget_of(sites: list[UnitSite], counts: Counts) -> Budget:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmprune.allocation.base import Allocation, Allocator, Observed, Problem, budget_of
 from llmprune.model.widths import settle
+from llmprune.tensors import ops
 from llmprune.walk.stage import Stage
 
 
@@ -56,9 +57,4 @@ class BlockInfluence(Allocator):
 def influence(stage: Stage) -> float:
     """The mean over all tokens of the angle between a block's input and output, divided by pi."""
     outputs = stage.outputs if stage.outputs is not None else stage.run()
-    total, tokens = 0.0, 0
-    for before, after in zip(stage.hidden, outputs, strict=True):
-        cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1).clamp(-1, 1)
-        total += float(cosine.double().acos().sum())
-        tokens += cosine.numel()
-    return total / tokens / torch.pi
+    return ops.mean_angle(stage.hidden, outputs)

@@ -93,8 +93,8 @@ class Method(Generic[S]):
     allocation: ClassVar[str] = "uniform"
     repair: ClassVar[str] = "none"
     calibration: ClassVar[dict[str, Any]] = {}
-    only_units: ClassVar[bool] = False
-    """Whether its scores are those of inputs, so that only whole units can go."""
+    serves: ClassVar[tuple[str, ...]] = ("weights", "units")
+    """Between what it can choose: single `weights`, whole `units`, whole `blocks`."""
 
     @property
     def training_passes(self) -> int:

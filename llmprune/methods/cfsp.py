@@ -21,7 +21,7 @@ class Cfsp(Method[InputNorm]):
     propagation: ClassVar = "dense"
     pattern: ClassVar = {"name": "units", "parts": "ffn"}
     allocation: ClassVar = "block_influence"
-    only_units: ClassVar = True
+    serves: ClassVar = ("units",)
 
     importance: Literal["activation", "relative"] = "activation"
     """`activation` is what the authors' code ranks by, where the weights cancel out; it lost less than the

@@ -23,7 +23,7 @@ class Flap(Method[InputMoments]):
     pattern: ClassVar = "units"
     allocation: ClassVar = "global_threshold"
     repair: ClassVar = "mean_bias"
-    only_units: ClassVar = True
+    serves: ClassVar = ("units",)
 
     metric: Literal["WIFV", "IFV", "WIFN"] = "WIFV"
     """Weighted fluctuation, fluctuation, or weighted norm."""

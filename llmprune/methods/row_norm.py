@@ -20,7 +20,7 @@ class RowNorm(Method[Nothing]):
     """Reads the first factor only, as the original does."""
 
     pattern: ClassVar = {"name": "units", "parts": "ffn"}
-    only_units: ClassVar = True
+    serves: ClassVar = ("units",)
 
     def score(self, weights: Weights, statistic: Nothing) -> Tensor:
         """||W_i|| of the gate projection, or of the only one, float32 [I]"""

@@ -26,6 +26,7 @@ class Sparsegpt(Method[Gram]):
     """Scores are W^2 / diag(U)^2 with the weights as they are when their column's turn comes."""
 
     needs: ClassVar = Gram
+    serves: ClassVar = ("weights",)
 
     damping: Annotated[float, Field(gt=0)] = 0.01
     """Share of H's mean diagonal added to it; ten times more whenever the factorisation fails."""

@@ -22,7 +22,7 @@ class Spectral(Method[Nothing]):
     """To first order, the singular values of W lose w (W^T W)^(-1/2) w^T / 2 in all when a row w goes."""
 
     pattern: ClassVar = {"name": "units", "parts": "ffn"}
-    only_units: ClassVar = True
+    serves: ClassVar = ("units",)
 
     rounds: Annotated[int, Field(ge=1)] = 8
     """How often the spectrum is computed anew while all rows go, one after another."""

@@ -34,6 +34,16 @@ class Pattern:
     """How a recipe spells it, where that is not the file's name."""
 
     @property
+    def method(self) -> str | None:
+        """The method that goes with it unless another is asked for."""
+        return None
+
+    @property
+    def allocation(self) -> str | None:
+        """The allocation that it needs instead of the method's own."""
+        return None
+
+    @property
     def removed(self) -> str:
         """What goes as a whole, in the words of a model card; empty where single weights go."""
         return ""

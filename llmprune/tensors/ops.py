@@ -128,3 +128,27 @@ def add_gram(total: Tensor, x: Tensor) -> None:
 def mirrored(lower: Tensor) -> Tensor:
     """The symmetric matrix [I, I] whose lower triangle this is."""
     return lower.tril() + lower.tril(-1).T
+
+
+def mean_cosine(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
+    """Mean cosine over all tokens between two hidden states [..., D] of each, batch by batch."""
+    total, tokens = 0.0, 0
+    for cosine in _cosines(before, after):
+        total += float(cosine.double().sum())
+        tokens += cosine.numel()
+    return total / tokens
+
+
+def mean_angle(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
+    """Mean angle over all tokens between two hidden states [..., D] of each, as a share of pi."""
+    total, tokens = 0.0, 0
+    for cosine in _cosines(before, after):
+        total += float(cosine.double().acos().sum())
+        tokens += cosine.numel()
+    return total / tokens / torch.pi
+
+
+def _cosines(before: Iterable[Tensor], after: Iterable[Tensor]) -> Iterable[Tensor]:
+    for a, b in zip(before, after, strict=True):
+        # Rounding can push the cosine of parallel vectors past 1, where its angle is NaN.
+        yield torch.cosine_similarity(a.float(), b.float(), dim=-1).clamp(-1, 1)

@@ -32,7 +32,7 @@ class PruneNet(Method[Gram]):
         "length": 64,
         "redraws": 2,
     }
-    only_units: ClassVar = True
+    serves: ClassVar = ("units",)
 
     policy: str | None = None
     """The policy.safetensors of an earlier run, which is then used as it is."""

@@ -73,6 +73,10 @@ class Sites:
         """
         return {}
 
+    def sparsity(self, anatomy: Anatomy, asked: Asked) -> float:
+        """The share that goes: as asked, unless the pattern lists what goes."""
+        return asked.sparsity
+
     def shapes(self, anatomy: Anatomy, asked: Asked, budget: Budget) -> Shapes:
         """The sizes of the pruned model."""
         return Shapes(anatomy)

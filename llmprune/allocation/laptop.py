@@ -1,0 +1,33 @@
+"""The additive criterion of LAPTOP-Diff (Zhang et al., 2024, arXiv:2404.11098): what each block's absence
+costs by itself, summed.
+
+The cost is the KL divergence to the dense model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from llmprune.allocation.base import Allocation, Allocator, Problem, removal
+from llmprune.walk.absence import Absence, few_windows
+
+
+@dataclass(frozen=True)
+class Laptop(Allocator):
+    """Takes half a forward pass of the first `tokens` tokens for each block."""
+
+    needs_text: ClassVar = True
+    serves: ClassVar = ("blocks",)
+
+    tokens: Annotated[int, Field(ge=1)] = 4096
+    """Calibration tokens that costs are measured on; whole windows."""
+
+    def allocate(self, problem: Problem) -> Allocation:
+        """Remove the blocks whose absence costs least."""
+        absence = Absence(problem.store, few_windows(problem.batches, self.tokens), problem.probe)
+        costs = absence.cost(set(), problem.removable)
+        order = sorted(costs, key=lambda block: (costs[block], block))
+        return removal(problem, order[: problem.count])

@@ -1,0 +1,89 @@
+"""Measure what the absence of each block costs: the KL divergence of the model without it to the dense one.
+
+All trials walk together. When a block is resident, the trials that lack an earlier block pass through it, and
+one more begins that lacks this one. So no state before a missing block is computed twice, and each block is
+brought in once.
+
+Letters used in shapes: B sequences of one batch, T tokens, D hidden size, R predictions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmprune.checkpoint.store import Store
+from llmprune.tensors import ops
+from llmprune.tensors.agreement import Agreement, agreement
+from llmprune.walk.stage import Stage
+from llmprune.walk.walk import Walk
+
+States = list[Tensor]  # hidden states [B, T, D], one tensor per batch
+
+
+class Absence:
+    """Compares removals on the same windows, with the same dense model.
+
+    Args:
+        store: the dense model.
+        batches: token ids, each [B, T].
+        probe: token ids [1, T].
+    """
+
+    def __init__(self, store: Store, batches: list[Tensor], probe: Tensor) -> None:
+        self._store = store
+        self._walk = Walk(store, batches, probe)
+        self._dense: States | None = None
+
+    def cost(self, gone: set[int], candidates: set[int]) -> dict[int, float]:
+        """Mean KL(dense || pruned) in nats, without `gone` and one candidate more, by the candidate.
+
+        Takes half a forward pass per candidate on average, and the head once for each.
+
+        Args:
+            gone: blocks that are removed already.
+            candidates: blocks to remove in turn.
+        """
+        trials: dict[int, States] = {}
+        end: States = []
+        for stage in self._walk.stages("removing blocks in turn"):
+            if stage.index in gone:
+                stage.outputs = stage.hidden
+                continue
+            for candidate, states in trials.items():
+                trials[candidate] = Stage(self._store.anatomy, stage.index, states, stage.calls).run()
+            if stage.index in candidates:
+                trials[stage.index] = list(stage.hidden)
+            end = stage.outputs = stage.run()
+        if self._dense is None:
+            assert not gone, "the first comparison is with the dense model"
+            self._dense = end
+        return self._compared(self._dense, trials)
+
+    def _compared(self, dense: States, trials: dict[int, States]) -> dict[int, float]:
+        """Mean divergence of every trial; the logits of a few rows of all trials are held at a time."""
+        rows = max(1, ops.CHUNK // self._store.anatomy.vocabulary)
+        found = dict.fromkeys(trials, Agreement())
+        with self._store.head():
+            for batch, whole in enumerate(dense):
+                # Nothing follows the last token of a window, so its prediction cannot matter.
+                parts = whole[:, :-1].flatten(0, 1).split(rows)
+                others = {
+                    key: states[batch][:, :-1].flatten(0, 1).split(rows) for key, states in trials.items()
+                }
+                for number, part in enumerate(parts):
+                    expected = self._logits(part)
+                    for key, split in others.items():
+                        found[key] += agreement(expected, self._logits(split[number]))
+        return {key: total.kl / total.predictions for key, total in found.items()}
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """float32 [R, V] of hidden states [R, D] that left the last block."""
+        return self._walk.logits(states[:, None])[:, 0].float()
+
+
+def few_windows(batches: list[Tensor], tokens: int) -> list[Tensor]:
+    """The first windows that hold at least so many tokens, or all, in batches of the same size."""
+    windows = torch.cat(batches)
+    count = min(len(windows), -(-tokens // windows.shape[1]))
+    return list(windows[:count].split(len(batches[0])))
