@@ -126,7 +126,7 @@ def _carried_out(todo: Job, tokenizer: Any, tokens: Tensor | None) -> Report:
         pattern=recipe.pattern,
         repair=recipe.repair,
         allowed=todo.allowed,
-        hands_on=recipe.hands_on,
+        keeps_statistics=recipe.keeps_statistics,
         scratch=draft.scratch if draft else None,
     )
     method = learned.ready(problem, draft.folder if draft and header else None)
