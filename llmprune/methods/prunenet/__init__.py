@@ -75,7 +75,6 @@ class PruneNet(Method[Gram]):
         found = restored(earlier)
         if earlier.file is None:  # of this run, and so for this model
             return found
-        require_same_shapes(
-            found.record["shapes"], (weights for weights, _ in examples(Nothing)), earlier.file
-        )
+        sites = (weights for weights, _ in examples(Nothing))
+        require_same_shapes(found.record["shapes"], sites, earlier.file)
         return ByPolicy(found.policies, found.record | {"file": earlier.file})

@@ -110,7 +110,7 @@ def require_same_shapes(shapes: dict[str, SiteShape], sites: Iterable[Weights], 
         if found != shapes[name]:
             raise RequestError(
                 "policy",
-                f"{file} was trained for {shapes[name]}, and the model's {name} is {found}; train another policy",
+                f"{file} was trained for {shapes[name]}, and the model's {name} is {found}; train a new one",
             )
 
 
@@ -133,8 +133,9 @@ def feature_count(site: SiteShape) -> int:
 def features(weights: Weights, statistic: Gram) -> Tensor:
     """Return the policy's input for every unit, float32 [U, F], standardised over the units of the block.
 
-    The features are logarithms, of the mean square of the inputs, of its contribution to the output, and of the
-    squared norms of the weight's columns and of the rows of every projection that computes the inputs.
+    The features are logarithms: of the mean square of the inputs, of its contribution to the output, of the
+    squared norms of the weight's columns, and of the squared norms of the rows of each projection in
+    `Weights.rows`.
     """
     columns = weights.matrix.float().square().sum(0)
     energy = statistic.diagonal
