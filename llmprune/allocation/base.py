@@ -86,7 +86,7 @@ class Problem:
 
     def stages(self, *, forward: bool) -> Iterator[Stage]:
         """Yield every block of the dense model while resident; with calibration batches if `forward`."""
-        batches = self.batches if forward else []
+        batches = self.batches if forward else []  # a walk without batches only loads the weights
         yield from Walk(self.store, batches, self.probe).stages("measuring the dense model")
 
     def measured(self, needs: type[Statistic]) -> Iterator[tuple[Site, Statistic]]:

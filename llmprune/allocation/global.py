@@ -38,6 +38,7 @@ class Global(Allocator):
         for site, score in _scores(problem, statistics):
             below[site.name] = int((score < threshold.to(score.device)).sum())
             tied[site.name] = int((score == threshold.to(score.device)).sum())
+        # Ties at the threshold are resolved site by site, so that the total is exact.
         remaining = drops - sum(below.values())
         budget = {}
         for site in problem.anatomy.sites:

@@ -22,7 +22,7 @@ from llmprune.tensors.statistics import Nothing
 
 @dataclass(frozen=True)
 class GlobalThreshold(Allocator):
-    """Remove the units with the lowest scores, wherever they are, until enough parameters are gone."""
+    """Remove the units with the lowest scores, wherever they are, until enough parameters are removed."""
 
     compares_scores: ClassVar = True
     serves: ClassVar = ("units",)

@@ -76,7 +76,7 @@ class Learned:
 
 @dataclass(frozen=True)
 class Method(Generic[S]):
-    """Override `score` for a new criterion; `solve` to also change the weights that survive.
+    """Override `score` for a new criterion; `solve` to also change the kept weights.
 
     A method that learns before it scores overrides `training_passes`, `learned` and `state`.
 

@@ -44,6 +44,7 @@ class NofM(Pattern):
 
     def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
         """[O, I] -> bool [O, I]; the pattern fixes the sparsity, so the argument is ignored."""
+        # Rows are contiguous and I is a multiple of M, so a reshape never mixes two rows in one group.
         return ops.keep_largest(score.reshape(-1, self.m), self.m - self.n).reshape(score.shape)
 
     @classmethod

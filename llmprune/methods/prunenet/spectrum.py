@@ -32,7 +32,7 @@ class Spectrum:
         self.dense = _roots(self._outputs)
 
     def without(self, removed: Tensor) -> Tensor:
-        """Return the ascending singular values [min(O, DIRECTIONS)] without the inputs `removed`, bool [I]."""
+        """Return the ascending singular values [min(O, DIRECTIONS)] without the inputs `removed` [I]."""
         columns = self._weight[:, removed]
         # (W - W_R) C (W - W_R)^T, expanded; W_R holds the removed columns.
         crossed = self._crossed[:, removed] @ columns.T

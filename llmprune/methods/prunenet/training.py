@@ -91,7 +91,7 @@ class Trainer:
 
     def start_pass(self) -> None:
         """Start to evaluate a copy of the current policy on all blocks, while training continues."""
-        # In the same pass: evaluating apart would take another forward pass over the calibration set.
+        # Evaluated while it trains: a separate evaluation would take another forward pass over the text.
         self._evaluated, self._losses = copy.deepcopy(self.policy), list[float]()
 
     def end_pass(self) -> None:

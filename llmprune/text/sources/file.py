@@ -28,6 +28,7 @@ class File(Documents):
 
     def documents(self, half: Half) -> Iterator[str]:
         """Yield the file in pieces of 1 Mi characters; `between` is empty, so they join seamlessly."""
+        # Pieces, so that a run that reads the start of a large file does not hold all of it.
         path = existing_file(self.dataset, half)
         try:
             with path.open(encoding="utf-8") as file:
