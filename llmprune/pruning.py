@@ -127,7 +127,7 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
         pattern=recipe.pattern,
         repair=recipe.repair,
         allowed=todo.allowed,
-        hands_on=recipe.hands_on,
+        keeps_statistics=recipe.keeps_statistics,
         scratch=draft.scratch if draft else None,
     )
     method = learned.ready(problem, draft.folder if draft and header else None)

@@ -11,14 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, 
 from llmprune import plugins
 from llmprune.allocation.base import Allocator
 from llmprune.errors import RequestError
-from llmprune.methods.base import Method, Propagation
+from llmprune.methods.base import Method, Propagation, PruningMethod
 from llmprune.model.shapes import Layout
 from llmprune.model.sites.base import Asked, Sites, sites_of
 from llmprune.patterns import base as patterns
 from llmprune.patterns.base import Pattern
 from llmprune.plugins import Options, name_of
 from llmprune.recovery.base import Recovery
-from llmprune.repair.base import Repair
+from llmprune.repair.base import LayerRepair, Repair
 from llmprune.tensors.statistics import Nothing, Statistic, joined
 from llmprune.text.calibration import Calibration, with_defaults
 from llmprune.walk.demand import Demand
@@ -38,7 +38,7 @@ class Recipe(BaseModel):
     """Bumped whenever the recipe's numbers change."""
     model: str | None = None
     """A folder, a .gguf file or a Hub id; the command line's wins."""
-    method: InstanceOf[Method[Any]]
+    method: InstanceOf[PruningMethod]
     """Which weights go, and whether the others change: a file of `llmprune/methods/`."""
     pattern: InstanceOf[Pattern]
     """`unstructured`, N:M (N of every M are kept), or `units` (whole channels and groups of heads)."""
@@ -46,7 +46,7 @@ class Recipe(BaseModel):
     """Share of the sites' parameters that go, 0 to 1; an N:M pattern fixes it."""
     allocation: InstanceOf[Allocator]
     """How much goes where: a file of `llmprune/allocation/`."""
-    repair: InstanceOf[Repair[Any]]
+    repair: InstanceOf[LayerRepair]
     """How the remaining units compensate: a file of `llmprune/repair/`."""
     layout: Layout | None = None
     """How blocks of different sizes are written; None for single weights, which change no sizes."""
@@ -153,7 +153,7 @@ class Recipe(BaseModel):
         return self.needs is not Nothing or self.allocation.needs_text
 
     @property
-    def hands_on(self) -> bool:
+    def keeps_statistics(self) -> bool:
         """Whether what the allocation measures of the dense model is all that pruning needs to know."""
         measures = self.sites.whole and self.allocation.uneven
         return measures and self.needs.small and self.propagation == "dense"
@@ -168,10 +168,10 @@ class Recipe(BaseModel):
             propagation=self.propagation,
             samples=self.calibration.samples if self.needs_text else 0,
             training_passes=self.method.training_passes,
-            drawing_passes=self.calibration.source.forwards,
+            drawing_passes=self.calibration.source.forward_passes,
             generates_text=self.calibration.source.needs_whole_model,
-            allocation_pass=measures and not self.hands_on,
-            holds_all=self.hands_on,
+            allocation_pass=measures and not self.keeps_statistics,
+            holds_all=self.keeps_statistics,
         )
 
     @classmethod

@@ -32,7 +32,7 @@ def pruned(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _prune(model: Path, out: Path) -> list[object]:
     words = ["prune", model, "--method", "wanda", "--pattern", "2:4", "--calibration", "builtin"]
-    return [*words, "--samples", 16, "--length", 512, "--out", out]
+    return [*words, "--samples", 8, "--length", 256, "--out", out]
 
 
 def test_every_group_of_four_of_a_real_model_has_two_exact_zeros(pruned: Path):
@@ -56,7 +56,7 @@ def test_the_same_command_again_is_refused(smollm2: Path, pruned: Path):
 
 def test_both_perplexities_are_printed_with_their_protocol(smollm2: Path, pruned: Path):
     text = WIKITEXT if WIKITEXT.exists() else "builtin"
-    words = ["eval", pruned, "--perplexity", text, "--length", 1024, "--windows", 2, "--baseline", smollm2]
+    words = ["eval", pruned, "--perplexity", text, "--length", 512, "--windows", 2, "--baseline", smollm2]
     done = llmprune(*words, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

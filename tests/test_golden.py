@@ -116,9 +116,16 @@ def hangs_on_the_machine(name: str, family: str) -> bool:
     return "self" in str(asked(name, family)[0])
 
 
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("golden")
+
+
 @pytest.fixture
-def _as_it_was_taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _as_it_was_taken(monkeypatch: pytest.MonkeyPatch, texts: Path) -> Iterator[None]:
+    """The check in this process, and generated texts kept from case to case, for their time."""
     monkeypatch.setattr(reload, "check", check_here)
+    monkeypatch.setattr("llmprune.text.cache.cache_folder", lambda: texts)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

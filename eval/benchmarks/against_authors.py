@@ -57,7 +57,7 @@ WIKITEXT = "data/Salesforce/wikitext/wikitext-2-raw-v1"
 
 def tokens_of(shared: Path, split: str, tokenizer: Any) -> torch.Tensor:
     """The ids of a WikiText-2 split."""
-    file = sources.evaluating(str(shared / WIKITEXT / f"{split}.parquet"))
+    file = sources.for_evaluation(str(shared / WIKITEXT / f"{split}.parquet"))
     return tokenize(file.text("evaluation"), tokenizer)
 
 

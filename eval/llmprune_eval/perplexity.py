@@ -122,7 +122,7 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         perplexity=math.exp(mean),
         bits_per_byte=total / math.log(2) / max(size, 1),
         dataset=text,
-        split=sources.evaluating(text).evaluation_split,
+        split=sources.for_evaluation(text).evaluation_split,
         length=asked.length,
         stride=asked.stride,
         bos=asked.bos,
@@ -189,7 +189,7 @@ def _windows_of(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Windo
     assert protocol.length is not None and protocol.stride is not None
     begin = torch.tensor(_first_token(tokenizer) if protocol.bos else [], dtype=torch.int64)
     own, stride = protocol.length - len(begin), protocol.stride
-    parts = sources.evaluating(text, protocol.column).read("evaluation")
+    parts = sources.for_evaluation(text, protocol.column).read("evaluation")
     left = torch.empty(0, dtype=torch.int64)
     shared = None  # predictions of a window that the one before has made; before the first, none was made
     for ids in tokenizing.tokens(parts, tokenizer):

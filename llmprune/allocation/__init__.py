@@ -1,1 +1,1 @@
-"""How much goes where: one file per rule, looked up by its name."""
+"""Allocators set the sparsity of every site: one file per rule, found by its name."""

@@ -1,17 +1,17 @@
-"""What an allocator is: the sparsity of every site, given a target for all of them together."""
+"""Base class of allocators, which set the sparsity of every site, given the target for all sites together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import ConfigDict
 from torch import Tensor
 
 from llmprune.checkpoint.store import Store
-from llmprune.methods.base import Method
+from llmprune.methods.base import PruningMethod
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
 from llmprune.model.sites.base import Budget
@@ -21,7 +21,7 @@ from llmprune.patterns.base import Pattern
 from llmprune.patterns.blocks import Blocks
 from llmprune.patterns.unstructured import Unstructured
 from llmprune.plugins import OPTIONS
-from llmprune.repair.base import Repair
+from llmprune.repair.base import LayerRepair
 from llmprune.repair.none import Unrepaired
 from llmprune.tensors.statistics import Nothing, Statistic, joined
 from llmprune.walk.solutions import Solutions
@@ -31,10 +31,10 @@ from llmprune.walk.walk import Walk
 
 @dataclass
 class Observed:
-    """What an allocator measured of the dense model that pruning would measure again."""
+    """Measurements of the dense model that pruning can reuse instead of repeating them."""
 
     seen: dict[str, Seen] = field(default_factory=dict)
-    """By the site's name; empty if pruning must measure for itself."""
+    """By site name; empty if pruning must measure for itself."""
 
     forward_s: dict[int, float] = field(default_factory=dict)
     """Seconds of one forward pass, by block."""
@@ -42,45 +42,42 @@ class Observed:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What an allocator found: the budget, and what it has measured or solved on the way.
-
-    What is handed on is not done again.
-    """
+    """The budget, and the measurements and solutions that pruning can reuse."""
 
     budget: Budget
     observed: Observed = field(default_factory=Observed)
     solved: Solutions | None = None
-    """Sites that are solved already at the budget's shares."""
+    """Sites already solved at the sparsities of the budget."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """All that an allocator may look at: the model, its calibration batches, the method and the target."""
+    """The input of an allocator: the model, its calibration batches, the method and the target."""
 
     store: Store
     batches: list[Tensor]
     probe: Tensor
-    method: Method[Any]
+    method: PruningMethod
     sparsity: float
     pattern: Pattern = field(default_factory=Unstructured)
-    repair: Repair[Any] = field(default_factory=Unrepaired)
+    repair: LayerRepair = field(default_factory=Unrepaired)
     allowed: Allowed = field(default_factory=dict)
-    """How many units of every site may stay, where whole units go."""
+    """The unit counts that each site may keep; empty for single weights."""
 
-    hands_on: bool = False
-    """Whether what is measured here is all that pruning needs to know."""
+    keeps_statistics: bool = False
+    """True if pruning needs no statistics but those measured here, so they are kept for it."""
 
     scratch: Path | None = None
-    """A folder for what is too large for memory; None where nothing is written."""
+    """A folder for data too large for memory; None if the run writes no files."""
 
     @property
     def anatomy(self) -> Anatomy:
-        """Of the dense model."""
+        """The sites and blocks of the dense model."""
         return self.store.anatomy
 
     @property
     def units(self) -> list[UnitSite]:
-        """The sites, where whole units go; empty otherwise."""
+        """The sites if whole units are removed; empty for single weights."""
         return unit_sites(self.anatomy)
 
     @property
@@ -97,27 +94,27 @@ class Problem:
 
     @property
     def needs(self) -> type[Statistic]:
-        """What is gathered of every site: what the method needs, and the repair too if it is handed on."""
-        return joined(self.method.needs, self.repair.needs) if self.hands_on else self.method.needs
+        """The statistic to gather: the method's, and the repair's too if statistics are kept for pruning."""
+        return joined(self.method.needs, self.repair.needs) if self.keeps_statistics else self.method.needs
 
     def stages(self, *, forward: bool) -> Iterator[Stage]:
-        """Every block of the dense model, resident, with the calibration batches if they are to be run."""
-        batches = self.batches if forward else []
+        """Yield every block of the dense model while resident; with calibration batches if `forward`."""
+        batches = self.batches if forward else []  # a walk without batches only loads the weights
         yield from Walk(self.store, batches, self.probe).stages("measuring the dense model")
 
     def measured(self, needs: type[Statistic]) -> Iterator[tuple[Site, Statistic]]:
-        """Every site, resident, with its statistic in the dense model."""
+        """Yield every site while resident, with its statistic in the dense model."""
         for stage in self.stages(forward=needs is not Nothing):
             for site, seen in stage.visit(needs, "dense", together=False):
                 yield site, seen.statistic
 
     def observe(self, stage: Stage, observed: Observed) -> Iterator[tuple[Site, Statistic]]:
-        """The sites of one block with what the method needs; kept in `observed` if pruning needs no more."""
+        """Yield the sites of one block with the method's statistic; add to `observed` what pruning reuses."""
         for site, seen in stage.visit(self.needs, "dense", together=False):
-            if self.hands_on:
+            if self.keeps_statistics:
                 observed.seen[site.name] = seen
             yield site, seen.statistic.of(self.method.needs)
-        if self.hands_on:
+        if self.keeps_statistics:
             observed.forward_s[stage.index] = stage.forward_s
 
 
@@ -127,33 +124,33 @@ class Allocator:
 
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
     uneven: ClassVar[bool] = True
-    """Whether sites get different sparsities, which an N:M pattern cannot have."""
+    """True if sites get different sparsities, which an N:M pattern does not allow."""
 
     compares_scores: ClassVar[bool] = False
-    """Whether it needs the method's scores before anything is pruned."""
+    """True if it needs the method's scores of the dense model."""
 
     needs_text: ClassVar[bool] = False
-    """Whether it measures activations even for a method that does not."""
+    """True if it measures activations, even when the method does not need calibration."""
 
     serves: ClassVar[tuple[str, ...]] = ("weights",)
-    """What it can share out: single `weights`, whole `units`, or both (`Sites.shares`)."""
+    """What it can allocate: single `weights`, whole `units`, or both (`Sites.shares`)."""
 
     def require_possible(self, anatomy: Anatomy, allowed: Allowed, sparsity: float) -> None:
-        """Refuse what no budget can reach, before a weight or a text is read.
+        """Refuse a sparsity that no budget can reach, before any weight or text is read.
 
         Args:
             anatomy: of the dense model.
-            allowed: how many units of every site may stay; empty where single weights go.
+            allowed: the unit counts that each site may keep; empty for single weights.
             sparsity: of all sites together.
 
         Raises:
-            RequestError: it says how far this can go.
+            RequestError: the message states the highest possible sparsity.
         """
         if allowed:
             require_reachable(unit_sites(anatomy), allowed, sparsity)
 
     def allocate(self, problem: Problem) -> Allocation:
-        """The sparsity of every site, such that all sites together reach `problem.sparsity`."""
+        """Return the sparsity of every site; all sites together must reach `problem.sparsity`."""
         raise NotImplementedError
 
 
@@ -164,5 +161,5 @@ def removal(problem: Problem, gone: Iterable[int]) -> Allocation:
 
 
 def budget_of(sites: list[UnitSite], counts: Counts) -> Budget:
-    """The share of units that goes at every site, given how many stay."""
+    """Return the share of units to remove at every site, given the number of units to keep."""
     return {site.name: 1 - counts[site.name] / site.units for site in sites}

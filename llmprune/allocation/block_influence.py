@@ -1,4 +1,4 @@
-"""CFSP's budgets (Wang et al., 2025, arXiv:2409.13199): blocks that turn their input further keep more units.
+"""CFSP's budgets (Wang et al., 2025, arXiv:2409.13199): blocks that rotate their input more keep more units.
 
 The influence of a block is the mean angle between its input and its output, as a share of pi.
 """
@@ -20,21 +20,21 @@ from llmprune.walk.stage import Stage
 
 @dataclass(frozen=True)
 class BlockInfluence(Allocator):
-    """A block keeps a share in proportion to sigmoid(temperature * (influence - mean influence))."""
+    """A block keeps a share of units proportional to sigmoid(temperature * (influence - mean influence))."""
 
     needs_text: ClassVar = True
     serves: ClassVar = ("units",)
 
     temperature: Annotated[float, Field(ge=0)] = 13.1
-    """0 treats all blocks alike. The authors' code divides a sum over tokens by 1e4, which is 13.1 times the
-    mean for their 128 x 1024 tokens."""
+    """0 gives all blocks the same share. The authors' code divides a sum over tokens by 1e4, which for their
+    128 x 1024 tokens is 13.1 times the mean."""
 
     def allocate(self, problem: Problem) -> Allocation:
-        """The block's share of channels, and of groups of heads if these may go, in whole steps."""
+        """Give all sites of a block the same share, rounded to allowed unit counts."""
         angles: list[float] = []
         observed = Observed()
         for stage in problem.stages(forward=True):
-            list(problem.observe(stage, observed))
+            list(problem.observe(stage, observed))  # `influence` reuses the outputs
             angles.append(influence(stage))
         kept = self.shares(torch.tensor(angles, dtype=torch.float64), 1 - problem.sparsity)
         wanted = {site.name: float(kept[site.block]) * site.units for site in problem.units}
@@ -42,19 +42,20 @@ class BlockInfluence(Allocator):
         return Allocation(budget_of(problem.units, counts), observed)
 
     def shares(self, angles: Tensor, target: float) -> Tensor:
-        """The share that every block keeps, with mean `target` and none above 1."""
+        """Return the share that each block keeps, with mean `target` and none above 1."""
         kept = target * self.weights(angles)
+        # Shrink the distances to the mean rather than clip, which would lower the mean.
         if kept.max() > 1:
             kept = target + (kept - target) * (1 - target) / (kept.max() - target)
         return kept
 
     def weights(self, angles: Tensor) -> Tensor:
-        """How much every block matters, with mean 1."""
+        """Return the importance of each block, with mean 1."""
         weight = torch.sigmoid(self.temperature * (angles - angles.mean()))
         return weight / weight.mean()
 
 
 def influence(stage: Stage) -> float:
-    """The mean over all tokens of the angle between a block's input and output, divided by pi."""
+    """Return the mean angle between a block's input and output over all tokens, divided by pi."""
     outputs = stage.outputs if stage.outputs is not None else stage.run()
     return ops.mean_angle(stage.hidden, outputs)

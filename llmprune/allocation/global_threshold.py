@@ -1,7 +1,7 @@
 """FLAP's budgets (An et al., 2024, arXiv:2312.11983): one threshold for the standardised scores of all units.
 
-The scores of every site are standardised over its inputs, so a site's budget follows from the shape of its
-distribution; the score of a group of heads is the mean over its inputs.
+The scores of a site are standardised over its inputs, so its budget depends only on the shape of their
+distribution, not on their scale. The score of a group of heads is the mean over its inputs.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from llmprune.tensors.statistics import Nothing
 
 @dataclass(frozen=True)
 class GlobalThreshold(Allocator):
-    """Units with the lowest scores go, wherever they are, until their parameters are as many as asked."""
+    """Remove the units with the lowest scores, wherever they are, until enough parameters are removed."""
 
     compares_scores: ClassVar = True
     serves: ClassVar = ("units",)
 
     per_kind: bool = False
-    """Whether attention and feed-forward network each lose the target share, with a threshold each."""
+    """True to use two thresholds, so that attention and feed-forward each lose the target share."""
 
     def require_possible(self, anatomy: Anatomy, allowed: Allowed, sparsity: float) -> None:
-        """Each kind must be able to lose the target share where it gets a threshold of its own."""
-        for sites in self._apart(unit_sites(anatomy)):
+        """Check each group of sites with a common threshold on its own."""
+        for sites in self._groups(unit_sites(anatomy)):
             require_reachable(sites, allowed, sparsity)
 
     def allocate(self, problem: Problem) -> Allocation:
-        """What the threshold leaves each site, in whole steps."""
+        """Count the units above the threshold in each site, rounded to allowed unit counts."""
         scores: dict[str, Tensor] = {}
         observed = Observed()
         for stage in problem.stages(forward=problem.needs is not Nothing):
@@ -44,25 +44,26 @@ class GlobalThreshold(Allocator):
                 score = per_input(problem.method.score(problem.store.weights(site), statistic)).double().cpu()
                 scores[site.name] = (score - score.mean()) / score.std().clamp_min(1e-30)
         counts: dict[str, int] = {}
-        for sites in self._apart(problem.units):
+        for sites in self._groups(problem.units):
             by_unit = {site.name: scores[site.name].reshape(site.units, -1).mean(1) for site in sites}
             wanted = _above_threshold(sites, by_unit, problem.sparsity)
             counts |= settle(sites, problem.allowed, wanted, problem.sparsity)
         return Allocation(budget_of(problem.units, counts), observed)
 
-    def _apart(self, sites: list[UnitSite]) -> list[list[UnitSite]]:
-        """The sites that share a threshold."""
+    def _groups(self, sites: list[UnitSite]) -> list[list[UnitSite]]:
+        """Return the groups of sites that share a threshold."""
         kinds = [[s for s in sites if s.part == part] for part in ("attention", "ffn")]
         return [kind for kind in kinds if kind] if self.per_kind else [sites]
 
 
 def _above_threshold(sites: list[UnitSite], scores: dict[str, Tensor], sparsity: float) -> dict[str, float]:
-    """How many units of each site are left when the lowest go until `sparsity` of the parameters is gone."""
+    """Return how many units each site keeps when the lowest scores make up `sparsity` of the parameters."""
     score = torch.cat([scores[site.name] for site in sites])
+    # A group of heads has far more parameters than a channel, so the threshold is on parameters, not units.
     cost = torch.cat([torch.full((site.units,), site.cost) for site in sites])
     order = score.argsort(stable=True)
-    gone = order[cost[order].cumsum(0) <= sparsity * int(cost.sum())]
-    stays = torch.ones(len(score), dtype=torch.bool)
-    stays[gone] = False
-    parts = stays.split([site.units for site in sites])
+    removed = order[cost[order].cumsum(0) <= sparsity * int(cost.sum())]
+    keep = torch.ones(len(score), dtype=torch.bool)
+    keep[removed] = False
+    parts = keep.split([site.units for site in sites])
     return {site.name: float(part.sum()) for site, part in zip(sites, parts, strict=True)}

@@ -1,4 +1,4 @@
-"""OWL (Yin et al., 2024, arXiv:2310.05175): blocks with many outlying Wanda scores keep more weights."""
+"""OWL (Yin et al., 2024, arXiv:2310.05175): blocks with more outliers in their Wanda scores keep more."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from llmprune.tensors.statistics import InputNorm
 
 @dataclass(frozen=True)
 class Owl(Allocator):
-    """The outlier share of each block, rescaled to a band around the target, is its budget."""
+    """The density of a block is its share of outliers, rescaled to a band around the target density."""
 
     needs_text: ClassVar = True
 
     outlier: Annotated[float, Field(gt=0)] = 5.0
-    """A score is an outlier when it passes this many times its block's mean (the paper's M)."""
+    """A score is an outlier if it exceeds this multiple of its block's mean (the paper's M)."""
 
     spread: Annotated[float, Field(ge=0, lt=0.5)] = 0.08
     """Half the width of the band of block sparsities (the paper's lambda)."""
 
     def allocate(self, problem: Problem) -> Allocation:
-        """One sparsity per block, from the scores of the dense model."""
+        """Compute one sparsity per block from the scores of the dense model."""
         scores: dict[int, list[torch.Tensor]] = {}
         outliers: dict[int, float] = {}
         for site, statistic in problem.measured(InputNorm):
@@ -37,7 +37,7 @@ class Owl(Allocator):
                 mean = sum(float(s.double().sum()) for s in here) / sum(s.numel() for s in here)
                 above = sum(int((s > self.outlier * mean).sum()) for s in here)
                 outliers[site.block] = above / sum(s.numel() for s in here)
-                scores[site.block] = []
+                scores[site.block] = []  # frees as much memory as the block's weights take
         sizes = {block: 0 for block in outliers}
         for site in problem.anatomy.sites:
             sizes[site.block] += site.weights
@@ -47,10 +47,11 @@ class Owl(Allocator):
     def _densities(
         self, outliers: dict[int, float], sizes: dict[int, int], target: float
     ) -> dict[int, float]:
-        """Densities in a band of width 2 * spread around `target`, narrower where it would leave 0 to 1."""
+        """Return densities in a band of width 2 * spread around `target`, narrower near 0 and 1."""
         low, high = min(outliers.values()), max(outliers.values())
         band = 2 * self.spread
         scaled = {b: band * (o - low) / (high - low) if high > low else 0.0 for b, o in outliers.items()}
+        # Weighted by size: blocks may differ, and the densities must average to the target over weights.
         mean = sum(scaled[b] * sizes[b] for b in scaled) / sum(sizes.values())
         below = target / mean if mean else 1.0
         above = (1 - target) / (band - mean) if band > mean else 1.0

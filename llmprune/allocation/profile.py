@@ -1,4 +1,4 @@
-"""Budgets that the user writes down: the sparsity of every block, in a recipe or in a YAML file."""
+"""User-defined budgets: the sparsity of every block, in a recipe or in a YAML file."""
 
 from __future__ import annotations
 
@@ -14,39 +14,43 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
 from llmprune.model.widths import Allowed, settle
 
-TOLERANCE = 0.005  # between the recipe's sparsity and the profile's
+TOLERANCE = 0.005  # difference allowed between the sparsities of recipe and profile
 
 
 @dataclass(frozen=True)
 class Profile(Allocator):
-    """A list of sparsities, one per block, or the name of a YAML file that holds it."""
+    """A list of sparsities, one per block, or the path of a YAML file that holds the list."""
 
     serves: ClassVar = ("weights", "units")
 
     blocks: list[float] | str = ""
-    """From the first block to the last, each from 0 to 1."""
+    """From the first block to the last, each from 0 to less than 1."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.blocks, str):  # the recipe that is written down holds the numbers themselves
+        if isinstance(self.blocks, str):
+            # The dataclass is frozen. A saved recipe must hold the numbers, as the file may change.
             object.__setattr__(self, "blocks", _read(self.blocks))
         if not all(isinstance(share, float | int) and 0 <= share < 1 for share in self.blocks):
             raise RequestError("allocation.blocks", "every sparsity must be a number from 0 to less than 1")
 
     def require_possible(self, anatomy: Anatomy, allowed: Allowed, sparsity: float) -> None:
-        """The profile must have the model's number of blocks and the recipe's sparsity."""
+        """Check that the profile matches the model's number of blocks and the recipe's sparsity."""
         blocks = len(anatomy.blocks)
         if len(self.blocks) != blocks:
-            raise RequestError("allocation.blocks", f"{len(self.blocks)} were given for {blocks} blocks")
+            raise RequestError(
+                "allocation.blocks",
+                f"{len(self.blocks)} sparsities were given for {blocks} blocks; give one per block",
+            )
         mean = self._mean(anatomy.sites)
         if abs(mean - sparsity) > TOLERANCE:
             raise RequestError(
                 "sparsity",
-                f"{sparsity:g} was asked, and the profile has {mean:.4g}; ask for that",
+                f"{sparsity:g} was asked, and the profile has {mean:.4g}; set sparsity to that",
             )
         super().require_possible(anatomy, allowed, mean)
 
     def allocate(self, problem: Problem) -> Allocation:
-        """The block's sparsity for each of its sites."""
+        """Give each site the sparsity of its block."""
         sites = problem.anatomy.sites
         budget = {site.name: float(self.blocks[site.block]) for site in sites}
         if not problem.units:
@@ -56,17 +60,22 @@ class Profile(Allocator):
         return Allocation(budget_of(problem.units, counts))
 
     def _mean(self, sites: list[Site]) -> float:
-        """The sparsity of all sites together."""
-        lost = sum(float(self.blocks[site.block]) * site.weights for site in sites)
-        return lost / sum(site.weights for site in sites)
+        """Return the sparsity of all sites together."""
+        removed = sum(float(self.blocks[site.block]) * site.weights for site in sites)
+        return removed / sum(site.weights for site in sites)
 
 
 def _read(name: str) -> list[float]:
-    """The list in a YAML file."""
+    """Read the list in a YAML file."""
     try:
         found = yaml.safe_load(Path(name).read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError("allocation.blocks", f"{name!r} is no YAML file that can be read") from error
+        raise RequestError(
+            "allocation.blocks",
+            f"{name!r} cannot be read as a YAML file; give the path of a list of sparsities",
+        ) from error
     if not isinstance(found, list):
-        raise RequestError("allocation.blocks", f"{name} is not a list of numbers")
+        raise RequestError(
+            "allocation.blocks", f"{name} does not hold a list of numbers; give one sparsity per block"
+        )
     return found

@@ -1,4 +1,4 @@
-"""The same sparsity everywhere: what the tables of Wanda and SparseGPT use."""
+"""The same sparsity for all sites, as in the tables of Wanda and SparseGPT."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,22 +9,22 @@ from llmprune.model.widths import nearest
 
 @dataclass(frozen=True)
 class Uniform(Allocator):
-    """Needs no measurement. Where whole units go, all blocks end with the same sizes."""
+    """Needs no measurement. When whole units are removed, all blocks get the same sizes."""
 
     uneven: ClassVar = False
     serves: ClassVar = ("weights", "units")
 
     def allocate(self, problem: Problem) -> Allocation:
-        """The target for every site; channels make up for the rounding to whole groups of heads."""
+        """Give every site the target; channels compensate for the rounding to whole groups of heads."""
         if not problem.units:
             return Allocation({site.name: problem.sparsity for site in problem.anatomy.sites})
         counts: dict[str, int] = {}
         for block in range(len(problem.anatomy.blocks)):
             sites = [site for site in problem.units if site.block == block]
-            left = (1 - problem.sparsity) * sum(site.weights for site in sites)
+            remaining = (1 - problem.sparsity) * sum(site.weights for site in sites)
             for site in sites:
-                last = site is sites[-1]
-                wanted = left / site.cost if last else (1 - problem.sparsity) * site.units
+                last = site is sites[-1]  # the channels, the finest units of a block
+                wanted = remaining / site.cost if last else (1 - problem.sparsity) * site.units
                 counts[site.name] = nearest(problem.allowed[site.name], wanted)
-                left -= counts[site.name] * site.cost
+                remaining -= counts[site.name] * site.cost
         return Allocation(budget_of(problem.units, counts))

@@ -1,1 +1,1 @@
-"""Which weights go, and how the rest make up for it: one file per method, looked up by its name."""
+"""Pruning methods score weights and may update the kept ones: one file per method, found by its name."""

@@ -1,6 +1,6 @@
-"""What a pruning method is: importance of every weight, and repair of what stays.
+"""Base class of pruning methods, which score every weight and may update the kept ones.
 
-A method sees tensors only. It never sees a module, a model family, a device map or a file.
+A method works on tensors only. It never handles a module, a model family, a device map or a file.
 
 Letters used in shapes: O outputs, I inputs.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from pydantic import ConfigDict
 from torch import Tensor
@@ -25,24 +25,24 @@ Propagation = Literal["dense", "block", "layer"]
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight [O, I] of one linear layer, in the dtype of the checkpoint, and its number in the model.
+    """The weight [O, I] of one linear layer, in the dtype of the checkpoint, and its index in the model.
 
-    Where whole units go, it is the layer that consumes their outputs, and its inputs are those of `units`.
+    When whole units are removed, it is the layer that reads their outputs: its inputs form `units` units.
     """
 
     matrix: Tensor
     index: int = 0
     units: int = 0
     rows: tuple[Tensor, ...] = ()
-    """The factors of those inputs: for each, the weights [I, D] that it is computed with from the D features
-    of the part's own input (gate and up projection, one projection, or the values of heads)."""
+    """The projections that compute these inputs from the D features of the attention's or feed-forward
+    network's input, each [I, D]: gate and up projection, one projection, or the values of heads."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A pruned layer: its new weight [O, I], what survives, and what the method has to report.
+    """A pruned layer: its new weight [O, I], the mask, and numbers for the report.
 
-    `keep` marks weights [O, I], or, where whole units go, inputs [I].
+    `keep` is a mask of weights [O, I], or of inputs [I] if whole units are removed.
     """
 
     weight: Tensor
@@ -51,12 +51,12 @@ class Solution:
 
 
 class Examples(Protocol):
-    """What a method learns from."""
+    """Gives a method the sites to learn from."""
 
     def __call__(self, needs: type[S], /) -> Iterator[tuple[Weights, S]]:
-        """Every site of the dense model, block by block, with its statistic.
+        """Yield every site of the dense model, block by block, with its statistic.
 
-        A call takes one forward pass over the calibration set; with `Nothing`, none.
+        Each call takes one forward pass over the calibration set; with `Nothing`, none.
         """
 
 
@@ -71,72 +71,75 @@ class Learned:
     """Its `facts`."""
 
     file: str | None = None
-    """Where it was found, as the user named it; None for what a resumed run learned itself."""
+    """The path that the user gave; None for the state of the run that is resumed."""
 
 
 @dataclass(frozen=True)
 class Method(Generic[S]):
-    """Override `score` for a new criterion; `solve` to also change the weights that survive.
+    """Override `score` for a new criterion; `solve` to also change the kept weights.
 
     A method that learns before it scores overrides `training_passes`, `learned` and `state`.
 
     The fields of a subclass are its options in a recipe. `S` is the statistic that calibration gathers for
-    it, `needs` that class itself; the other class attributes are what it does unless the recipe asks for
-    something else.
+    it, and `needs` is the same class at run time. The other class attributes are defaults of the recipe.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
     needs: ClassVar[type[Statistic]] = Nothing
     propagation: ClassVar[Propagation] = "layer"
     compete: ClassVar[Compete] = "row"
-    pattern: ClassVar[Any] = "unstructured"
+    pattern: ClassVar[str | dict[str, object]] = "unstructured"
     allocation: ClassVar[str] = "uniform"
     repair: ClassVar[str] = "none"
-    calibration: ClassVar[dict[str, Any]] = {}
+    calibration: ClassVar[dict[str, object]] = {}
     serves: ClassVar[tuple[str, ...]] = ("weights", "units")
     """Between what it can choose: single `weights`, whole `units`, whole `blocks`."""
 
     @property
     def training_passes(self) -> int:
-        """Forward passes over the calibration set that it takes to learn."""
+        """Number of forward passes over the calibration set to learn."""
         return 0
 
     @property
-    def reuses(self) -> str | None:
-        """The file of an earlier run that holds what to score by, or None to learn it."""
+    def state_file(self) -> str | None:
+        """The file with the state of an earlier run, which replaces learning; None to learn."""
         return None
 
     def learned(self, examples: Examples, earlier: Learned | None) -> Method[S]:
-        """The method that scores: this one, or another that holds what was learned.
+        """Return the method that scores: this one, or another that holds what was learned.
 
         Args:
-            examples: the dense model; none while its weights are not read and `earlier` is only checked.
-            earlier: the state that an earlier run left, to be used as it is; None to learn.
+            examples: the sites of the dense model; yields none when `earlier` is only checked.
+            earlier: the state of an earlier run, to use unchanged; None to learn.
 
         Raises:
-            RequestError: `earlier` does not fit the model. Any other error means that it is no state of this
-                method.
+            RequestError: `earlier` does not fit the model. Any other error means that it is not a state of
+                this method.
         """
         return self
 
     def state(self) -> dict[str, Tensor]:
-        """What it learned, for `learned` to take back; empty if it did not learn."""
+        """Return what was learned, which `learned` can restore; empty if nothing was learned."""
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """How it learned that, as plain data, for the report and for `learned`."""
+        """Return how it was learned, as JSON data, for the report and for `learned`."""
         return {}
 
     def score(self, weights: Weights, statistic: S) -> Tensor:
-        """Importance of every weight, float [O, I], or of every input [I]; larger survives."""
+        """Return the importance of every weight, float [O, I], or input [I]; the largest are kept."""
         raise NotImplementedError
 
     def solve(self, weights: Weights, statistic: S, pattern: Pattern, sparsity: float) -> Solution:
         """Prune one layer to `sparsity`, a share from 0 to 1."""
+        # Filled, not multiplied by 0, which would turn negative weights into -0.0 and infinite ones into NaN.
         keep = pattern.keep(self.score(weights, statistic), sparsity, weights.units)
         return Solution(weights.matrix.masked_fill(~keep, 0), keep)
 
     @classmethod
     def scores_alone(cls) -> bool:
-        """Whether `score` by itself settles what goes, so that layers can be compared before pruning."""
+        """Return whether `score` alone decides the mask, so that layers can be compared before pruning."""
         return cls.solve is Method.solve
+
+
+PruningMethod: TypeAlias = Method[Any]  # a method, whatever its statistic

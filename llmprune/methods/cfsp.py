@@ -1,5 +1,5 @@
-"""CFSP (Wang et al., 2025, arXiv:2409.13199): channels that matter little to every output go, and blocks
-that change their input little lose more of them.
+"""CFSP (Wang et al., 2025, arXiv:2409.13199): remove channels that matter little to every output, more
+of them in blocks that change their input little.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llmprune.tensors.statistics import InputNorm
 
 @dataclass(frozen=True)
 class Cfsp(Method[InputNorm]):
-    """Goes with `block_influence`. Cuts channels only, unless `pattern.parts` asks for more."""
+    """Used with the allocation `block_influence`. Removes channels only, unless `pattern.parts` is set."""
 
     needs: ClassVar = InputNorm
     propagation: ClassVar = "dense"
@@ -24,16 +24,17 @@ class Cfsp(Method[InputNorm]):
     serves: ClassVar = ("units",)
 
     importance: Literal["activation", "relative"] = "activation"
-    """`activation` is what the authors' code ranks by, where the weights cancel out; it lost less than the
-    paper's `relative` wherever we measured (llmprune/README.md, Decisions)."""
+    """`activation` is the ranking of the authors' code, in which the weights cancel out. It gave a lower loss
+    than the paper's `relative` in all our measurements (llmprune/README.md, Decisions)."""
 
     def score(self, weights: Weights, statistic: InputNorm) -> Tensor:
-        """float32 [I], ||X_i||, or the down-projection's term of equation 8, sum_j |W_ji| ||X_i|| / sum_k
-        |W_jk| ||X_k||.
+        """Return float32 [I]: ||X_i||, or the down-projection's term of equation 8.
 
-        Normalised by L1 norms, the terms of the up and gate projections are the same for all channels.
+        That term is sum_j |W_ji| ||X_i|| / sum_k |W_jk| ||X_k||. The terms of the up and gate projections are
+        omitted: normalised by L1 norms, they are the same for all channels.
         """
         if self.importance == "activation":
             return statistic.value
+        # Clamped below: an output whose weights are all zero would divide by zero.
         share = weights.matrix.float().abs() * statistic.value
         return (share / share.sum(1, keepdim=True).clamp_min(1e-30)).sum(0)

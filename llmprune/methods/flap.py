@@ -1,6 +1,6 @@
-"""FLAP (An et al., 2024, arXiv:2312.11983): units whose outputs hardly fluctuate go, and their mean stays.
+"""FLAP (An et al., 2024, arXiv:2312.11983): remove the units whose outputs fluctuate least, keep their mean.
 
-What hardly varies contributes almost a constant, and a constant is what a bias is for.
+An output that hardly varies contributes almost a constant, which a bias can replace.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmprune.tensors.statistics import InputMoments
 
 @dataclass(frozen=True)
 class Flap(Method[InputMoments]):
-    """Goes with the allocation `global_threshold` and the repair `mean_bias`."""
+    """Used with the allocation `global_threshold` and the repair `mean_bias` by default."""
 
     needs: ClassVar = InputMoments
     propagation: ClassVar = "dense"
@@ -26,15 +26,16 @@ class Flap(Method[InputMoments]):
     serves: ClassVar = ("units",)
 
     metric: Literal["WIFV", "IFV", "WIFN"] = "WIFV"
-    """Weighted fluctuation, fluctuation, or weighted norm."""
+    """Weighted fluctuation, fluctuation, or weighted norm of the inputs."""
 
     square_heads: bool = True
-    """Whether the metric of heads is squared once more, as in the authors' code: it evens out how heads and
-    channels rank against one another, and lost less wherever we measured (llmprune/README.md, Decisions)."""
+    """True to square the metric of heads once more, as in the authors' code. This balances heads against
+    channels, and gave the lower loss in all our measurements (llmprune/README.md, Decisions)."""
 
     def score(self, weights: Weights, statistic: InputMoments) -> Tensor:
         """float64 [I]. WIFV is the paper's equation 5: variance of the input times ||W_:j||^2."""
         metric = self._metric(weights.matrix.float(), statistic)
+        # Channels are units of one input each; a group of heads has many.
         heads = weights.units < weights.matrix.shape[1]
         return metric.square() if heads and self.square_heads else metric
 
@@ -43,5 +44,6 @@ class Flap(Method[InputMoments]):
             return statistic.variance
         if self.metric == "WIFV":
             return statistic.variance * matrix.square().sum(0)
+        # The root mean square, from the variance (divided by tokens - 1) and the mean.
         norm = (statistic.variance * (1 - 1 / statistic.tokens) + statistic.mean.square()).sqrt()
         return norm * matrix.abs().mean(0)

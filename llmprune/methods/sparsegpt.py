@@ -1,8 +1,8 @@
-"""SparseGPT (Frantar and Alistarh, 2023, arXiv:2301.00774): prune column by column, and let the columns to
-the right make up for each one's loss.
+"""SparseGPT (Frantar and Alistarh, 2023, arXiv:2301.00774): prune column by column, and update the columns
+to the right to compensate for each loss.
 
-The update is that of the Optimal Brain Surgeon for the layer's squared output error, with the inverse of the
-Hessian H = X^T X taken once per layer as the factor U, U^T U = H^-1.
+The update is that of the Optimal Brain Surgeon for the layer's squared output error. The inverse of the
+Hessian H = X^T X is computed once per layer, as the factor U with U^T U = H^-1.
 
 Letters used in shapes: O outputs, I inputs, B columns of one slab.
 """
@@ -23,25 +23,25 @@ from llmprune.tensors.statistics import Gram
 
 @dataclass(frozen=True)
 class Sparsegpt(Method[Gram]):
-    """Scores are W^2 / diag(U)^2 with the weights as they are when their column's turn comes."""
+    """The scores are W^2 / diag(U)^2, with the weights as updated by all columns to the left of the group."""
 
     needs: ClassVar = Gram
     serves: ClassVar = ("weights",)
 
     damping: Annotated[float, Field(gt=0)] = 0.01
-    """Share of H's mean diagonal added to it; ten times more whenever the factorisation fails."""
+    """Share of H's mean diagonal to add to H; multiplied by ten each time the factorisation fails."""
 
     block_size: Annotated[int, Field(ge=1)] = 128
     """Columns whose mask is chosen together (rounded down to a multiple of M for N:M patterns)."""
 
     precision: Literal["float64", "float32"] = "float64"
-    """Of the factorisation; float32 needs half the memory."""
+    """Precision of the factorisation; float32 needs half the memory."""
 
     def solve(self, weights: Weights, statistic: Gram, pattern: Pattern, sparsity: float) -> Solution:
-        """Prune one layer to `sparsity`; the surviving weights change."""
+        """Prune one layer to `sparsity`; the kept weights change."""
         factor, damping = statistic.inverse_factor(self.damping, getattr(torch, self.precision))
-        columns = weights.matrix.float().T.contiguous()  # [I, O]: a column of the weight is one run of memory
-        columns[statistic.diagonal == 0] = 0  # inputs that were always zero carry nothing
+        columns = weights.matrix.float().T.contiguous()  # [I, O]: a column of the weight is contiguous
+        columns[statistic.diagonal == 0] = 0  # inputs that were always zero: any weight serves
         kept = torch.empty_like(columns, dtype=torch.bool)
         step = self.block_size
         if pattern.group:
@@ -50,33 +50,35 @@ class Sparsegpt(Method[Gram]):
         for start in range(0, len(columns), step):
             stop = min(start + step, len(columns))
             slab = slice(start, stop)
-            share = _share(sparsity, start, stop, len(columns))
-            errors = _sweep(columns[slab], kept[slab], factor[slab, slab], pattern, share)
+            slab_sparsity = _slab_sparsity(sparsity, start, stop, len(columns))
+            errors = _prune_slab(columns[slab], kept[slab], factor[slab, slab], pattern, slab_sparsity)
+            # The update of all later columns at once: a matrix product instead of `step` rank-1 updates.
             columns[stop:] -= factor[slab, stop:].T @ errors
         weight = columns.masked_fill_(~kept, 0).T.to(weights.matrix.dtype).contiguous()
         return Solution(weight, kept.T, {"damping": damping})
 
 
-def _share(sparsity: float, start: int, stop: int, inputs: int) -> float:
-    """The sparsity of one slab; those of a row together drop exactly round(sparsity * inputs) weights."""
+def _slab_sparsity(sparsity: float, start: int, stop: int, inputs: int) -> float:
+    """Return the sparsity of one slab; in total a row loses exactly round(sparsity * inputs) weights."""
     total = round(sparsity * inputs)
     return (total * stop // inputs - total * start // inputs) / (stop - start)
 
 
-def _sweep(columns: Tensor, kept: Tensor, factor: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
-    """Prune the columns [B, O] of one slab in place, and tell each one's scaled error [B, O].
+def _prune_slab(columns: Tensor, kept: Tensor, factor: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
+    """Prune the columns [B, O] of one slab in place, and return their scaled errors [B, O].
 
     Args:
         columns: the slab's weights, transposed.
         kept: bool [B, O], filled in.
         factor: the slab's square of U [B, B].
-        pattern: which holes are allowed.
+        pattern: which masks are allowed.
         sparsity: share of the slab to drop.
     """
     scale = factor.diagonal()
     group = pattern.group or len(columns)
     errors = torch.empty_like(columns)
     for j in range(len(columns)):
+        # N:M patterns choose a mask just before each group, with its updated weights; others once per slab.
         if j % group == 0:
             score = (columns[j : j + group] / scale[j : j + group, None]).square()
             kept[j : j + group] = pattern.keep(score.T, sparsity).T

@@ -1,1 +1,1 @@
-"""Which weights may go together: one file a pattern."""
+"""Patterns turn importance into a mask: one file per pattern, found by its name."""

@@ -1,7 +1,7 @@
-"""What a pattern is: from importance to a mask.
+"""Base class of patterns, which turn importance into a mask.
 
-A pattern names the kind of site that it prunes, and is the only place that knows how weights compete with one
-another for survival; methods only say how much each one matters.
+A pattern names the kind of site that it prunes, and decides which weights compete with one another; methods
+only score the weights.
 
 Letters used in shapes: O outputs, I inputs.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import ConfigDict
 from torch import Tensor
@@ -28,10 +28,10 @@ class Pattern:
 
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
     prunes: ClassVar[str] = "linear"
-    """The kind of site: a file of `llmprune/model/sites/`."""
+    """Kind of site: the name of a file of `llmprune/model/sites/`."""
 
     word: ClassVar[str] = ""
-    """How a recipe spells it, where that is not the file's name."""
+    """How a recipe spells the pattern, if not by the file's name."""
 
     @property
     def method(self) -> str | None:
@@ -45,39 +45,39 @@ class Pattern:
 
     @property
     def removed(self) -> str:
-        """What goes as a whole, in the words of a model card; empty where single weights go."""
+        """The units that are removed, in the words of a model card; empty for single weights."""
         return ""
 
     @property
     def only_sparsity(self) -> float | None:
-        """The one sparsity that the pattern has, if it has but one."""
+        """The sparsity that the pattern fixes; None if any is possible."""
         return None
 
     @property
     def group(self) -> int:
-        """Consecutive inputs that compete among themselves; 0 if all inputs of a row may compete."""
+        """Number of consecutive inputs that compete with one another; 0 if all inputs of a row may."""
         return 0
 
     def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
-        """Choose what survives.
+        """Choose what to keep.
 
         Args:
-            score: importance of every weight [O, I] or of every input [I]; larger survives.
-            sparsity: share that goes, 0 to 1.
-            units: how many units the inputs make up, where whole units go.
+            score: importance of every weight [O, I] or of every input [I]; the largest are kept.
+            sparsity: share to remove, 0 to 1.
+            units: number of units that the inputs form; 0 for single weights.
 
         Returns:
-            bool [O, I], or [I] where whole inputs go.
+            Mask, True to keep: bool [O, I], or [I] if whole inputs are removed.
         """
         raise NotImplementedError
 
     @classmethod
-    def spelled(cls, word: str) -> dict[str, Any] | None:
-        """The options that a word of a recipe stands for; None if it is not this pattern's."""
+    def spelled(cls, word: str) -> dict[str, object] | None:
+        """Return the options that a recipe's word stands for; None if the word is not this pattern's."""
         return None
 
-    def resolved(self) -> Any:
-        """The pattern as a recipe writes it with every default filled in."""
+    def resolved(self) -> str | dict[str, object]:
+        """Return the pattern as in a recipe, with every default filled in."""
         return {"name": str(self), **dataclasses.asdict(self)}
 
     def __str__(self) -> str:
@@ -85,22 +85,23 @@ class Pattern:
 
 
 def build(value: object, defaults: Options) -> Pattern:
-    """The pattern that a word, or a mapping of name and options, asks for.
+    """Build the pattern that a word, or a mapping of name and options, stands for.
 
     Raises:
-        RequestError: there is none, or it has no such option.
+        RequestError: no such pattern exists, or it has no such option.
     """
     if isinstance(value, dict) and isinstance(value.get("name"), str):
-        name, options = _meant(value["name"])
+        name, options = _parsed(value["name"])
+        # `{"name": "2:4"}` means the same as the word `2:4`, so the word's options win.
         value = {**value, **options, "name": name}
     elif isinstance(value, str):
-        name, options = _meant(value)
+        name, options = _parsed(value)
         value = {"name": name, **options}
     return plugins.build("pattern", PACKAGE, value, Pattern, defaults)
 
 
-def _meant(word: str) -> tuple[str, dict[str, Any]]:
-    """The file and the options that a word stands for."""
+def _parsed(word: str) -> tuple[str, dict[str, object]]:
+    """Return the file's name and the options that a word stands for."""
     known = {name: plugins.find(PACKAGE, name, Pattern) for name in plugins.names(PACKAGE)}
     for name, pattern in known.items():
         if (options := pattern.spelled(word)) is not None:

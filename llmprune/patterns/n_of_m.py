@@ -1,10 +1,10 @@
-"""N of every M consecutive inputs are kept: what sparse tensor cores run (2:4)."""
+"""Keep N of every M consecutive inputs, such as 2:4, which sparse tensor cores accelerate."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,15 +15,15 @@ from llmprune.tensors import ops
 
 @dataclass(frozen=True)
 class NofM(Pattern):
-    """A recipe spells it `2:4` or `2of4`."""
+    """In a recipe: `2:4` or `2of4`."""
 
     word: ClassVar = "N:M such as 2:4"
 
     n: int = 2
-    """Weights that are kept."""
+    """Weights to keep in each group."""
 
     m: int = 4
-    """Weights of a group."""
+    """Weights in a group."""
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
@@ -43,11 +43,12 @@ class NofM(Pattern):
         return self.m
 
     def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
-        """[O, I] -> bool [O, I]; the pattern fixes the sparsity, the argument is ignored."""
+        """[O, I] -> bool [O, I]; the pattern fixes the sparsity, so the argument is ignored."""
+        # Rows are contiguous and I is a multiple of M, so a reshape never mixes two rows in one group.
         return ops.keep_largest(score.reshape(-1, self.m), self.m - self.n).reshape(score.shape)
 
     @classmethod
-    def spelled(cls, word: str) -> dict[str, Any] | None:
+    def spelled(cls, word: str) -> dict[str, object] | None:
         """`2:4` and `2of4`"""
         found = re.fullmatch(r"(\d+)(?::|of)(\d+)", word)
         return {"n": int(found[1]), "m": int(found[2])} if found else None

@@ -1,4 +1,4 @@
-"""Whole channels and whole groups of heads go, and the layers shrink.
+"""Remove whole channels and whole groups of heads, so that the layers shrink.
 
 Letters used in shapes: O outputs, I inputs, U units of I / U inputs each.
 """
@@ -17,29 +17,29 @@ from llmprune.tensors import ops
 
 @dataclass(frozen=True)
 class Units(Pattern):
-    """Units compete within their site; a unit matters as much as its inputs do on average."""
+    """Units compete within their site; the score of a unit is the mean over its inputs."""
 
     prunes: ClassVar = "units"
 
     parts: Literal["all", "attention", "ffn"] = "all"
-    """Which units may go."""
+    """Which units may be removed."""
 
     multiple: Annotated[int, Field(ge=1)] = 64
-    """The channels that stay in a block are a multiple of this, which fast kernels ask for."""
+    """The number of channels kept in a block is a multiple of this, as fast kernels require."""
 
     @property
     def removed(self) -> str:
-        """Channels, groups of heads, or both."""
+        """Name the units: channels, groups of heads, or both."""
         words = {"all": "channels and groups of heads", "ffn": "channels", "attention": "groups of heads"}
         return words[self.parts]
 
     def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
-        """[O, I] or [I] -> bool [I], constant inside a unit; drops round(sparsity * units) of them."""
+        """[O, I] or [I] -> bool [I], constant inside a unit; drops round(sparsity * units) units."""
         by_unit = per_input(score).reshape(units, -1).mean(1, keepdim=True).T
         kept = ops.keep_largest(by_unit, round(sparsity * units))[0]
         return kept.repeat_interleave(score.shape[-1] // units)
 
 
 def per_input(score: Tensor) -> Tensor:
-    """The importance [I] of inputs, given that of their weights [O, I], or already their own."""
+    """Return the importance [I] of inputs, given scores of weights [O, I] or of the inputs themselves."""
     return score if score.ndim == 1 else score.float().mean(0)

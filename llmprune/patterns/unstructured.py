@@ -1,4 +1,4 @@
-"""Any weight may go."""
+"""Remove any single weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Unstructured(Pattern):
     """Weights compete within their output `row`, or within the whole `matrix`."""
 
     compete: Compete = "row"
-    """The method's own choice unless given."""
+    """By default the choice of the method."""
 
     def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
         """[O, I] -> bool [O, I]; drops exactly round(sparsity * n) of the n weights that compete."""

@@ -1,1 +1,1 @@
-"""What brings quality back after pruning: one file per recovery, looked up by its name."""
+"""Recoveries restore quality after pruning: one file per recovery, found by its name."""

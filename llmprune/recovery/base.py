@@ -1,4 +1,4 @@
-"""What a recovery is: a pruned checkpoint in, the same sizes and zeros with better weights out."""
+"""Base class of recoveries: a pruned checkpoint in, better weights with the same sizes and zeros out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmprune.tensors.statistics import InputNorm, Statistic
 
 @dataclass(frozen=True)
 class Task:
-    """A pruned checkpoint, the dense one it came from, and the text to learn from."""
+    """The input of a recovery: a pruned checkpoint, its dense model, and the text to train on."""
 
     pruned: Opened
     dense: Opened
@@ -28,10 +28,10 @@ class Task:
 
     draft: Draft
     together: bool
-    """Whether all batches fit into memory inside one block."""
+    """True if the activations of all batches inside one block fit into memory."""
 
     layout: str | None
-    """How the pruned checkpoint stores its sizes; None where masks left zeros, which must stay."""
+    """How the pruned checkpoint stores its sizes; None for a masked one, whose zeros must stay."""
 
     @property
     def tokens(self) -> Tensor:
@@ -41,7 +41,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Recovered:
-    """What the report says of a recovery, and the logits [1, T, V] of the probe to compare a reload with."""
+    """The record for the report, and the logits [1, T, V] of the probe, to verify a reload against."""
 
     record: dict[str, Any]
     logits: Tensor | None
@@ -52,10 +52,10 @@ class Recovery:
     """Override `recover`. The fields of a subclass are its options."""
 
     walks: ClassVar[Pattern] = Unstructured()
-    """The pattern whose sites both models are walked by."""
+    """The pattern that defines the sites of both models."""
 
     needs: ClassVar[type[Statistic]] = InputNorm
-    """What is as large as all that is held of a site, for the plan."""
+    """A statistic as large as the memory that the recovery holds per site, for the plan."""
 
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
 

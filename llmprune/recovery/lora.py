@@ -1,13 +1,13 @@
-"""Low-rank adapters, wider in the blocks that matter more, trained on text and merged into the weights.
+"""LoRA adapters, trained on text and merged into the weights, with higher ranks in more important blocks.
 
-CFSP's recovery (Wang et al., 2025, arXiv:2409.13199), whose code was never released: the rank of a block's
-adapters (LoRA, arXiv:2106.09685) follows its influence, the angle by which it turns its input.
+The recovery of CFSP (Wang et al., 2025, arXiv:2409.13199), written from the paper: its code was not released.
+The rank of a block's adapters (LoRA, arXiv:2106.09685) depends on the angle between its input and output.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -26,23 +26,23 @@ from llmprune.walk.walk import Walk
 
 @dataclass(frozen=True)
 class Lora(Recovery):
-    """Holds the whole pruned model in memory. Zeros of a masked or padded checkpoint stay zeros."""
+    """Needs the whole pruned model in memory. Zeros of a masked or padded checkpoint stay zeros."""
 
     rank: Annotated[int, Field(ge=1)] = 8
-    """Mean over the blocks."""
+    """Mean rank over the blocks."""
 
     alpha: Annotated[int, Field(ge=1)] = 2
-    """Scale of the adapters, the same for all ranks (alpha / r in the paper's terms)."""
+    """Scale of the adapters, the same for all ranks (alpha / r in the terms of the LoRA paper)."""
 
     epochs: Annotated[int, Field(ge=1)] = 1
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     batch: Annotated[int, Field(ge=1)] = 2
-    """Windows in a step."""
+    """Windows per step."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     def recover(self, task: Task) -> Recovered:
-        """Train, merge and save."""
+        """Train the adapters, merge them and write the model."""
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError as error:
@@ -50,15 +50,15 @@ class Lora(Recovery):
         assert task.pruned.source is not None
         if not task.pruned.fits_whole():
             raise JobError(
-                "lora trains the whole pruned model in memory, where it does not fit twice; use reconstruct, "
+                "lora trains the whole pruned model, and memory does not hold it twice; use reconstruct, "
                 "which needs one block at a time"
             )
         device, dtype = task.pruned.resources.device, task.pruned.resources.dtype_name
         model, _ = load(str(task.pruned.source.folder), device=str(device), dtype=dtype, kernels="none")
         linear = Anatomy(model, LinearLayers())
-        # A padded checkpoint's zeros stand for units that are gone.
-        kept = task.layout in (None, "padded")
-        zeros = {site.name: site.weight == 0 for site in linear.sites} if kept else {}
+        # Zeros in a padded checkpoint are removed units.
+        keep_zeros = task.layout in (None, "padded")
+        zeros = {site.name: site.weight == 0 for site in linear.sites} if keep_zeros else {}
         ranks = self._ranks(linear, task)
         by_layer = {site.name: ranks[site.block] for site in linear.sites}
         torch.manual_seed(self.seed)
@@ -70,34 +70,36 @@ class Lora(Recovery):
                     lora_alpha=self.alpha * self.rank,
                     target_modules=list(by_layer),
                     rank_pattern=by_layer,
+                    # peft scales by alpha / rank of the layer, so alpha must follow the rank.
                     alpha_pattern={name: self.alpha * rank for name, rank in by_layer.items()},
                     task_type="CAUSAL_LM",
                 ),
             )
             training = Training(adapted, self.learning_rate, self.seed, task.draft.state)
             training.run(self._batches(task.tokens), "training the adapters")
-        merged: Any = adapted.merge_and_unload()
+        merged: nn.Module = adapted.merge_and_unload()
         merged.eval()
+        # Looked up again: peft wrapped the layers. The low-rank update is dense, so zeros are restored.
         for site in Anatomy(merged, LinearLayers()).sites:
             if site.name in zeros:
                 site.weight.masked_fill_(zeros[site.name], 0)
-        _store_in(merged, task.pruned.source.size[1])
+        _cast(merged, task.pruned.source.size[1])
         task.draft.write_model(merged)
-        _store_in(merged, getattr(torch, dtype))  # rounded as it was saved
+        _cast(merged, getattr(torch, dtype))  # the probe runs with the rounded weights, as after a reload
         logits = merged(task.pruned.probe().to(device), use_cache=False).logits
         return Recovered({"ranks": ranks, "losses": training.losses}, logits)
 
     def _ranks(self, anatomy: Anatomy, task: Task) -> list[int]:
-        """The rank of every block's adapters, at least 1."""
+        """Return the rank of every block's adapters, at least 1."""
         angles = []
-        for stage in Walk(Store(anatomy), task.batches, task.pruned.probe()).stages("weighing the blocks"):
+        for stage in Walk(Store(anatomy), task.batches, task.pruned.probe()).stages("measuring the blocks"):
             stage.outputs = stage.run()
             angles.append(influence(stage))
         shares = BlockInfluence().weights(torch.tensor(angles, dtype=torch.float64))
         return [max(1, round(self.rank * share)) for share in shares.tolist()]
 
     def _batches(self, tokens: Tensor) -> list[Tensor]:
-        """The windows of every step."""
+        """Return the windows of every step, shuffled in each epoch."""
         order = torch.Generator().manual_seed(self.seed)
         return [
             tokens[picked]
@@ -106,7 +108,7 @@ class Lora(Recovery):
         ]
 
 
-def _store_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Turn the weights, and not the buffers, which every load computes anew in full precision."""
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights, but not the buffers: every load computes those again in full precision."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

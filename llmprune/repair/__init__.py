@@ -1,1 +1,1 @@
-"""What makes up for removed units: one file per repair, looked up by its name."""
+"""Repairs compensate for removed units: one file per repair, found by its name."""

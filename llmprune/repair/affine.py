@@ -1,6 +1,6 @@
-"""Weights and bias are refitted together to the dense layer's outputs.
+"""Refit weights and bias together to the dense layer's outputs.
 
-Least squares on centred inputs, as in `least_squares`, with the bias of `mean_bias`: the best affine map.
+The best affine map: the fit of `least_squares` on centred inputs, and the bias that restores the mean output.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from llmprune.tensors.statistics import CentredGram
 
 @dataclass(frozen=True)
 class Affine(Refit[CentredGram]):
-    """On the calibration inputs never worse than `mean_bias`, nor, up to the ridge, `least_squares`."""
+    """On the calibration inputs at least as good as `mean_bias` and, up to the ridge, `least_squares`."""
 
     needs: ClassVar = CentredGram
     gives_bias: ClassVar = True
 
-    def mend(self, weight: Tensor, keep: Tensor, statistic: CentredGram) -> Repaired:
+    def apply(self, weight: Tensor, keep: Tensor, statistic: CentredGram) -> Repaired:
         """V = W_K + W_R C_RK (C_KK + r I)^-1 with C = cov(x), b = W E[x] - V E[x_K]"""
         mean = statistic.mean
+        # In float64: the difference of two nearly equal matrices loses digits when means are large.
         covariance = statistic.value.double() - torch.outer(mean, mean)
         refit, ridge = refitted(weight, keep, covariance, self.ridge)
         return Repaired(refit, (weight.double() - refit) @ mean, {"ridge": ridge})

@@ -1,15 +1,15 @@
-"""What a repair is: how the inputs that stay make up for those that go.
+"""Base class of repairs, which let the kept inputs of a layer compensate for the removed ones.
 
-All repairs minimise the error E||W x - (V x_K + b)||^2 of a layer's output over V, b, or both, where x_K are
-the inputs that stay; they differ in what may change.
+All repairs minimise the error E||W x - (V x_K + b)||^2 of a layer's output, where x_K are the kept inputs.
+They differ in what may change: V, b, or both.
 
-Letters used in shapes: O outputs, I inputs, K inputs that stay, R inputs that go.
+Letters used in shapes: O outputs, I inputs, K kept inputs, R removed inputs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field
@@ -23,7 +23,7 @@ S = TypeVar("S", bound=Statistic)
 
 @dataclass(frozen=True)
 class Repaired:
-    """The weight [O, I], zero where inputs went, and what to add to the layer's bias [O], if anything."""
+    """The weight [O, I], zero at removed inputs, and an addition to the layer's bias [O], or None."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -32,57 +32,60 @@ class Repaired:
 
 @dataclass(frozen=True)
 class Repair(Generic[S]):
-    """Override `mend`. The fields of a subclass are its options in a recipe."""
+    """Override `apply`. The fields of a subclass are its options in a recipe."""
 
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
     needs: ClassVar[type[Statistic]] = Nothing
     gives_bias: ClassVar[bool] = False
-    """Whether the pruned layer needs a bias to hold the result."""
+    """True if the pruned layer needs a bias to hold the result."""
 
-    def mend(self, weight: Tensor, keep: Tensor, statistic: S) -> Repaired:
+    def apply(self, weight: Tensor, keep: Tensor, statistic: S) -> Repaired:
         """Repair one layer.
 
         Args:
             weight: dense [O, I].
-            keep: bool [I], the inputs that stay.
+            keep: bool [I], True for inputs to keep.
             statistic: of the layer's inputs.
         """
         raise NotImplementedError
 
 
+LayerRepair: TypeAlias = Repair[Any]  # a repair, whatever its statistic
+
+
 @dataclass(frozen=True)
 class Refit(Repair[S]):
-    """What the repairs share that move the weights that stay."""
+    """Base class of the repairs that change the kept weights."""
 
     ridge: Annotated[float, Field(gt=0)] = 0.01
     """Penalty on moving a weight, as a share of the mean diagonal of the inputs' second moments."""
 
 
 def refitted(weight: Tensor, keep: Tensor, moments: Tensor, ridge: float) -> tuple[Tensor, float]:
-    """The weight V on the inputs that stay, with zeros elsewhere: V = W_K + W_R C_RK (C_KK + r I)^-1.
+    """Return the weight V on the kept inputs, with zeros elsewhere: V = W_K + W_R C_RK (C_KK + r I)^-1.
 
     This minimises E||W x - V x_K||^2 + r ||V - W_K||^2 (the optimal brain surgeon's refit of OSSCAR and Tyr,
-    with a ridge), so it is never worse on the calibration inputs than leaving W_K as it is.
+    with a ridge), so on the calibration inputs it is never worse than an unchanged W_K.
 
     Args:
         weight: [O, I].
-        keep: bool [I].
+        keep: bool [I], True for inputs to keep.
         moments: C = E[x x^T], or the covariance [I, I], symmetric.
-        ridge: r as a share of C's mean diagonal; ten times more whenever the factorisation fails.
+        ridge: r as a share of the mean diagonal of C_KK; multiplied by ten each time the factorisation fails.
 
     Returns:
-        float64 [O, I], and the ridge that was used.
+        float64 [O, I], and the ridge used.
     """
     refit = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
     refit[:, keep] = weight[:, keep].double()
     if keep.all() or not keep.any():
         return refit, ridge
     kept = moments[keep][:, keep].double()
-    step = float(kept.diagonal().mean()) or 1.0
+    scale = float(kept.diagonal().mean()) or 1.0  # all inputs zero: any ridge gives a step of zero
     added = 0.0
     while True:
-        kept.diagonal().add_(ridge * step - added)
-        added = ridge * step
+        kept.diagonal().add_(ridge * scale - added)  # in place: a copy of [K, K] in float64 is large
+        added = ridge * scale
         factor, failed = torch.linalg.cholesky_ex(kept)
         if not failed:
             break

@@ -1,4 +1,4 @@
-"""The weights that stay are refitted to the dense layer's outputs (OSSCAR, arXiv:2403.12983; Tyr,
+"""Refit the kept weights to the dense layer's outputs (OSSCAR, arXiv:2403.12983; Tyr,
 arXiv:2503.09657).
 """
 
@@ -15,11 +15,11 @@ from llmprune.tensors.statistics import Gram
 
 @dataclass(frozen=True)
 class LeastSquares(Refit[Gram]):
-    """The best that the weights alone can do; needs no bias."""
+    """The optimal repair by weights alone, up to the ridge; needs no bias."""
 
     needs: ClassVar = Gram
 
-    def mend(self, weight: Tensor, keep: Tensor, statistic: Gram) -> Repaired:
+    def apply(self, weight: Tensor, keep: Tensor, statistic: Gram) -> Repaired:
         """V = W_K + W_R C_RK (C_KK + r I)^-1 with C = E[x x^T]"""
         refit, ridge = refitted(weight, keep, statistic.value, self.ridge)
         return Repaired(refit, notes={"ridge": ridge})

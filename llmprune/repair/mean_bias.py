@@ -1,4 +1,4 @@
-"""The mean of what the removed units contributed becomes a bias (FLAP, arXiv:2312.11983, equation 3)."""
+"""Turn the mean contribution of the removed units into a bias (FLAP, arXiv:2312.11983, equation 3)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llmprune.tensors.statistics import InputMoments
 
 @dataclass(frozen=True)
 class MeanBias(Repair[InputMoments]):
-    """The best that a bias alone can do."""
+    """The optimal repair by a bias alone."""
 
     needs: ClassVar = InputMoments
     gives_bias: ClassVar = True
 
-    def mend(self, weight: Tensor, keep: Tensor, statistic: InputMoments) -> Repaired:
+    def apply(self, weight: Tensor, keep: Tensor, statistic: InputMoments) -> Repaired:
         """V = W_K, b = W_R E[x_R]"""
         return Repaired(weight * keep, weight[:, ~keep].double() @ statistic.mean[~keep])

@@ -1,4 +1,4 @@
-"""Nothing makes up for the units that go."""
+"""No compensation for the removed units."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from llmprune.tensors.statistics import Nothing
 
 @dataclass(frozen=True)
 class Unrepaired(Repair[Nothing]):
-    """The weights that stay are left as they are."""
+    """The kept weights do not change."""
 
-    def mend(self, weight: Tensor, keep: Tensor, statistic: Nothing) -> Repaired:
+    def apply(self, weight: Tensor, keep: Tensor, statistic: Nothing) -> Repaired:
         """V = W_K"""
         return Repaired(weight * keep)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from safetensors.torch import load_file
 
 from llmprune.allocation.base import Problem
 from llmprune.checkpoint.shards import save_atomically
 from llmprune.errors import RequestError
-from llmprune.methods.base import Learned, Method, Weights
+from llmprune.methods.base import Learned, PruningMethod, Weights
 from llmprune.plugins import name_of
 from llmprune.tensors.statistics import Statistic
 
@@ -20,7 +20,7 @@ FILE = "policy.safetensors"  # the facts stand beside it, in policy.json
 S = TypeVar("S", bound=Statistic)
 
 
-def ready(problem: Problem, begun: Path | None) -> Method[Any]:
+def ready(problem: Problem, begun: Path | None) -> PruningMethod:
     """The method that was asked for, once it has learned what it scores by.
 
     Args:
@@ -38,7 +38,7 @@ def ready(problem: Problem, begun: Path | None) -> Method[Any]:
     return problem.method.learned(examples, _earlier(problem.method, begun))
 
 
-def require_readable(method: Method[Any]) -> None:
+def require_readable(method: PruningMethod) -> None:
     """Refuse what is to be reused and is no state of the method, before a text is read or written.
 
     Raises:
@@ -47,7 +47,7 @@ def require_readable(method: Method[Any]) -> None:
     _earlier(method, None)
 
 
-def keep(method: Method[Any], folder: Path) -> None:
+def keep(method: PruningMethod, folder: Path) -> None:
     """Write what a method learned into the folder of a run, to resume from and to reuse.
 
     Raises:
@@ -59,16 +59,16 @@ def keep(method: Method[Any], folder: Path) -> None:
         save_atomically(state, folder / FILE)
 
 
-def _earlier(method: Method[Any], begun: Path | None) -> Learned | None:
+def _earlier(method: PruningMethod, begun: Path | None) -> Learned | None:
     """What the run itself learned before it was cut, or what the user named."""
     if begun is not None and (begun / FILE).is_file():
         return _read(method, begun / FILE, None)
-    if method.reuses is not None:
-        return _read(method, Path(method.reuses).expanduser(), method.reuses)
+    if method.state_file is not None:
+        return _read(method, Path(method.state_file).expanduser(), method.state_file)
     return None
 
 
-def _read(method: Method[Any], file: Path, named: str | None) -> Learned:
+def _read(method: PruningMethod, file: Path, named: str | None) -> Learned:
     """What a file and its .json hold, if the method takes it back."""
     try:
         found = Learned(load_file(file), json.loads(file.with_suffix(".json").read_text()), named)

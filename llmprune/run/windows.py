@@ -59,7 +59,7 @@ def _windows(
         tokenizer=lambda: model.tokenizer(tokenizer),
         whole_model=model.whole,
         store=lambda: model.store,
-        identity=lambda: model.identity,
+        cache_key=lambda: model.identity,
         batch=plan.batch,
         vocabulary=model.anatomy.vocabulary,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from llmprune.allocation.base import Observed
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import BlockRecord, RunHeader
 from llmprune.checkpoint.store import Store
-from llmprune.methods.base import Method
+from llmprune.methods.base import PruningMethod
 from llmprune.model.shapes import Shapes
 from llmprune.model.site import Site
 from llmprune.recipe import Recipe
@@ -29,7 +28,7 @@ class Work:
     """Prunes one block after another."""
 
     recipe: Recipe
-    method: Method[Any]
+    method: PruningMethod
     """The recipe's method, after learning."""
 
     store: Store

@@ -1,1 +1,1 @@
-"""Calibration tokens: where they come from (`sources/`), and what that takes."""
+"""Calibration tokens: the text sources (`sources/`) and the tools that they share."""

@@ -1,26 +1,26 @@
-"""Generated text in the user's cache: the name of a folder is the hash of all that the text depends on."""
+"""The user's cache of generated text: a folder's name is the hash of everything the text depends on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from llmprune.checkpoint.gguf import cache_folder
 
 
-def folder(kind: str, options: dict[str, Any], identity: dict[str, Any] | None) -> Path | None:
-    """The folder of one text; None if it must not be kept.
+def folder(kind: str, options: Mapping[str, object], key: Mapping[str, object] | None) -> Path | None:
+    """Return the folder of one generated text, made if it does not exist; None if it must not be cached.
 
     Args:
-        kind: of the text, the folder that holds all of them.
-        options: how it is generated.
-        identity: by which model, on which hardware; None if that could change unnoticed.
+        kind: name of the text source; its texts share a parent folder.
+        options: how the text is generated.
+        key: cache key of the model and its hardware; None if the caller could change the model.
     """
-    if identity is None:
+    if key is None:
         return None
-    name = hashlib.sha256(json.dumps(options | identity, sort_keys=True).encode()).hexdigest()[:32]
+    name = hashlib.sha256(json.dumps({**options, **key}, sort_keys=True).encode()).hexdigest()[:32]
     found = cache_folder() / kind / name
     found.mkdir(parents=True, exist_ok=True)
     return found

@@ -1,10 +1,10 @@
-"""Tokens that the model draws: one after another, or all positions of a window at once.
+"""Draw tokens from the model: one after another, or at all positions of a window in one forward pass.
 
-The second way takes one forward pass, whatever the length. Drawn k times, the first k tokens of a window are
-what the model would have generated one by one; and the noise at every position stays the same from one pass
-to the next, so that tokens settle well before that (Jacobi iteration; Song et al., 2021, arXiv:2002.03629).
+After k redraws of a whole window, its first k tokens are those that the model would have generated one by
+one. The noise at each position is the same in every pass, so most tokens settle much earlier (Jacobi
+iteration; Song et al., 2021, arXiv:2002.03629).
 
-Letters used in shapes: N windows, L tokens, B windows of one batch, R rows looked at together, T = L - 1,
+Letters used in shapes: N windows, L tokens, B windows of one batch, R rows of one chunk, T = L - 1,
 D hidden size, V vocabulary.
 """
 
@@ -23,26 +23,29 @@ from llmprune.walk.walk import Walk
 
 
 @torch.no_grad()
-def generated(model: PreTrainedModel, samples: int, length: int, temperature: float, seed: int) -> Tensor:
-    """Windows int64 [samples, length], drawn from the whole vocabulary, past the ends of documents."""
-    own = model.generation_config
+def generate(model: PreTrainedModel, samples: int, length: int, temperature: float, seed: int) -> Tensor:
+    """Generate windows int64 [samples, length] by sampling the whole vocabulary, without an end token."""
+    config = model.generation_config
     first = next(
-        t for t in (own.bos_token_id, model.config.bos_token_id, own.eos_token_id, 0) if t is not None
+        t for t in (config.bos_token_id, model.config.bos_token_id, config.eos_token_id, 0) if t is not None
     )
     start = torch.full((samples, 1), first[0] if isinstance(first, list) else first, device=model.device)
-    how = GenerationConfig(
+    ours = GenerationConfig(
         do_sample=True,
         temperature=temperature,
-        top_k=0,
+        top_k=0,  # transformers cuts to the 50 likeliest tokens by default
         max_new_tokens=length,
         bos_token_id=int(start[0, 0]),
-        pad_token_id=0,  # never used: nothing ends early without an end token
+        pad_token_id=0,  # never used: no sequence ends early without an end token
         eos_token_id=None,
     )
     devices = [model.device] if model.device.type == "cuda" else []
+    # `generate` draws from the global generator: seed it here and give the caller's state back.
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        model.generation_config, kept = how, own  # generate would fill ours in from the model's
+        # Replaced rather than passed as an argument: `generate` fills what an argument leaves unset (such
+        # as the end token) from the model's own config.
+        model.generation_config, kept = ours, config
         try:
             ids: Tensor = model.generate(start, attention_mask=torch.ones_like(start), use_cache=True)
         finally:
@@ -50,37 +53,38 @@ def generated(model: PreTrainedModel, samples: int, length: int, temperature: fl
     return ids[:, 1:].cpu()
 
 
-def redrawn(store: Store, tokens: Tensor, batch: int, seed: int) -> Tensor:
-    """Every token [N, L] but a window's first, drawn from what the model expects after those before it.
+def redraw(store: Store, tokens: Tensor, batch: int, seed: int) -> Tensor:
+    """Redraw every token [N, L] but the first of a window, given the tokens before it.
 
-    Takes one forward pass. The same seed means the same noise at the same place, whatever the tokens are.
+    Takes one forward pass. A seed gives the same noise at each position, whatever the tokens are.
     """
     anatomy = store.anatomy
     walk = Walk(store, batched(tokens, batch), tokens[:1, :1])
-    left: list[Tensor] = []
+    hidden: list[Tensor] = []
     for stage in walk.stages("drawing tokens"):
         if stage.index == len(anatomy.blocks) - 1:
-            left = stage.run()
-    after = torch.empty_like(tokens[:, 1:])  # filled in: small tensors between logits would break up the heap
-    rows = max(1, ops.CHUNK // anatomy.vocabulary)  # logits of the whole vocabulary, for a few rows at a time
+            hidden = stage.run()
+    # Allocated once: many small tensors between the large logits would fragment the heap.
+    redrawn = torch.empty_like(tokens[:, 1:])
+    rows = max(1, ops.CHUNK // anatomy.vocabulary)  # logits [R, V] of all positions would not fit
     with store.head():
-        device = walk.logits(left[0][:1, :1]).device
+        device = walk.logits(hidden[0][:1, :1]).device
         generator = torch.Generator(device).manual_seed(seed)
-        for drawn, ends in zip(after.split(batch), left, strict=True):
-            for ids, part in _in_rows(rows, drawn, ends[:, :-1]):
-                ids.copy_(_drawn(walk.logits(part[:, None])[:, 0].float(), generator))
-    return torch.cat([tokens[:, :1], after], 1)
+        for out, states in zip(redrawn.split(batch), hidden, strict=True):
+            for ids, part in _chunks(rows, out, states[:, :-1]):
+                ids.copy_(_draw(walk.logits(part[:, None])[:, 0].float(), generator))
+    return torch.cat([tokens[:, :1], redrawn], 1)
 
 
-def _in_rows(rows: int, ids: Tensor, ends: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids [B, T] and hidden states [B, T, D], a few rows of all at a time; the ids are views."""
-    return zip(ids.view(-1).split(rows), ends.flatten(0, 1).split(rows), strict=True)
+def _chunks(rows: int, ids: Tensor, states: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield ids [B, T] and hidden states [B, T, D] flattened to chunks of `rows`; the ids are views."""
+    return zip(ids.view(-1).split(rows), states.flatten(0, 1).split(rows), strict=True)
 
 
-def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One token per row [R, V] with its probability: the largest logit once Gumbel noise is added.
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Sample one token per row [R, V]: the argmax after adding Gumbel noise.
 
-    With the same noise, rows that differ little give mostly the same token.
+    Unlike `torch.multinomial`, the same noise mostly gives the same token when the logits change little.
     """
     noise = torch.rand(logits.shape, generator=generator, device=logits.device).log_().neg_().log_()
-    return (logits - noise).argmax(-1)
+    return (logits - noise).argmax(-1)  # noise holds log(-log u), and Gumbel noise is its negative

@@ -1,31 +1,30 @@
-"""One column of a table, row by row: of a file, or streamed from the Hub."""
+"""One text column of a table, row by row: from a file, or streamed from the Hub."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from llmprune.errors import JobError, RequestError, first_line
 
 TIMEOUT = 60.0  # seconds without a document after which a data set counts as out of reach
 
 
-def rows(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:
-    """The texts of one column.
+def rows(load_args: Mapping[str, object], column: str, dataset: str) -> Iterator[str]:
+    """Yield the texts of one column.
 
     Args:
-        where: arguments of `datasets.load_dataset`.
-        column: that holds the text.
-        dataset: what errors call it.
+        load_args: keyword arguments of `datasets.load_dataset`.
+        column: name of the column that holds the text.
+        dataset: name of the data set in error messages.
 
     Raises:
         RequestError: the column holds no text.
     """
     import datasets
 
-    for row in datasets.load_dataset(**where, streaming=True):
+    for row in datasets.load_dataset(**load_args, streaming=True):
         if not isinstance(row.get(column), str):
             found = ", ".join(key for key, value in row.items() if isinstance(value, str)) or "none"
             raise RequestError(
@@ -35,21 +34,22 @@ def rows(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:
         yield row[column]
 
 
-def streamed(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:
-    """Like `rows`, from the Hub.
+def stream(load_args: Mapping[str, object], column: str, dataset: str) -> Iterator[str]:
+    """Yield the texts of one column of a Hub data set, with the arguments of `rows`.
 
     Raises:
         JobError: the data set is out of reach, or sends nothing for `TIMEOUT` seconds.
     """
-    arrived: queue.Queue[Any] = queue.Queue(maxsize=64)
-    end = object()
+    # A thread, because a stalled download inside `datasets` cannot be interrupted from this one.
+    # The queue is bounded, so a fast download does not fill the memory.
+    arrived: queue.Queue[str | Exception | None] = queue.Queue(maxsize=64)
 
     def fetch() -> None:
         try:
-            for text in rows(where, column, dataset):
+            for text in rows(load_args, column, dataset):
                 arrived.put(text)
-            arrived.put(end)
-        except Exception as error:  # handed to the reader, who is in another thread
+            arrived.put(None)
+        except Exception as error:  # raised in the reader's thread
             arrived.put(error)
 
     threading.Thread(target=fetch, daemon=True).start()
@@ -58,7 +58,7 @@ def streamed(where: dict[str, Any], column: str, dataset: str) -> Iterator[str]:
             item = arrived.get(timeout=TIMEOUT)
         except queue.Empty:
             item = TimeoutError(f"nothing arrived for {TIMEOUT:.0f} s")
-        if item is end:
+        if item is None:
             return
         if isinstance(item, RequestError):
             raise item

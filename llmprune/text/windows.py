@@ -1,4 +1,4 @@
-"""Windows of tokens [N, L], and what the report says of them."""
+"""Windows of tokens [N, L], and their record in the report."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from llmprune.report import CalibrationRecord
 
 @dataclass(frozen=True)
 class Windows:
-    """Calibration tokens [N, L], and where they come from."""
+    """Calibration tokens [N, L], the data set they come from, and the seed."""
 
     tokens: Tensor
     dataset: str
     seed: int | None
 
     def record(self) -> CalibrationRecord:
-        """What the report says of them."""
+        """Return the entry of the report."""
         samples, length = self.tokens.shape
         return {
             "dataset": self.dataset,
@@ -34,10 +34,10 @@ class Windows:
 
 
 def size_of(tokens: Tensor) -> dict[str, int]:
-    """How much text the caller's windows [N, L] are, in a recipe's words.
+    """Return the `samples` and the `length` of the caller's windows [N, L], as in a recipe.
 
     Raises:
-        RequestError: they are no windows.
+        RequestError: the tensor has another number of dimensions, or is empty.
     """
     if tokens.ndim != 2 or not tokens.numel():
         raise RequestError("tokens", f"windows [N, L] are needed, and the shape is {list(tokens.shape)}")
@@ -45,5 +45,5 @@ def size_of(tokens: Tensor) -> dict[str, int]:
 
 
 def batched(tokens: Tensor, size: int) -> list[Tensor]:
-    """Windows [N, L] as batches of at most `size` windows."""
+    """Split windows [N, L] into batches of at most `size` windows."""
     return list(tokens.split(size))

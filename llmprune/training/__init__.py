@@ -1,1 +1,1 @@
-"""Whatever has gradients."""
+"""Training with gradients."""

@@ -6,14 +6,13 @@ Letters used in shapes: S sampled tokens, O outputs, I inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmprune.methods.base import Method, Weights
+from llmprune.methods.base import PruningMethod, Weights
 from llmprune.patterns.base import Pattern
-from llmprune.repair.base import Repair, Repaired
+from llmprune.repair.base import LayerRepair, Repaired
 from llmprune.tensors.statistics import Statistic
 
 
@@ -37,8 +36,8 @@ class Solved:
 def solve(
     weights: Weights,
     statistic: Statistic,
-    method: Method[Any],
-    repair: Repair[Any],
+    method: PruningMethod,
+    repair: LayerRepair,
     pattern: Pattern,
     share: float,
 ) -> Solved:
@@ -54,7 +53,7 @@ def solve(
     """
     solution = method.solve(weights, statistic.of(method.needs), pattern, share)
     if solution.keep.ndim == 1:
-        repaired = repair.mend(weights.matrix, solution.keep, statistic.of(repair.needs))
+        repaired = repair.apply(weights.matrix, solution.keep, statistic.of(repair.needs))
     else:
         repaired = Repaired(solution.weight, notes=solution.notes)
     weight = repaired.weight.to(weights.matrix.dtype)

@@ -52,7 +52,7 @@ from llmprune.tensors.statistics import Nothing
 
 @dataclass(frozen=True)
 class Scaled(Repair[Nothing]):
-    def mend(self, weight: Tensor, keep: Tensor, statistic: Nothing) -> Repaired:
+    def apply(self, weight: Tensor, keep: Tensor, statistic: Nothing) -> Repaired:
         kept = weight * keep
         scale = float(weight.norm() / kept.norm())
         return Repaired(kept * scale, notes={"scale": scale})

@@ -78,7 +78,7 @@ def test_other_tokenizers_are_compared_by_bits_per_byte():
 def test_agreement_is_the_divergence_of_all_predictions(tmp_path, monkeypatch):
     monkeypatch.setattr(logits, "ROWS", 5)
     file = tmp_path / "text.txt"
-    file.write_text(" ".join(sources.evaluating("builtin").text("evaluation").split()[:200]))
+    file.write_text(" ".join(sources.for_evaluation("builtin").text("evaluation").split()[:200]))
     tokenizer, dense, pruned = tiny.tokenizer(), tiny.model("llama"), tiny.model("llama")
     with torch.no_grad():
         pruned.lm_head.weight.mul_(1.5).add_(0.02 * torch.randn_like(pruned.lm_head.weight))

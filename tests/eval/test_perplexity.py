@@ -27,7 +27,7 @@ def transcription(model, ids: torch.Tensor, length: int) -> float:
 @pytest.fixture
 def text(tmp_path):
     file = tmp_path / "words.txt"
-    file.write_text(" ".join(sources.evaluating("builtin").text("evaluation").split()[:400]))
+    file.write_text(" ".join(sources.for_evaluation("builtin").text("evaluation").split()[:400]))
     return str(file)
 
 
@@ -37,7 +37,7 @@ def test_perplexity_agrees_with_the_transcription(text, family, length, monkeypa
     monkeypatch.setattr(logits, "ROWS", 10)  # several pieces per window, the last one shorter
     model, tokenizer = tiny.model(family), tiny.tokenizer()
     found = perplexity.measure(model, tokenizer, text, Protocol(length))
-    ids = tokenize(sources.evaluating(text).text("evaluation"), tokenizer)
+    ids = tokenize(sources.for_evaluation(text).text("evaluation"), tokenizer)
     assert found.perplexity == pytest.approx(transcription(model, ids, length), rel=1e-5)
     assert found.windows == len(ids) // length
     assert found.predictions == found.windows * (length - 1)
@@ -92,7 +92,7 @@ def test_windows_longer_than_the_context_or_the_text_are_refused(text, tmp_path)
 
 
 def test_the_builtin_text_is_not_the_one_that_calibrates():
-    texts = [sources.evaluating("builtin").text(half) for half in ("calibration", "evaluation")]
+    texts = [sources.for_evaluation("builtin").text(half) for half in ("calibration", "evaluation")]
     halves = [{part.strip() for part in text.split("\n\n")} - {""} for text in texts]
     assert not halves[0] & halves[1]
     assert min(map(len, texts)) > 100_000
@@ -104,7 +104,7 @@ def test_overlapping_windows_count_every_prediction_once(text, stride, bos, monk
     model, tokenizer = tiny.model("llama"), tiny.tokenizer()
     tokenizer.bos_token_id = tokenizer.bos_token_id or 1
     found = perplexity.measure(model, tokenizer, text, Protocol(16, 3, stride, bos))
-    ids = tokenize(sources.evaluating(text).text("evaluation"), tokenizer)
+    ids = tokenize(sources.for_evaluation(text).text("evaluation"), tokenizer)
     own = 16 - bos
     total, count, seen = 0.0, 0, 0 if bos else 1  # ids before `seen` have been predicted
     for start in (0, stride, 2 * stride):
@@ -154,7 +154,7 @@ def test_a_stride_that_leaves_gaps_is_refused(text, stride):
 
 
 def test_no_more_is_read_than_the_windows_need(text, monkeypatch):
-    words, read = sources.evaluating(text).text("evaluation"), []
+    words, read = sources.for_evaluation(text).text("evaluation"), []
 
     def parts(*_, **__):
         for number in range(100):

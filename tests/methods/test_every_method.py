@@ -15,7 +15,9 @@ from llmprune.checkpoint import reload
 from llmprune.checkpoint.store import Store
 from llmprune.methods.base import Method
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.sites import UnitSite
+from llmprune.model.sites.units import WholeUnits
+from llmprune.model.unit_site import UnitSite
+from llmprune.patterns.units import Units
 from llmprune.recipe import Recipe
 from llmprune.tensors.statistics import Nothing
 from tests import tiny
@@ -36,7 +38,7 @@ CASES = {
 
 def asked(method: str, parts: str) -> dict[str, Any]:
     pattern = {"name": "units", "multiple": 4, "parts": parts}
-    text = {"dataset": "builtin", "samples": 2, "length": 16, "redraws": 0}
+    text = {"dataset": "builtin", "samples": 2, "length": 16}
     recipe = {"method": method, "pattern": pattern, "sparsity": CASES[parts][0], "calibration": text}
     return recipe | {"allocation": "uniform", "repair": "none"}
 
@@ -100,7 +102,7 @@ def test_the_units_that_score_highest_stay(
     recipe = Recipe.parse(asked(method, "ffn"))
     prune(checkpoints("llama"), recipe, out=tmp_path / "out")
     dense, pruned = map(AutoModelForCausalLM.from_pretrained, (checkpoints("llama"), tmp_path / "out"))
-    anatomy = Anatomy(dense, "ffn")
+    anatomy = Anatomy(dense, WholeUnits(Units(parts="ffn")))
     for site in anatomy.sites:
         assert isinstance(site, UnitSite)
         score = recipe.method.score(Store(anatomy).weights(site), Nothing(site.inputs))

@@ -47,7 +47,7 @@ def test_units_with_the_lowest_mean_score_go_as_a_whole():
 
 def test_the_bias_preserves_the_mean_output():
     keep = torch.arange(12) % 3 != 0
-    repaired = MeanBias().mend(W, keep, moments())
+    repaired = MeanBias().apply(W, keep, moments())
     after = X @ repaired.weight.T + repaired.bias.float()
     torch.testing.assert_close(after.mean(0), (X @ W.T).mean(0), rtol=1e-4, atol=1e-4)
     assert torch.equal(repaired.weight, W * keep)

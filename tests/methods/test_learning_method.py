@@ -53,7 +53,7 @@ class Tempered(Method[InputNorm]):
         return 0 if self.policy else 1
 
     @property
-    def reuses(self) -> str | None:
+    def state_file(self) -> str | None:
         return self.policy
 
     def learned(self, examples: Examples, earlier: Learned | None) -> Method[InputNorm]:

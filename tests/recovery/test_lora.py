@@ -138,7 +138,7 @@ def test_killed_while_it_trains_it_goes_on_to_the_same_bytes(pruned: Path) -> No
 
 
 def test_a_loss_that_is_no_number_any_more_is_a_sentence(pruned: Path) -> None:
-    said = r"the loss of step \d+ is nan; start anew with a lower learning rate"
+    said = r"the loss of step \d+ is nan; start again with a lower learning rate"
     with pytest.raises(JobError, match=said):
         recover(pruned, HOW | {"learning_rate": 1e30}, out=pruned.with_name("nan"))
 
@@ -148,7 +148,7 @@ def test_no_memory_for_a_step_is_a_sentence(pruned: Path, monkeypatch: pytest.Mo
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(torch.Tensor, "backward", full)
-    with pytest.raises(JobError, match="a step of 2 x 32 tokens; start anew with a smaller batch"):
+    with pytest.raises(JobError, match="a step of 2 x 32 tokens; start again with a smaller batch"):
         recover(pruned, HOW, out=pruned.with_name("full"))
 
 

@@ -65,7 +65,7 @@ def test_the_outputs_come_closer_and_sizes_and_zeros_stay(
     assert {k: t.shape for k, t in before.items()} == {k: t.shape for k, t in after.items()}
     if pruned == "2:4":
         assert all(((t == 0) <= (after[key] == 0)).all() for key, t in before.items() if t.ndim == 2)
-    text = sources.evaluating("builtin").text("evaluation")
+    text = sources.for_evaluation("builtin").text("evaluation")
     ids = tokenize(text[:4000], tiny.tokenizer())[:128].view(4, 32)
     dense = logits(checkpoints(family), ids)
     errors = [(logits(tmp_path / name, ids) - dense).norm() for name in ("out", "out-recovered")]

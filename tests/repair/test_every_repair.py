@@ -24,15 +24,15 @@ def case(seed: int, inputs: int = 10, outputs: int = 4, tokens: int = 80):
     return x, torch.randn(outputs, inputs, generator=noise), torch.rand(inputs, generator=noise) < 0.6
 
 
-def mended(repair, x, weight, keep):
+def repaired(repair, x, weight, keep):
     statistic = repair.needs(x.shape[1])
     for part in x.split(17):
         statistic.update(part)
-    return repair.mend(weight, keep, statistic)
+    return repair.apply(weight, keep, statistic)
 
 
 def error(repair, x, weight, keep) -> float:
-    result = mended(repair, x, weight, keep)
+    result = repaired(repair, x, weight, keep)
     lost = x.double() @ (weight.double() - result.weight.double()).T
     return float((lost if result.bias is None else lost - result.bias).norm())
 
@@ -40,10 +40,10 @@ def error(repair, x, weight, keep) -> float:
 @pytest.mark.parametrize("repair", REPAIRS)
 def test_inputs_that_go_are_zero_and_nothing_changes_if_none_go(repair):
     x, weight, keep = case(0)
-    result = mended(repair(), x, weight, keep)
+    result = repaired(repair(), x, weight, keep)
     assert (result.weight[:, ~keep] == 0).all()
     assert (result.bias is not None) == repair.gives_bias
-    untouched = mended(repair(), x, weight, torch.ones_like(keep))
+    untouched = repaired(repair(), x, weight, torch.ones_like(keep))
     torch.testing.assert_close(untouched.weight.float(), weight)
     assert untouched.bias is None or untouched.bias.abs().max() < 1e-6
 
@@ -71,7 +71,7 @@ def test_the_ridge_pulls_towards_the_weights_that_were(seed, ridge):
 def test_least_squares_is_that_of_a_textbook():
     x, weight, keep = case(3)
     expected = torch.linalg.lstsq(x[:, keep].double(), (x @ weight.T).double()).solution.T
-    found = mended(LeastSquares(SMALL), x, weight, keep).weight[:, keep]
+    found = repaired(LeastSquares(SMALL), x, weight, keep).weight[:, keep]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -79,7 +79,7 @@ def test_affine_is_that_of_a_textbook():
     x, weight, keep = case(4)
     design = torch.cat([x[:, keep], torch.ones(len(x), 1)], 1).double()
     expected = torch.linalg.lstsq(design, (x @ weight.T).double()).solution.T
-    result = mended(Affine(SMALL), x, weight, keep)
+    result = repaired(Affine(SMALL), x, weight, keep)
     torch.testing.assert_close(result.weight[:, keep], expected[:, :-1], rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(result.bias, expected[:, -1], rtol=1e-2, atol=1e-2)
 
@@ -88,4 +88,4 @@ def test_inputs_that_were_always_zero_do_no_harm():
     x, weight, keep = case(5)
     x[:, keep.nonzero()[0]] = 0
     for repair in (LeastSquares(), Affine()):
-        assert mended(repair, x, weight, keep).weight.isfinite().all()
+        assert repaired(repair, x, weight, keep).weight.isfinite().all()

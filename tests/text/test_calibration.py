@@ -77,4 +77,4 @@ def test_a_method_s_defaults_go_with_the_source(dataset: str | None, forwards: i
     asked = {"dataset": dataset} if dataset else {}
     text = Recipe.parse({"method": "prunenet", "calibration": asked}).calibration
     assert (text.samples, text.length) == (256, 64)
-    assert (text.source.forwards, text.source.needs_whole_model) == (forwards, whole)
+    assert (text.source.forward_passes, text.source.needs_whole_model) == (forwards, whole)

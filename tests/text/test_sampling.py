@@ -29,9 +29,9 @@ def test_a_token_is_drawn_anew_from_what_the_whole_model_expects_there(
         seen.append(logits)
         return logits.argmax(-1)
 
-    monkeypatch.setattr(sampling, "_drawn", certain)
+    monkeypatch.setattr(sampling, "_draw", certain)
     monkeypatch.setattr(sampling.ops, "CHUNK", 7 * tiny.VOCABULARY)
-    drawn = sampling.redrawn(tiny.streamed(checkpoints(family)), tokens, 2, 0)
+    drawn = sampling.redraw(tiny.streamed(checkpoints(family)), tokens, 2, 0)
     torch.testing.assert_close(torch.cat(seen), expected.flatten(0, 1), atol=1e-5, rtol=1e-5)
     assert max(map(len, seen)) <= 7
     assert torch.equal(drawn[:, :1], tokens[:, :1])
@@ -44,16 +44,16 @@ def test_redraws_settle_on_a_text_from_its_beginning(checkpoints: tiny.Checkpoin
     tokens = torch.randint(0, tiny.VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(2))
     met = [tokens]
     for _ in range(9):
-        met.append(sampling.redrawn(store, met[-1], 2, 7))
+        met.append(sampling.redraw(store, met[-1], 2, 7))
     for number, now in enumerate(met):
         assert torch.equal(now[:, : number + 1], met[-1][:, : number + 1])
     assert not torch.equal(met[1], met[-1])
-    assert not torch.equal(sampling.redrawn(store, tokens, 2, 8), met[1])
+    assert not torch.equal(sampling.redraw(store, tokens, 2, 8), met[1])
 
 
 def test_a_draw_follows_the_probabilities() -> None:
     logits = torch.randn(50, generator=torch.Generator().manual_seed(0)).mul(3)
-    drawn = sampling._drawn(logits.repeat(20000, 1), torch.Generator().manual_seed(1))
+    drawn = sampling._draw(logits.repeat(20000, 1), torch.Generator().manual_seed(1))
     share = drawn.bincount(minlength=50) / len(drawn)
     torch.testing.assert_close(share, logits.softmax(-1), atol=0.01, rtol=0)
 

@@ -53,8 +53,8 @@ def source_class(name: str) -> type[TextSource]:
 @pytest.mark.parametrize("name", EVERY)
 def test_a_source_is_found_by_its_name(name: str) -> None:
     dataset = DATASETS.get(name, name)
-    assert sources.kind(dataset) is source_class(name)
-    found = sources.calibrating(dataset)
+    assert sources.source_class(dataset) is source_class(name)
+    found = sources.for_calibration(dataset)
     assert type(found) is source_class(name)
     assert found.dataset == dataset
 
@@ -82,7 +82,7 @@ def test_a_source_refuses_the_options_of_others(name: str) -> None:
     dataset = DATASETS.get(name, name)
     for option in sorted(every - set(source_class(name).option_names())):
         with pytest.raises(RequestError, match=f"no such option for the text {dataset}; leave") as raised:
-            sources.calibrating(dataset, {option: 1})
+            sources.for_calibration(dataset, {option: 1})
         assert raised.value.field == f"calibration.{option}"
 
 
@@ -90,17 +90,17 @@ def test_a_source_refuses_the_options_of_others(name: str) -> None:
 def test_texts_evaluate_and_the_others_are_refused(name: str) -> None:
     dataset = DATASETS.get(name, name)
     if issubclass(source_class(name), Documents):
-        assert sources.evaluating(dataset) == sources.calibrating(dataset)
+        assert sources.for_evaluation(dataset) == sources.for_calibration(dataset)
     else:
         with pytest.raises(RequestError, match=f"^perplexity: {dataset!r} is not builtin, c4, wikitext2, a"):
-            sources.evaluating(dataset)
+            sources.for_evaluation(dataset)
 
 
 def test_only_a_text_with_columns_is_evaluated_by_one() -> None:
-    assert sources.evaluating("my.jsonl", "body") == Table("my.jsonl", "body")
+    assert sources.for_evaluation("my.jsonl", "body") == Table("my.jsonl", "body")
     for dataset in ("builtin", "c4", "my.txt"):
         with pytest.raises(RequestError, match=f"^text_column: there is no such .* text {dataset}; leave"):
-            sources.evaluating(dataset, "body")
+            sources.for_evaluation(dataset, "body")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_only_a_text_with_columns_is_evaluated_by_one() -> None:
 )
 def test_a_nonsense_name_is_refused(dataset: str) -> None:
     with pytest.raises(RequestError, match="is not builtin") as raised:
-        sources.calibrating(dataset)
+        sources.for_calibration(dataset)
     assert raised.value.field == "calibration"
 
 
@@ -132,7 +132,7 @@ def test_a_folder_or_an_unknown_suffix_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     for path in (tmp_path, tmp_path / "text.docx", "text.docx", "org/name", tmp_path / "folder.txt"):
         with pytest.raises(RequestError, match=r"is not builtin.* \(\.txt, \.md, \.jsonl"):
-            sources.calibrating(str(path))
+            sources.for_calibration(str(path))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_folder_or_an_unknown_suffix_is_refused(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_a_suffix_that_we_read_makes_a_path(dataset: str, name: str) -> None:
-    assert sources.kind(dataset) is source_class(name)
+    assert sources.source_class(dataset) is source_class(name)
 
 
 def test_a_name_wins_over_a_file_that_is_called_like_it(
@@ -154,7 +154,7 @@ def test_a_name_wins_over_a_file_that_is_called_like_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "builtin").write_text("words")
-    assert sources.kind("builtin") is source_class("builtin")
+    assert sources.source_class("builtin") is source_class("builtin")
 
 
 def test_one_file_adds_a_source(
@@ -172,6 +172,6 @@ def test_one_file_adds_a_source(
     assert report.calibration is not None
     assert (report.calibration["dataset"], report.calibration["tokens"]) == ("somebodys_texts.constant", 16)
     with pytest.raises(RequestError, match=r"^calibration.redraws: there is no such option .* seed, first\)"):
-        sources.calibrating("somebodys_texts.constant", {"redraws": 1})
+        sources.for_calibration("somebodys_texts.constant", {"redraws": 1})
     with pytest.raises(RequestError, match=r"is not builtin.* must define one Documents, and defines 0"):
-        sources.evaluating("somebodys_texts.constant")
+        sources.for_evaluation("somebodys_texts.constant")

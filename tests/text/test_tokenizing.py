@@ -41,7 +41,7 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
         made.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     else:
         made.pre_tokenizer = byte_level
-    text = sources.evaluating("builtin").text("calibration")[:20_000]
+    text = sources.for_evaluation("builtin").text("calibration")[:20_000]
     runs = ["a  b   c    d\n\ne\n\n\nf\n \n g.\n\nh,\n" * 50]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<unk>"], initial_alphabet=alphabet)
@@ -68,7 +68,7 @@ def test_parts_have_the_tokens_of_the_whole(kind: str, said: list[tuple[str, str
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt4", "sentencepiece", "words"])
 def test_a_long_text_is_cut(kind: str) -> None:
-    text = sources.evaluating("builtin").text("evaluation")
+    text = sources.for_evaluation("builtin").text("evaluation")
     with mock.patch.multiple(tokenizing, PIECE=5_000):
         found = list(tokenizing.tokens([text], tokenizer(kind)))
     assert len(found) > len(text) / 10_000
@@ -89,7 +89,7 @@ def test_wikitext_has_the_tokens_of_the_whole() -> None:
 
     real = AutoTokenizer.from_pretrained(SHARED / "models" / "stories260K")
     file = SHARED / "data" / "Salesforce" / "wikitext" / "wikitext-2-raw-v1" / "test.parquet"
-    text = sources.evaluating(str(file)).text("evaluation")
+    text = sources.for_evaluation(str(file)).text("evaluation")
     found = list(tokenizing.tokens([text], real))
     assert len(found) > 3
     assert torch.equal(torch.cat(found), tokenizing.tokenize(text, real))

@@ -1,13 +1,13 @@
-"""A learned ranking of units: one small network scores the units of all blocks of a model.
+"""The policy: a small network that scores the units of all blocks of a model.
 
-Letters used in shapes: I inputs of the consumer, U units, F features.
+Letters used in shapes: I inputs of the layer that reads the units, U units, F features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,18 @@ from llmprune.tensors.statistics import Gram
 HIDDEN = 16
 
 
+class SiteShape(TypedDict):
+    """The sizes that a policy was trained for."""
+
+    outputs: int
+    inputs: int
+    units: int
+    factors: int
+    """Number of projections that compute the inputs (`Weights.rows`)."""
+
+
 class Policy(nn.Module):
-    """features of a unit [U, F] -> its score [U]; linear, with a non-linear part beside it."""
+    """Features of units [U, F] -> scores [U]: a linear part plus a small non-linear part."""
 
     def __init__(self, features: int, seed: int = 0) -> None:
         super().__init__()
@@ -31,7 +41,7 @@ class Policy(nn.Module):
         with torch.no_grad():
             self.inner.weight.normal_(generator=generator).div_(features**0.5)
             for start_at_zero in (self.inner.bias, self.outer.weight, self.linear.weight):
-                start_at_zero.zero_()  # every unit is as likely as any other
+                start_at_zero.zero_()  # all scores are equal, so training starts from uniform draws
 
     def forward(self, features: Tensor) -> Tensor:
         """[U, F] -> [U]"""
@@ -41,24 +51,24 @@ class Policy(nn.Module):
 
 @dataclass(frozen=True)
 class ByPolicy(Method[Gram]):
-    """Units go in the order of a policy's scores."""
+    """Rank units by the scores of trained policies."""
 
     policies: dict[str, Policy]
-    """By the part of a block: `ffn`, `attention`."""
+    """By part of a block: `ffn`, `attention`."""
 
     record: dict[str, Any]
-    """`shapes`, what each policy was made for, and how it was trained or from which file it was read."""
+    """`shapes` that each policy was trained for, and how it was trained or the file it was read from."""
 
     needs: ClassVar = Gram
 
     @torch.no_grad()
     def score(self, weights: Weights, statistic: Gram) -> Tensor:
-        """float32 [I], the same for all inputs of a unit."""
+        """Return float32 [I], the same for all inputs of a unit."""
         scores: Tensor = self.policies[part(weights)](features(weights, statistic).cpu())
         return scores.repeat_interleave(weights.matrix.shape[1] // weights.units)
 
     def state(self) -> dict[str, Tensor]:
-        """The parameters of every policy, by its part and their names in it."""
+        """Return the parameters of all policies, with keys `<part>.<parameter>`."""
         return {
             f"{name}.{key}": tensor
             for name, policy in self.policies.items()
@@ -66,25 +76,25 @@ class ByPolicy(Method[Gram]):
         }
 
     def facts(self) -> dict[str, Any]:
-        """The record."""
+        """Return the record."""
         return self.record
 
 
 def restored(earlier: Learned) -> ByPolicy:
-    """The method whose `state` and `facts` these are; other tensors raise whatever error they lead to."""
+    """Rebuild the method from its `state` and `facts`; anything else raises some error."""
     policies = {}
-    for name, made_for in earlier.facts["shapes"].items():
+    for name, trained_for in earlier.facts["shapes"].items():
         own = {k.partition(".")[2]: v for k, v in earlier.tensors.items() if k.startswith(f"{name}.")}
-        policies[name] = Policy(feature_count(made_for))
+        policies[name] = Policy(feature_count(trained_for))
         policies[name].load_state_dict(own)
     return ByPolicy(policies, earlier.facts)
 
 
-def require_fit(shapes: dict[str, Any], sites: Iterable[Weights], file: str) -> None:
-    """Refuse the policies of another model; the first block stands for all.
+def require_same_shapes(shapes: dict[str, SiteShape], sites: Iterable[Weights], file: str) -> None:
+    """Refuse the policies of another model, by the shapes of the first block.
 
     Raises:
-        RequestError: a part has no policy, or it was made for other sizes.
+        RequestError: a part has no policy, or its policy was trained for other shapes.
     """
     checked = set()
     for weights in sites:
@@ -95,40 +105,42 @@ def require_fit(shapes: dict[str, Any], sites: Iterable[Weights], file: str) -> 
         if name not in shapes:
             trained = " and ".join(shapes)
             raise RequestError(
-                "policy", f"{file} is for {trained} alone; set pattern.parts to that or train another"
+                "policy", f"{file} is for {trained} only; set pattern.parts to that or train another policy"
             )
         if found != shapes[name]:
             raise RequestError(
                 "policy",
-                f"{file} was made for {shapes[name]}, and the model's {name} is {found}; train another",
+                f"{file} was trained for {shapes[name]}, and the model's {name} is {found}; train a new one",
             )
 
 
 def part(weights: Weights) -> str:
-    """Channels are units of one input; groups of heads have many."""
+    """Return the part of the block: channels are units of one input, groups of heads have many."""
     return "ffn" if weights.units == weights.matrix.shape[1] else "attention"
 
 
-def shape(weights: Weights) -> dict[str, Any]:
-    """What a policy is made for: the sizes of the consumer, its units, and how many factors they have."""
+def shape(weights: Weights) -> SiteShape:
+    """Return the shape of a site, which a policy must match."""
     outputs, inputs = weights.matrix.shape
     return {"outputs": outputs, "inputs": inputs, "units": weights.units, "factors": len(weights.rows)}
 
 
-def feature_count(made_for: dict[str, Any]) -> int:
-    """F, the number of `features` of a unit in sites of one shape."""
-    return 3 + int(made_for["factors"])
+def feature_count(site: SiteShape) -> int:
+    """Return F, the number of `features` of a unit."""
+    return 3 + int(site["factors"])
 
 
 def features(weights: Weights, statistic: Gram) -> Tensor:
-    """What the policy sees of every unit, float32 [U, F], standardised over the units of the block.
+    """Return the policy's input for every unit, float32 [U, F], standardised over the units of the block.
 
-    Logarithms of the energy that enters the consumer, of what that makes of its output, of the norms of the
-    consumer's columns and of every factor's rows.
+    The features are logarithms: of the mean square of the inputs, of its contribution to the output, of the
+    squared norms of the weight's columns, and of the squared norms of the rows of each projection in
+    `Weights.rows`.
     """
     columns = weights.matrix.float().square().sum(0)
     energy = statistic.diagonal
     measures = [energy, energy * columns, columns, *(rows.float().square().sum(1) for rows in weights.rows)]
     by_unit = torch.stack([m.reshape(weights.units, -1).mean(1) for m in measures], 1)
     logs = by_unit.clamp_min(1e-30).log()
+    # Standardised, so that one policy fits blocks whose weights and activations differ in scale.
     return (logs - logs.mean(0)) / logs.std(0).clamp_min(1e-6)

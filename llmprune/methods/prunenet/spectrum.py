@@ -1,6 +1,6 @@
-"""What a layer's outputs keep of their singular values when some of its inputs go.
+"""How the singular values of a layer's outputs change when some of its inputs are removed.
 
-Letters used in shapes: O outputs, I inputs, R inputs that go.
+Letters used in shapes: O outputs, I inputs, R removed inputs.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SEEN = 1024  # directions of the outputs that are looked at; eigenvalues cost the cube of their number
+DIRECTIONS = 1024  # most output dimensions to analyse; the cost of eigenvalues is cubic in them
 
 
 class Spectrum:
-    """The singular values of a layer's outputs W x over many inputs x, from E[x x^T] alone.
+    """The singular values of a layer's outputs W x over many inputs x, computed from E[x x^T].
 
-    Outputs of more than SEEN features are seen through as many random directions, the same each time.
+    They are the square roots of the eigenvalues of W C W^T. When inputs are removed, this matrix is updated
+    from their columns, which costs O^2 R operations; computing it again would cost O I^2.
 
-    They are the roots of the eigenvalues of W C W^T. When inputs go, that matrix is brought up to date from
-    their columns, which costs O^2 R instead of the O I^2 of a new one.
+    Outputs of more than DIRECTIONS features are projected onto that many random directions, always the same.
 
     Args:
         weight: W [O, I].
@@ -25,31 +25,33 @@ class Spectrum:
     """
 
     def __init__(self, weight: Tensor, moments: Tensor) -> None:
-        self._weight = weight if len(weight) <= SEEN else _directions(weight) @ weight
+        self._weight = weight if len(weight) <= DIRECTIONS else _directions(weight) @ weight
         self._moments = moments
         self._crossed = self._weight @ moments
         self._outputs = self._crossed @ self._weight.T
         self.dense = _roots(self._outputs)
 
-    def without(self, gone: Tensor) -> Tensor:
-        """The singular values [min(O, SEEN)], ascending, once the inputs `gone` (bool [I]) are zero."""
-        columns = self._weight[:, gone]
-        crossed = self._crossed[:, gone] @ columns.T
-        own = columns @ self._moments[gone][:, gone] @ columns.T
+    def without(self, removed: Tensor) -> Tensor:
+        """Return the ascending singular values [min(O, DIRECTIONS)] without the inputs `removed` [I]."""
+        columns = self._weight[:, removed]
+        # (W - W_R) C (W - W_R)^T, expanded; W_R holds the removed columns.
+        crossed = self._crossed[:, removed] @ columns.T
+        own = columns @ self._moments[removed][:, removed] @ columns.T
         return _roots(self._outputs - crossed - crossed.T + own)
 
-    def lost(self, gone: Tensor) -> float:
-        """By how much the singular values change, all together, as a share of their sum."""
-        return float((self.dense - self.without(gone)).abs().sum() / self.dense.sum())
+    def change(self, removed: Tensor) -> float:
+        """Return the sum of the absolute changes of the singular values, as a share of their sum."""
+        return float((self.dense - self.without(removed)).abs().sum() / self.dense.sum())
 
 
 def _directions(weight: Tensor) -> Tensor:
-    """Orthonormal directions [SEEN, O] of a layer's outputs."""
-    drawn = torch.randn(len(weight), SEEN, generator=torch.Generator().manual_seed(0))
+    """Return random orthonormal directions [DIRECTIONS, O] of a layer's outputs."""
+    # A fixed seed on the CPU: changes are comparable between visits, and the same on every device.
+    drawn = torch.randn(len(weight), DIRECTIONS, generator=torch.Generator().manual_seed(0))
     directions: Tensor = torch.linalg.qr(drawn).Q
     return directions.T.to(weight)
 
 
 def _roots(matrix: Tensor) -> Tensor:
     squares: Tensor = torch.linalg.eigvalsh(matrix)
-    return squares.clamp_min(0).sqrt()
+    return squares.clamp_min(0).sqrt()  # rounding can make the smallest slightly negative

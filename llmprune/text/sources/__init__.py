@@ -1,9 +1,9 @@
-"""Where tokens come from: one file per text source, looked up by its name, or by what a path or an id is."""
+"""Text sources: one file per source, found by its name, or by the form of a path or a Hub id."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Collection, Mapping
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,13 +16,13 @@ from llmprune.text.sources.file import SUFFIXES
 from llmprune.text.sources.table import FORMATS
 
 
-def calibrating(dataset: str, options: dict[str, Any] | None = None) -> TextSource:
-    """The text source that `calibration.dataset` asks for, with its options.
+def for_calibration(dataset: str, options: Mapping[str, object] | None = None) -> TextSource:
+    """Build the text source that `calibration.dataset` names, with its options.
 
     Raises:
-        RequestError: there is none, or it has no such option; it names the field of the recipe.
+        RequestError: no such source exists, or it has no such option; the error names the recipe's field.
     """
-    cls = kind(dataset)
+    cls = source_class(dataset)
     known = [field.name for field in dataclasses.fields(Amount)] + cls.option_names()
     _require_known(dataset, options or {}, known, "calibration.")
     try:
@@ -31,38 +31,39 @@ def calibrating(dataset: str, options: dict[str, Any] | None = None) -> TextSour
         raise sentence(error, "calibration") from error
 
 
-def evaluating(dataset: str, column: str | None = None) -> Documents:
-    """The text that `--perplexity` asks for.
+def for_evaluation(dataset: str, column: str | None = None) -> Documents:
+    """Build the text source that `--perplexity` names.
 
     Args:
-        dataset: as in a recipe; texts only.
-        column: of a table, that holds the text; its default unless given.
+        dataset: as in a recipe; it must be a source of documents.
+        column: of a table, that holds the text; None for the default column.
 
     Raises:
-        RequestError: there is no such text, or it has no columns.
+        RequestError: no such text exists, or `column` is given for a text without columns.
     """
-    cls = kind(dataset, "evaluation")
+    cls = source_class(dataset, "evaluation")
     options = {} if column is None else {"text_column": column}
     _require_known(dataset, options, cls.option_names(), "")
     assert issubclass(cls, Documents)
     return cls(dataset, **options)
 
 
-def kind(dataset: str, half: Half = "calibration") -> type[TextSource]:
-    """The class of the text source that a name, a path or a Hub id asks for.
+def source_class(dataset: str, half: Half = "calibration") -> type[TextSource]:
+    """Return the class of the text source that a name, a path or a Hub id stands for.
 
-    A dotted name reaches a module outside the package.
+    A dotted name stands for a module outside the package.
 
     Raises:
-        RequestError: there is none, or none that is a text where one is to be evaluated.
+        RequestError: no such source exists, or it yields no documents and `half` is `evaluation`.
     """
     base = TextSource if half == "calibration" else Documents
+    # Names that are not a source for this half are left out, so the message below never suggests them.
     every = {name: plugins.find(__name__, name, TextSource) for name in plugins.names(__name__)}
     known = {name: cls for name, cls in every.items() if issubclass(cls, base)}
     for cls in known.values():
-        if cls.answers_to(dataset):
+        if cls.matches(dataset):
             return cls
-    names = ", ".join(name for name, cls in known.items() if cls.answers_to(name))
+    names = ", ".join(name for name, cls in known.items() if cls.matches(name))
     files = ", ".join((*SUFFIXES, *FORMATS))
     unknown = f"{dataset!r} is not {names}, a file ({files}) or a Hub id"
     if not _is_module(dataset):
@@ -74,12 +75,13 @@ def kind(dataset: str, half: Half = "calibration") -> type[TextSource]:
 
 
 def _is_module(dataset: str) -> bool:
-    """Whether it can be the dotted name of a module, and is not a path."""
+    """Return whether this can be the dotted name of a module, and is not an existing path."""
     parts = dataset.split(".")
     return len(parts) > 1 and all(map(str.isidentifier, parts)) and not existing(dataset)
 
 
-def _require_known(dataset: str, options: dict[str, Any], known: list[str], prefix: str) -> None:
+def _require_known(dataset: str, options: Collection[str], known: list[str], prefix: str) -> None:
+    """Check the names of the options here: pydantic's own message would not list what exists."""
     for name in options:
         if name not in known:
             raise RequestError(

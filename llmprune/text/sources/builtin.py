@@ -1,4 +1,4 @@
-"""Python's own language reference, which `help()` shows: no download."""
+"""Python's language reference, as shown by `help()`; it needs no download."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from llmprune.text.sources.base import Documents, Half
 
 @dataclass(frozen=True)
 class Builtin(Documents):
-    """Every other section calibrates, and those between evaluate."""
+    """Every other section is for calibration, the rest for evaluation."""
 
     evaluation_split: ClassVar = "evaluation half"
 
     def documents(self, half: Half) -> list[str]:
-        """Sections quote one another; a paragraph counts where it stands first, so the halves share none."""
+        """Return the sections of one half, without paragraphs that occur in an earlier section."""
         from pydoc_data.topics import topics
 
+        # Sections quote one another; a repeated paragraph would leak from one half into the other.
         seen: set[str] = set()
         sections = []
         for name in sorted(topics):

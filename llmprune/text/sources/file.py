@@ -1,4 +1,4 @@
-"""A plain text file: its path, ending in .txt or .md. It is one document."""
+"""A plain text file, given by its path, which ends in .txt or .md: one document."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ SUFFIXES = (".txt", ".md")
 
 @dataclass(frozen=True)
 class File(Documents):
-    """The whole file calibrates and evaluates."""
+    """The whole file, for calibration and for evaluation."""
 
     between: ClassVar = ""
     evaluation_split: ClassVar = "whole file"
 
     @classmethod
-    def answers_to(cls, dataset: str) -> bool:
-        """Whether it is the path of such a file, which need not be there."""
+    def matches(cls, dataset: str) -> bool:
+        """Return whether this looks like the path of such a file, existing or not."""
         return has_suffix(dataset, SUFFIXES)
 
     def documents(self, half: Half) -> Iterator[str]:
-        """A MB at a time, as if each were a document."""
-        path = there(self.dataset, half)
+        """Yield the file in pieces of 1 Mi characters; `between` is empty, so they join seamlessly."""
+        # Pieces, so that a run that reads the start of a large file does not hold all of it.
+        path = existing_file(self.dataset, half)
         try:
             with path.open(encoding="utf-8") as file:
                 while part := file.read(1 << 20):
@@ -42,18 +43,18 @@ class File(Documents):
 
 
 def has_suffix(dataset: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether it is a path that ends like this, and no folder's."""
+    """Return whether a path has one of the suffixes and is not a folder."""
     found = existing(dataset)
     return Path(dataset).suffix in suffixes and not (found and found.is_dir())
 
 
-def there(dataset: str, half: Half) -> Path:
-    """The path of a file.
+def existing_file(dataset: str, half: Half) -> Path:
+    """Return the path of a file.
 
     Raises:
-        RequestError: there is none.
+        RequestError: it does not exist.
     """
     path = existing(dataset)
     if path is None:
-        raise RequestError(OPTION[half], f"there is no file {dataset}; give one that is there")
+        raise RequestError(OPTION[half], f"there is no file {dataset}; give the path of an existing file")
     return path

@@ -1,4 +1,4 @@
-"""Any data set on the Hub: its id, `org/name`. Every row is a document."""
+"""Any data set on the Hub, given by its id `org/name`: one document per row."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from llmprune.paths import existing
 from llmprune.text.sources.base import Documents, Half
 from llmprune.text.sources.file import File
 from llmprune.text.sources.table import Table
-from llmprune.text.tables import streamed
+from llmprune.text.tables import stream
 
 
 @dataclass(frozen=True)
 class Hub(Documents):
-    """The split that is asked for calibrates, and `test` evaluates."""
+    """The split `split` for calibration, the split `test` for evaluation."""
 
     text_column: str = "text"
     """The column that holds the text."""
 
     subset: str | None = None
-    """Which configuration of the data set."""
+    """Configuration of the data set."""
 
     split: str = "train"
-    """Which split calibrates."""
+    """Split for calibration."""
 
     @classmethod
-    def answers_to(cls, dataset: str) -> bool:
-        """Whether it is an id, and not a path."""
-        is_path = existing(dataset) or File.answers_to(dataset) or Table.answers_to(dataset)
+    def matches(cls, dataset: str) -> bool:
+        """Return whether this is an id, and not a path."""
+        # A relative path such as data/text.txt looks like an id; files come first.
+        is_path = existing(dataset) or File.matches(dataset) or Table.matches(dataset)
         return not is_path and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", dataset))
 
     def documents(self, half: Half) -> Iterator[str]:
-        """Row by row."""
+        """Yield the rows."""
         split = self.split if half == "calibration" else self.evaluation_split
-        where = {"path": self.dataset, "name": self.subset, "split": split}
-        return streamed(where, self.text_column, self.dataset)
+        load_args = {"path": self.dataset, "name": self.subset, "split": split}
+        return stream(load_args, self.text_column, self.dataset)

@@ -1,8 +1,8 @@
-"""Text that the model generates itself, token by token: no data set, where the model fits into memory.
+"""Text that the model generates token by token; it needs no data set, but the whole model in memory.
 
-A language model is a distribution over texts, and draws from it resemble what it was trained on (Williams &
-Aletras, 2024, arXiv:2410.17170). It is kept in the user's cache batch by batch, so that a run that was cut
-off resumes where it was, and more windows of the same text cost only what is new.
+Samples of a language model resemble its training text (Williams & Aletras, 2024, arXiv:2410.17170). The text
+is stored in the user's cache batch by batch: an interrupted run resumes, and a run that needs more windows
+generates only the missing ones.
 """
 
 from __future__ import annotations
@@ -22,39 +22,40 @@ from llmprune.text import cache, sampling
 from llmprune.text.sources.base import Access, Amount, TextSource
 from llmprune.text.windows import Windows
 
-TOKENS = 8192  # generated at a time, and
-MOST = 128  # windows: both are part of what a seed means
+# Both decide which windows share a batch, and so which text a seed stands for: do not tune them.
+TOKENS = 8192  # generated at a time
+MOST = 128  # windows generated at a time
 
 
 @dataclass(frozen=True)
 class SelfGenerated(TextSource):
-    """What the model continues its first token with, past the ends of documents."""
+    """Continuations of the first token, beyond the end-of-text token."""
 
     needs_whole_model: ClassVar = True
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of the distribution that every token is drawn from."""
+    """Sampling temperature."""
 
     def windows(self, amount: Amount, access: Access) -> Windows:
-        """The windows in the order of their batches; the model is opened if any batch is missing."""
+        """Return the windows in the order of their batches; load the model only if a batch is missing."""
         length, size = amount.length, batch_size(amount.length)
-        how = {"length": length, "seed": amount.seed, "temperature": self.temperature, "batch": size}
-        folder = cache.folder("self", how, access.identity())
+        options = {"length": length, "seed": amount.seed, "temperature": self.temperature, "batch": size}
+        folder = cache.folder("self", options, access.cache_key())
         batches: list[Tensor] = []
         model: PreTrainedModel | None = None
-        for number in track(range(-(-amount.samples // size)), "writing calibration text"):
+        for number in track(range(-(-amount.samples // size)), "generating calibration text"):
             file = folder / f"{number:05d}.safetensors" if folder else None
             if file and file.is_file():
                 batches.append(load_file(file)["tokens"])
                 continue
             model = model or access.whole_model()
-            seed = (amount.seed << 20) + number
-            batches.append(sampling.generated(model, size, length, self.temperature, seed))
+            seed = (amount.seed << 20) + number  # a batch does not depend on those before it
+            batches.append(sampling.generate(model, size, length, self.temperature, seed))
             if file:
                 save_atomically({"tokens": batches[-1]}, file)
         return Windows(torch.cat(batches)[: amount.samples], self.dataset, amount.seed)
 
 
 def batch_size(length: int) -> int:
-    """Windows generated at a time: the shorter, the more."""
+    """Return how many windows of `length` tokens to generate at a time."""
     return max(1, min(MOST, TOKENS // length))

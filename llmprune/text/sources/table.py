@@ -1,4 +1,4 @@
-"""A file with columns: its path, ending in .jsonl, .json or .parquet. Every row is a document."""
+"""A table, given by its path, which ends in .jsonl, .json or .parquet: one document per row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from llmprune.errors import RequestError, first_line
 from llmprune.text.sources.base import OPTION, Documents, Half
-from llmprune.text.sources.file import has_suffix, there
+from llmprune.text.sources.file import existing_file, has_suffix
 from llmprune.text.tables import rows
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -17,7 +17,7 @@ FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 @dataclass(frozen=True)
 class Table(Documents):
-    """The whole file calibrates and evaluates."""
+    """The whole file, for calibration and for evaluation."""
 
     evaluation_split: ClassVar = "whole file"
 
@@ -25,21 +25,23 @@ class Table(Documents):
     """The column that holds the text."""
 
     @classmethod
-    def answers_to(cls, dataset: str) -> bool:
-        """Whether it is the path of such a file, which need not be there."""
+    def matches(cls, dataset: str) -> bool:
+        """Return whether this looks like the path of such a file, existing or not."""
         return has_suffix(dataset, tuple(FORMATS))
 
     def documents(self, half: Half) -> Iterator[str]:
-        """Row by row; a file that is broken is the user's to mend."""
-        path = there(self.dataset, half)
+        """Yield the rows; raise a RequestError for a broken file."""
+        path = existing_file(self.dataset, half)
         if not path.stat().st_size:
-            return
-        where = {"path": FORMATS[path.suffix], "data_files": glob.escape(str(path)), "split": "train"}
+            return  # `datasets` fails on an empty file; the caller reports that it holds no text
+        # `data_files` is a glob pattern, and a path may hold brackets or stars.
+        load_args = {"path": FORMATS[path.suffix], "data_files": glob.escape(str(path)), "split": "train"}
         try:
-            yield from rows(where, self.text_column, self.dataset)
+            yield from rows(load_args, self.text_column, self.dataset)
         except RequestError:
             raise
-        except Exception as error:
+        except Exception as error:  # `datasets` raises a different class for each format
             raise RequestError(
-                OPTION[half], f"{self.dataset} cannot be read as a table ({first_line(error)}); is it whole?"
+                OPTION[half],
+                f"{self.dataset} cannot be read as a table ({first_line(error)}); check that it is complete",
             ) from error

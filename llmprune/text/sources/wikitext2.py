@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from llmprune.text.sources.base import Documents, Half
-from llmprune.text.tables import streamed
+from llmprune.text.tables import stream
 
-# Pinned, so that the same name means the same text on every machine.
-DATA: dict[str, Any] = {
+# Pinned: the name must stand for the same text on every machine and at any time.
+DATA = {
     "path": "Salesforce/wikitext",
     "name": "wikitext-2-raw-v1",
     "revision": "b08601e04326c79dfdd32d625aee71d232d685c3",
@@ -20,8 +19,8 @@ SPLITS: dict[Half, str] = {"calibration": "train", "evaluation": "test"}
 
 @dataclass(frozen=True)
 class WikiText2(Documents):
-    """The training split calibrates, and the test split evaluates."""
+    """The training split for calibration, the test split for evaluation."""
 
     def documents(self, half: Half) -> Iterator[str]:
-        """Line by line."""
-        return streamed({**DATA, "split": SPLITS[half]}, "text", self.dataset)
+        """Yield the lines."""
+        return stream({**DATA, "split": SPLITS[half]}, "text", self.dataset)

@@ -108,7 +108,7 @@ def test_a_policy_for_channels_alone_is_not_asked_about_heads(
 ) -> None:
     prune(checkpoints("llama"), asked(), out=tmp_path / "ffn")
     policy = str(tmp_path / "ffn" / FILE)
-    with pytest.raises(RequestError, match="is for ffn alone"):
+    with pytest.raises(RequestError, match="is for ffn only"):
         prune(checkpoints("llama"), asked(parts="all", policy=policy), out=tmp_path / "out")
 
 

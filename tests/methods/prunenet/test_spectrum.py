@@ -22,15 +22,15 @@ def test_the_updated_spectrum_is_that_of_the_outputs_without_the_inputs(seed, co
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     dense = torch.linalg.svdvals(x @ w.T).flip(0) / len(x) ** 0.5
     changed = (dense - expected).abs().sum() / dense.sum()
-    assert spectrum.lost(gone) == pytest.approx(float(changed), abs=1e-5)
+    assert spectrum.change(gone) == pytest.approx(float(changed), abs=1e-5)
 
 
 def test_wide_outputs_are_seen_through_fewer_directions(monkeypatch):
     whole = Spectrum(W, gram().value)
     gone = torch.arange(24) < 12
-    monkeypatch.setattr("llmprune.methods.prunenet.spectrum.SEEN", 6)
+    monkeypatch.setattr("llmprune.methods.prunenet.spectrum.DIRECTIONS", 6)
     seen = Spectrum(W, gram().value)
     assert seen.dense.shape == (6,)
     assert (seen.dense <= whole.dense[2:] + 1e-5).all()  # Cauchy's interlacing
     assert (seen.dense >= whole.dense[:6] - 1e-5).all()
-    assert seen.lost(gone) == pytest.approx(whole.lost(gone), abs=0.15)
+    assert seen.change(gone) == pytest.approx(whole.change(gone), abs=0.15)

@@ -9,7 +9,7 @@ import torch
 from llmprune.methods.prunenet import PruneNet
 from llmprune.methods.prunenet.policy import ByPolicy, features, shape
 from llmprune.methods.prunenet.spectrum import Spectrum
-from llmprune.methods.prunenet.training import Baseline, Trainer, drawn, log_probability
+from llmprune.methods.prunenet.training import Baseline, Trainer, log_probability, random_order
 from tests.methods.prunenet.channels import CHANNELS, W, gram
 
 
@@ -28,7 +28,7 @@ def test_the_probability_of_a_draw_is_plackett_and_luces():
 
 def test_units_are_drawn_with_the_probabilities_that_training_assumes():
     scores, generator = torch.tensor([0.0, 1.0, 2.0]), torch.Generator().manual_seed(0)
-    orders = [tuple(drawn(scores, generator).tolist()) for _ in range(4000)]
+    orders = [tuple(random_order(scores, generator).tolist()) for _ in range(4000)]
     for order in itertools.permutations(range(3)):
         expected = math.exp(log_probability(scores, torch.tensor(order), 3))
         assert orders.count(order) / len(orders) == pytest.approx(expected, abs=0.03)
@@ -46,7 +46,7 @@ def test_an_untrained_policy_prefers_nothing_and_training_finds_what_to_keep():
     kept = ByPolicy({"ffn": trainer.best}, {}).score(CHANNELS, gram()).topk(17).indices
     gone = torch.ones(24, dtype=torch.bool)
     gone[kept] = False
-    assert Spectrum(W, gram().value).lost(gone) == pytest.approx(min(trainer.curve), abs=1e-6)
+    assert Spectrum(W, gram().value).change(gone) == pytest.approx(min(trainer.curve), abs=1e-6)
 
 
 def test_the_same_seed_gives_the_same_policy_and_another_gives_another():

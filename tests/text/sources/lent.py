@@ -12,5 +12,5 @@ from tests import tiny
 
 def access(**lent: Any) -> Access:
     """All that is not named fails when it is asked for."""
-    usual: dict[str, Any] = dict.fromkeys(("tokenizer", "whole_model", "store", "identity"), pytest.fail)
+    usual: dict[str, Any] = dict.fromkeys(("tokenizer", "whole_model", "store", "cache_key"), pytest.fail)
     return Access(**{**usual, "batch": 2, "vocabulary": tiny.VOCABULARY, **lent})

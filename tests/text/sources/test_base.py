@@ -23,7 +23,7 @@ from tests.text.sources.lent import access
 
 
 def windows(dataset: str | Path, samples: int, length: int, seed: int = 0) -> Windows:
-    source = sources.calibrating(str(dataset))
+    source = sources.for_calibration(str(dataset))
     return source.windows(Amount(samples, length, seed), access(tokenizer=tiny.tokenizer))
 
 

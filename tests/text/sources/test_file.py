@@ -11,7 +11,7 @@ from llmprune.text import sources
 
 
 def text_of(file: Path) -> str:
-    return sources.evaluating(str(file)).text("calibration")
+    return sources.for_evaluation(str(file)).text("calibration")
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".md"])
@@ -46,4 +46,4 @@ def test_a_file_without_text_is_refused(tmp_path: Path, name: str) -> None:
 def test_a_file_that_is_not_there_is_no_hub_id(dataset: str) -> None:
     for half, field in (("calibration", "calibration"), ("evaluation", "perplexity")):
         with pytest.raises(RequestError, match=f"^{field}: there is no file {dataset}"):
-            sources.evaluating(dataset).text(half)
+            sources.for_evaluation(dataset).text(half)

@@ -30,7 +30,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("dataset", ["wikitext2", "c4", "someone/something"])
 def test_a_data_set_out_of_reach_is_one_sentence(dataset: str) -> None:
     with pytest.raises(JobError, match="out of reach") as raised:
-        sources.evaluating(dataset).text("calibration")
+        sources.for_evaluation(dataset).text("calibration")
     assert dataset in str(raised.value)
     assert "builtin" in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -67,6 +67,6 @@ def test_known_data_sets_are_pinned_and_their_halves_differ(
     asked: list[dict[str, Any]], dataset: str
 ) -> None:
     for half in ("calibration", "evaluation"):
-        assert sources.evaluating(dataset).text(half) == "words"
+        assert sources.for_evaluation(dataset).text(half) == "words"
     assert asked[0] != asked[1]
     assert all(len(where["revision"]) == 40 for where in asked)

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmprune.run.job import checkpoint_job, request
-from llmprune.text.sources import calibrating
+from llmprune.text.sources import for_calibration
 from llmprune.text.sources.base import Amount
 from llmprune.text.sources.self import SelfGenerated, batch_size
 from tests import tiny
@@ -23,7 +23,7 @@ def test_a_text_is_resumed_where_it_was_cut_off(checkpoints: tiny.Checkpoints) -
         return model
 
     def written(samples: int, seed: int = 3, temperature: float = 1.0, **identity: str) -> torch.Tensor:
-        lent = access(whole_model=open_model, identity=lambda: identity)
+        lent = access(whole_model=open_model, cache_key=lambda: identity)
         return SelfGenerated("self", temperature).windows(Amount(samples, 12, seed), lent).tokens
 
     first = written(size)
@@ -41,8 +41,8 @@ def test_a_text_is_resumed_where_it_was_cut_off(checkpoints: tiny.Checkpoints) -
 
 def test_a_text_is_drawn_from_the_models_own_distribution(checkpoints: tiny.Checkpoints) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoints("llama")).eval()
-    lent = access(whole_model=lambda: model, identity=lambda: None)
-    drawn = calibrating("self").windows(Amount(1024, 1, 0), lent).tokens.flatten()
+    lent = access(whole_model=lambda: model, cache_key=lambda: None)
+    drawn = for_calibration("self").windows(Amount(1024, 1, 0), lent).tokens.flatten()
     with torch.no_grad():
         start = torch.tensor([[model.config.bos_token_id or 0]])
         expected = model(start).logits[0, -1].softmax(-1)

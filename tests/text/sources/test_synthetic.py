@@ -44,7 +44,7 @@ def test_what_was_drawn_is_kept_for_the_same_model_and_seed(checkpoints: tiny.Ch
         return tiny.streamed(checkpoints("llama"))
 
     def drawn(identity: dict[str, str] | None, seed: int = 3, redraws: int = 1) -> torch.Tensor:
-        lent = access(tokenizer=tiny.tokenizer, store=open_store, identity=lambda: identity)
+        lent = access(tokenizer=tiny.tokenizer, store=open_store, cache_key=lambda: identity)
         return Synthetic("synthetic", redraws).windows(Amount(2, 8, seed), lent).tokens
 
     first = drawn({})

@@ -30,7 +30,7 @@ def table(folder: Path, suffix: str, rows: list[dict[str, Any]]) -> Path:
 
 
 def text_of(file: Path | str, column: str | None = None) -> str:
-    return sources.evaluating(str(file), column).text("calibration")
+    return sources.for_evaluation(str(file), column).text("calibration")
 
 
 @every_format
