@@ -20,10 +20,12 @@ from llmprune.errors import RequestError
 from llmprune.paths import existing
 from llmprune.plugins import Options
 from llmprune.recipe import Recipe
+from llmprune.repair.span import Span
 from llmprune.report import Learned, Report
 from llmprune.run import finish, job, learned
 from llmprune.run.job import Job, Run
 from llmprune.run.plan import Plan
+from llmprune.run.seam import Seams
 from llmprune.run.windows import windows
 from llmprune.run.work import Work
 from llmprune.tensors.statistics import Nothing
@@ -141,11 +143,12 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
             draft.begin(header)
     if draft:
         learned.keep(method, draft.folder)
-    measures = recipe.needs is not Nothing and not found.observed.seen
+    seams = _seams(problem, header)
+    measures = seams is not None or (recipe.needs is not Nothing and not found.observed.seen)
     walk = Walk(model.store, problem.batches if measures else [], problem.probe)
     shapes = todo.shapes(header.budget)
     earlier = len(draft.done) if draft else 0
-    work = Work(recipe, method, model.store, header, shapes, draft, found.observed, found.solved)
+    work = Work(recipe, method, model.store, header, shapes, draft, found.observed, found.solved, seams)
     records = [work.pruned(stage) for stage in walk.stages("pruning")]
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
     result = finish.report_of(todo, text, records, fingerprint, spent)
@@ -155,6 +158,14 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     if model.source is None:
         shapes.apply(work.keeps, finish.mark(todo, shapes))
     return result
+
+
+def _seams(problem: Problem, header: RunHeader) -> Seams | None:
+    """What the removed spans put out, if the repair asks for it."""
+    if not isinstance(problem.repair, Span):
+        return None
+    gone = {site.block for site in problem.anatomy.sites if header.budget[site.name] > 0.5}
+    return Seams(problem.store, problem.batches, problem.probe, gone, problem.repair)
 
 
 def _allocated(problem: Problem, recipe: Recipe, header: RunHeader | None) -> Allocation:

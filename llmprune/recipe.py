@@ -117,9 +117,10 @@ class Recipe(BaseModel):
             )
         if shares not in self.allocation.serves:
             raise RequestError("allocation", f"{allocation} cannot share out {shares}; use {_share(shares)}")
-        if not whole and repair != "none":
+        if shares not in self.repair.serves:
+            kinds = " or ".join(self.repair.serves)
             raise RequestError(
-                "repair", f"{repair} compensates for whole units, not {self.pattern}; use none"
+                "repair", f"{repair} compensates whole {kinds}, not {self.pattern}; use --repair none"
             )
         if not whole and self.layout is not None:
             raise RequestError(
@@ -140,7 +141,7 @@ class Recipe(BaseModel):
     @property
     def asked(self) -> Asked:
         """What is asked of the sizes of the pruned model."""
-        return Asked(self.sparsity, self.layout, self.repair.gives_bias)
+        return Asked(self.sparsity, self.layout, self.repair.gives_bias, self.repair.refits_seams)
 
     @property
     def needs(self) -> type[Statistic]:
@@ -150,7 +151,7 @@ class Recipe(BaseModel):
     @property
     def needs_text(self) -> bool:
         """Whether anything is measured on a text."""
-        return self.needs is not Nothing or self.allocation.needs_text
+        return self.needs is not Nothing or self.allocation.needs_text or self.repair.refits_seams
 
     @property
     def keeps_statistics(self) -> bool:

@@ -31,7 +31,7 @@ class Store:
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
-        self._changed: dict[tuple[nn.Module, str], Tensor] = {}  # by module and parameter
+        self._changed: dict[tuple[nn.Module, str], tuple[Site, Tensor]] = {}  # by module and parameter
         self._dense_biases: dict[nn.Module, nn.Parameter | None] = {}
         self._spill: Path | None = None
 
@@ -106,10 +106,10 @@ class Store:
         layer, now = site.layer, site.weight
         where = layer, site.leaf
         changed = self._changed.get(where)
-        stored = site.placed(weight, lambda: self._stored(site) if changed is None else changed)
+        stored = site.placed(weight, lambda: self._stored(site) if changed is None else changed[1])
         trainable = layer.get_parameter(site.leaf).requires_grad
         setattr(layer, site.leaf, nn.Parameter(stored.to(now.device, now.dtype), trainable))
-        self._changed[where] = stored
+        self._changed[where] = site, stored
 
     def restore(self, site: Site, file: Path) -> None:
         """Give a resident site the weight that a file holds for it."""
@@ -195,11 +195,8 @@ class CheckpointStore(Store):
     def tensors(self, block: int) -> dict[str, Tensor]:
         """The tensors of a resident block, by their keys in the checkpoint it came from."""
         changed: dict[str, Tensor] = {}
-        for site in self.anatomy.block_sites(block):
-            layer = site.layer
-            if (layer, site.leaf) not in self._changed:
-                continue
-            weight = changed[self.key(site.key)] = self._changed[layer, site.leaf]
+        for (layer, _), (site, weight) in self._changed.items():
+            changed[self.key(site.key)] = weight
             if layer in self._dense_biases:
                 bias = layer.get_parameter("bias").data
                 changed[self.key(site.bias_key)] = bias.to(weight.dtype)

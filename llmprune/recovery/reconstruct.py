@@ -9,12 +9,10 @@ Letters used in shapes: B sequences, T tokens, O outputs, I inputs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -25,12 +23,11 @@ from llmprune.patterns.base import Pattern
 from llmprune.patterns.units import Units
 from llmprune.recovery.base import Recovered, Recovery, Task
 from llmprune.report import Refit
-from llmprune.tensors import ops
+from llmprune.tensors.fit import Fit
 from llmprune.tensors.statistics import Gram
 from llmprune.walk.stage import Stage
 from llmprune.walk.walk import Walk
 
-STEPS = 200  # most iterations of conjugate gradients, used if zeros must stay
 ADDITIVE = 1e-3  # relative difference up to which a block counts as the sum of its parts
 
 
@@ -97,7 +94,7 @@ def _fits(
         stream_error = [a - b for a, b in zip(dense_stage.hidden, stage.hidden, strict=True)]
     for site, arrived in stage.arrivals(together=together):
         inputs = list(arrived)
-        fit = Fit(site)
+        fit = Fit(site.inputs, site.outputs, site.bias is not None, site.weight.device)
         for batch, x in enumerate(inputs):
             target = targets[site.name][batch]
             error = target - _output(site, x).cpu()
@@ -124,83 +121,3 @@ def _output(site: Site, x: Tensor) -> Tensor:
     bias = site.bias
     output = x @ site.matrix(site.weight).T
     return output if bias is None else output + bias
-
-
-class Fit:
-    """The normal equations of a layer: find the change of its weight that reduces the output error."""
-
-    def __init__(self, site: Site) -> None:
-        device = site.weight.device
-        self.centred = site.bias is not None
-        self._tokens = 0
-        self._gram = torch.zeros(site.inputs, site.inputs, device=device)
-        self._cross = torch.zeros(site.inputs, site.outputs, device=device)
-        self._x_sum = torch.zeros(site.inputs, dtype=torch.float64, device=device)
-        self._e_sum = torch.zeros(site.outputs, dtype=torch.float64, device=device)
-        self._e_square, self._y_square = 0.0, 0.0
-
-    def update(self, x: Tensor, target: Tensor, error: Tensor) -> None:
-        """Account for inputs [B, T, I], the dense outputs and the output errors, both [B, T, O]."""
-        x, error = x.flatten(0, -2).float(), error.flatten(0, -2).to(x.device, torch.float32)
-        self._tokens += len(x)
-        ops.add_gram(self._gram, x)
-        self._cross.addmm_(x.T, error)
-        self._x_sum += x.sum(0)
-        self._e_sum += error.sum(0)
-        self._e_square += float(error.double().square().sum())
-        self._y_square += float(target.double().square().sum())
-
-    def solve(self, ridge: float, keep: Tensor | None) -> Tensor:
-        """Return the step [O, I] of the weight, zero where `keep` is False."""
-        gram, cross = ops.mirrored(self._gram).double(), self._cross.double()
-        if self.centred:  # the bias absorbs the means, so the weight is fitted to covariances
-            gram -= torch.outer(self._x_sum, self._x_sum) / self._tokens
-            cross -= torch.outer(self._x_sum, self._e_sum) / self._tokens
-        gram.diagonal().add_(ridge * float(gram.diagonal().mean()) or 1.0)
-        if keep is None:
-            step: Tensor = torch.linalg.solve(gram, cross).T
-            return step
-        # With a mask each row has its own support, and a factorisation per row would be far slower.
-        return _conjugate_gradients(gram, cross.T, keep)
-
-    def bias(self, step: Tensor) -> Tensor:
-        """Return the step [O] of the bias that belongs to a step of the weight."""
-        return (self._e_sum - step @ self._x_sum) / self._tokens
-
-    def error(self, step: Tensor | None) -> float:
-        """Return ||output error|| / ||dense output||, after a step of weight and bias, or before if None."""
-        square = self._e_square  # expanded: ||e - s x - b||^2 needs sums only, and no second pass
-        if step is not None:
-            gram = ops.mirrored(self._gram).double()
-            square += float(((step @ gram) * step).sum() - 2 * (step * self._cross.double().T).sum())
-            if self.centred:
-                bias = self.bias(step)
-                rest = self._e_sum - step @ self._x_sum
-                square += float(self._tokens * bias.square().sum() - 2 * bias @ rest)
-        # The terms nearly cancel for a good fit, so rounding may make the sum negative.
-        return math.sqrt(max(square, 0.0) / max(self._y_square, 1e-30))
-
-
-def _conjugate_gradients(gram: Tensor, cross: Tensor, keep: Tensor) -> Tensor:
-    """Return the step S [O, I], zero outside `keep`, that minimises S G S^T / 2 - S C^T row by row.
-
-    Args:
-        gram: G [I, I].
-        cross: C [O, I].
-        keep: bool [O, I].
-    """
-    step = torch.zeros_like(cross)
-    residual = cross * keep
-    direction = residual.clone()
-    square = residual.square().sum(1, keepdim=True)
-    tolerance = 1e-8 * square
-    for _ in range(STEPS):
-        if bool((square <= tolerance).all()):
-            break
-        image = (direction @ gram) * keep
-        length = square / (direction * image).sum(1, keepdim=True).clamp_min(1e-300)
-        step += length * direction
-        residual -= length * image
-        last, square = square, residual.square().sum(1, keepdim=True)
-        direction = residual + direction * (square / last.clamp_min(1e-300))
-    return step

@@ -36,6 +36,12 @@ class Repair(Generic[S]):
 
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
     needs: ClassVar[type[Statistic]] = Nothing
+    serves: ClassVar[tuple[str, ...]] = ("units",)
+    """What it compensates: whole `units`, whole `blocks`."""
+
+    refits_seams: ClassVar[bool] = False
+    """Whether it refits the last block before each removed span (`llmprune/run/seam.py`)."""
+
     gives_bias: ClassVar[bool] = False
     """True if the pruned layer needs a bias to hold the result."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from llmprune.tensors.statistics import Nothing
 @dataclass(frozen=True)
 class Unrepaired(Repair[Nothing]):
     """The kept weights do not change."""
+
+    serves: ClassVar = ("weights", "units", "blocks")
 
     def apply(self, weight: Tensor, keep: Tensor, statistic: Nothing) -> Repaired:
         """V = W_K"""

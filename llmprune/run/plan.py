@@ -15,6 +15,7 @@ from llmprune.errors import JobError, RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites import linear
 from llmprune.patterns.base import Pattern
+from llmprune.tensors.statistics import Gram
 from llmprune.walk.demand import Demand
 
 GIB = 1 << 30
@@ -258,6 +259,9 @@ def _statistic_bytes(demand: Demand, anatomy: Anatomy) -> int:
     """Statistics held at a time: of one site under `layer` propagation, else of a block; or of all sites."""
     sizes = [demand.needs.bytes_for(site.inputs) for site in anatomy.block_sites(0)]
     at_once = max(sizes) if demand.propagation == "layer" else sum(sizes)
+    if demand.refits_layers:
+        widest = max(linear.sizes(layer)[1] for _, layer in linear.layers_of(anatomy.blocks[0]))
+        at_once = max(at_once, Gram.bytes_for(widest))
     if not demand.holds_all:
         return at_once
     sample = 4 * anatomy.kind.sample

@@ -17,6 +17,7 @@ from llmprune.model.shapes import Shapes
 from llmprune.model.site import Site
 from llmprune.recipe import Recipe
 from llmprune.report import SiteRecord
+from llmprune.run.seam import Seams
 from llmprune.tensors.statistics import Nothing
 from llmprune.walk.solutions import Solutions
 from llmprune.walk.solve import Solved, output_error, solve
@@ -37,6 +38,9 @@ class Work:
     draft: Draft | None
     observed: Observed
     solved: Solutions | None = None
+    seams: Seams | None = None
+    """Closed after the block before each removed span is settled."""
+
     keeps: dict[str, Tensor] = field(default_factory=dict)
     """Masks of the sites of which whole units or blocks go; they are cut when the block is written."""
 
@@ -51,8 +55,9 @@ class Work:
             solving = time.perf_counter()
             sites.append(self._prune(site, seen, known.get(site.name)))
             solve_s += time.perf_counter() - solving
+        refits = self.seams.close(stage) if self.seams else []
         forward_s = self.observed.forward_s.get(stage.index, stage.forward_s)
-        record = BlockRecord(sites=sites, forward_s=forward_s, solve_s=solve_s)
+        record = BlockRecord(sites=sites, refits=refits, forward_s=forward_s, solve_s=solve_s)
         if self.draft is None:
             return record
         if done:  # a cut block cannot be read back into its dense shape; pruning it again gives the same

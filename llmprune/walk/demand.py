@@ -31,5 +31,8 @@ class Demand:
     allocation_pass: bool = False
     """Whether the allocation takes a forward pass of its own."""
 
+    refits_layers: bool = False
+    """Whether output layers are refitted, for which the Gram matrix of one is held."""
+
     holds_all: bool = False
     """Whether what is gathered of all sites is held at a time, from the allocation to pruning."""

@@ -25,6 +25,9 @@ class Asked:
     biased: bool = False
     """Whether the repair gives the sites a bias."""
 
+    refits_seams: bool = False
+    """Whether the repair refits the blocks before removed spans."""
+
 
 @dataclass(frozen=True)
 class Sites:

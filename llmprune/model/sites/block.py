@@ -100,7 +100,7 @@ class FewerBlocks(Shapes):
         for number, renumbered in enumerate(anatomy.blocks):
             for module in renumbered.modules():
                 if hasattr(module, "layer_idx"):
-                    module.layer_idx = number
+                    setattr(module, "layer_idx", number)  # noqa: B010 - typed as a tensor or a module
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ class WholeBlocks(Sites):
             RequestError: no block would go, or too many, or the family's blocks depend on one another.
         """
         require_countable(anatomy)
+        if asked.refits_seams:
+            anatomy.row()  # says which layers end a block's parts
         depth, ends = len(anatomy.blocks), 2 * self.pattern.keep_ends
         if self.pattern.remove is not None:
             self._require_listed(depth)

@@ -1,0 +1,46 @@
+"""Windows of text that neither calibrates nor is evaluated: what candidates are chosen by, and reported on.
+
+Of `../shared/data/calib`, C4's last 40 documents and Wikipedia's last 80 only report; the 40 and 80 before
+them choose; the rest calibrates and teaches.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from llmprune_eval import logits
+from torch import Tensor
+
+from llmprune.tensors.agreement import Agreement, agreement
+from llmprune.text import sources
+from llmprune.text.tokenizing import tokenize
+
+DOCUMENTS = {"c4": 40, "wikipedia": 80}
+
+
+def windows(shared: Path, name: str, tokenizer: Any, *, choosing: bool, count: int, length: int) -> Tensor:
+    """The first windows [N, L] of a held-out text."""
+    number = DOCUMENTS[name]
+    documents = list(
+        sources.evaluating(str(shared / "data/calib" / name / "train.parquet")).documents("evaluation")
+    )
+    part = documents[-2 * number : -number] if choosing else documents[-number:]
+    ids = tokenize("\n\n".join(part), tokenizer)
+    return ids[: len(ids) // length * length].reshape(-1, length)[:count]
+
+
+@torch.no_grad()
+def compared(dense: Any, pruned: Any, tokens: Tensor) -> list[Agreement]:
+    """KL(dense || pruned) and top-1 agreement of every window [L]."""
+    found = []
+    for ids in tokens:
+        total = Agreement()
+        for (rows, before), (_, after) in zip(
+            logits.pieces(dense, ids), logits.pieces(pruned, ids), strict=True
+        ):
+            last = len(ids) - 1 - rows.start  # nothing follows the last token
+            total += agreement(before[:last], after[:last])
+        found.append(total)
+    return found
