@@ -50,7 +50,7 @@ class Reconstruct(Recovery):
         done = len(task.draft.done)
         pairs = zip(walk.stages("reconstructing"), dense_walk.stages(""), strict=True)
         for stage, dense_stage in pairs:
-            if stage.index < done:  # of a resumed run: only pass the hidden states on
+            if stage.index < done:  # of a resumed run: restore its weights and pass the hidden states on
                 dense_stage.outputs = dense_stage.run()
                 for site in stage.sites:
                     pruned.restore(site, task.draft.shard(stage.index))
@@ -100,7 +100,7 @@ def _fits(
             error = target - _output(site, x).cpu()
             fit.update(x, target, error + stream_error[batch] if stream_error else error)
         yield site, fit
-        if stream_error:  # the attention's output changes the stream before the feed-forward network
+        if stream_error:  # the next site corrects what this one, once refitted, still misses
             for batch, x in enumerate(inputs):
                 stream_error[batch] += targets[site.name][batch] - _output(site, x).cpu()
 
