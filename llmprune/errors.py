@@ -10,10 +10,10 @@ class RequestError(LlmpruneError):
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
-        self.field, self._message = field, message
+        self.field, self.said = field, message
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.field, self._message)  # so that it crosses to another process
+        return type(self), (self.field, self.said)  # so that it crosses to another process
 
 
 class JobError(LlmpruneError):

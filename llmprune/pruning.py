@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune import recovering
 from llmprune.allocation.base import Allocation, Problem
-from llmprune.checkpoint.draft import Draft
+from llmprune.checkpoint.draft import Draft, require_usable, step_folder
 from llmprune.checkpoint.journal import RunHeader
 from llmprune.errors import RequestError
 from llmprune.paths import existing
@@ -66,29 +67,76 @@ def prune(
     if tokens is not None:
         size = size_of(tokens)
         asked = asked.model_copy(update={"calibration": asked.calibration.model_copy(update=size)})
+    if isinstance(model, str | Path):
+        if run.out is None:
+            raise RequestError("out", "no folder was named for the pruned checkpoint")
+        model = str(existing(str(model)) or model)
+    return _prune(model, asked, run, _Given(tokenizer, tokens, on_plan))
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the caller hands to every step."""
+
+    tokenizer: PreTrainedTokenizerBase | None
+    tokens: Tensor | None
+    on_plan: Callable[[Plan], None] | None
+
+
+def _prune(
+    model: str | PreTrainedModel, asked: Recipe, run: Run, given: _Given, steps: Sequence[Report] = ()
+) -> Report:
+    """Prune as a recipe asks, then recover if it asks for that.
+
+    Args:
+        model: a checkpoint or a model in memory: the result of `steps`, where there are any.
+        asked: the recipe.
+        run: how to run.
+        given: what the caller hands to every step.
+        steps: reports of what was done to the model before.
+    """
     into = recovering.folder_to_prune(asked, run)
-    if not isinstance(model, str | Path):
-        todo: Job | Report = job.live_job(model, asked, into)
-    elif run.out is None:
-        raise RequestError("out", "no folder was named for the pruned checkpoint")
-    else:
-        todo = begin(str(model), asked, into)
-    if isinstance(todo, Job):
-        if on_plan is not None:
-            on_plan(todo.plan)
-        todo.plan.require_fit(todo.run.folder)
-        report = _do(todo, tokenizer, tokens)
-    else:
-        report = todo
-    return recovering.recover_pruned(asked, run, report, tokens)
+    name = steps[0].recipe["model"] if steps else model
+    done = finish.already_done(name, asked, into) if run.resume and isinstance(name, str) else None
+    if done is None:
+        model, steps = _take_steps(model, asked, into, given, list(steps))
+        done = _do(_job(model, asked, into, given, steps), given.tokenizer, given.tokens)
+    return recovering.recover_pruned(asked, run, done, given.tokens)
 
 
-def begin(model: str, asked: Recipe, run: Run) -> Job | Report:
-    """The job of a checkpoint, or the report if an earlier run has completed it."""
-    model = str(existing(model) or model)
-    if run.resume and (done := finish.already_done(model, asked, run)):
-        return done
-    return job.checkpoint_job(model, asked, run)
+def _take_steps(
+    model: str | PreTrainedModel, asked: Recipe, run: Run, given: _Given, steps: list[Report]
+) -> tuple[str | PreTrainedModel, list[Report]]:
+    """Take the steps before a recipe's last one; return the model that they leave, and all reports."""
+    for number, step in enumerate(asked.before, 1):
+        inner = run
+        if run.folder is not None:
+            require_usable(run.folder, resume=run.resume or number > 1)
+            inner = dataclasses.replace(run, out=step_folder(run.folder, number))
+        try:
+            steps.append(_prune(model, step, inner, given, steps))
+        except RequestError as error:
+            raise RequestError(f"steps.{number}.{error.field}", error.said) from error
+        model = str(inner.out) if isinstance(model, str) else model
+    return model, steps
+
+
+def _job(model: str | PreTrainedModel, asked: Recipe, run: Run, given: _Given, steps: list[Report]) -> Job:
+    """Open the model, show the plan, and refuse what does not fit."""
+    if isinstance(model, str):
+        # The folder holds the steps of this run already, which is no reason to refuse it.
+        todo = job.checkpoint_job(
+            model, asked, dataclasses.replace(run, resume=run.resume or bool(asked.before))
+        )
+    else:
+        todo = job.live_job(model, asked, run)
+    if steps:
+        recipe = todo.recipe.model_copy(update={"model": steps[0].recipe["model"]})
+        todo = dataclasses.replace(todo, recipe=recipe, steps=tuple(steps))
+    if given.on_plan is not None:
+        given.on_plan(todo.plan)
+    todo.plan.require_fit(todo.run.folder)
+    return todo
 
 
 @torch.no_grad()

@@ -56,12 +56,14 @@ class Recipe(BaseModel):
     """Outputs that calibrate later layers: of the dense model, or of pruned blocks or layers."""
     calibration: Calibration
     """Which text calibrates."""
+    before: tuple[Recipe, ...] = ()
+    """Steps that come first, each applied to the result of the one before; YAML writes `steps:`."""
 
     @model_validator(mode="before")
     @classmethod
     def _build(cls, data: object) -> object:
         """Replace every name by what it stands for, and fill in what depends on the method."""
-        data = _with_method(data)
+        data = _with_method(_unfolded(data))
         text = data.get("calibration", {})
         seed = text.get("seed") if isinstance(text, dict) else None
         usual = {"seed": seed} if type(seed) is int else {}  # any other is the calibration's to refuse
@@ -189,7 +191,8 @@ class Recipe(BaseModel):
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data with every default filled in; `parse` gives the same recipe back."""
-        return {
+        steps = {"before": [step.resolved() for step in self.before]} if self.before else {}
+        return steps | {
             "version": self.version,
             "model": self.model,
             "method": plugins.plain(self.method),
@@ -207,6 +210,38 @@ class Recipe(BaseModel):
     def hash(self) -> str:
         """Names the resolved recipe in a config."""
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
+
+
+def _unfolded(data: object) -> object:
+    """A recipe's data with `steps` as the last step, and those before it.
+
+    What stands beside `steps` holds for every step that does not say otherwise.
+
+    Raises:
+        RequestError: there are no steps, or one is wrong; the sentence names it.
+    """
+    if not isinstance(data, dict):
+        return data
+    if "before" in data:
+        return data | {"before": tuple(_step(step, n) for n, step in enumerate(data["before"], 1))}
+    if "steps" not in data:
+        return data
+    shared = {key: value for key, value in data.items() if key != "steps"}
+    steps = data["steps"]
+    if not isinstance(steps, list) or not steps or not all(isinstance(step, dict) for step in steps):
+        raise RequestError("steps", f"a list of recipes is needed (found {steps!r})")
+    *first, last = ({**shared, **step} for step in steps)
+    return {**last, "before": tuple(_step(step, number) for number, step in enumerate(first, 1))}
+
+
+def _step(data: object, number: int) -> Recipe:
+    """One step as a recipe; what is wrong with it is named by its number."""
+    if isinstance(data, Recipe):
+        return data
+    try:
+        return Recipe.parse(dict(data) if isinstance(data, dict) else {})
+    except RequestError as error:
+        raise RequestError(f"steps.{number}.{error.field}", error.said) from error
 
 
 def _with_method(data: object) -> dict[str, Any]:

@@ -200,6 +200,16 @@ class Evaluation(TypedDict, total=False):
     asked: dict[str, Any] | None
 
 
+class StepRecord(TypedDict):
+    """A step of the recipe before the last one, whose sites the report holds."""
+
+    recipe: RecipeRecord
+    calibration: CalibrationRecord | None
+    totals: Totals
+    time: Time
+    recovery: RecoveryRecord | None
+
+
 class Report(BaseModel):
     """What happened: what was asked, what became of every site, what it took, and how it was checked."""
 
@@ -220,6 +230,8 @@ class Report(BaseModel):
     recovery: RecoveryRecord | None = None
     learned: Learned | None = None
     """How the policy was trained, or which one was used."""
+    steps: list[StepRecord] | None = None
+    """The steps before the last one."""
     versions: dict[str, str]
     fingerprint: dict[str, Any] | None = None
 

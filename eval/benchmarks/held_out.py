@@ -24,7 +24,7 @@ def windows(shared: Path, name: str, tokenizer: Any, *, choosing: bool, count: i
     """The first windows [N, L] of a held-out text."""
     number = DOCUMENTS[name]
     documents = list(
-        sources.evaluating(str(shared / "data/calib" / name / "train.parquet")).documents("evaluation")
+        sources.for_evaluation(str(shared / "data/calib" / name / "train.parquet")).documents("evaluation")
     )
     part = documents[-2 * number : -number] if choosing else documents[-number:]
     ids = tokenize("\n\n".join(part), tokenizer)

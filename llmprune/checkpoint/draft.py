@@ -205,6 +205,11 @@ def move_up(out: Path) -> bool:
     return True
 
 
+def step_folder(out: Path, number: int) -> Path:
+    """The folder of one step of a recipe, numbered from 1; it goes when the run ends."""
+    return out / WORK / SCRATCH / f"step-{number}"
+
+
 def require_usable(out: Path, *, resume: bool) -> None:
     """Refuse an output folder that holds something, unless an interrupted run left it and `resume` is set.
 

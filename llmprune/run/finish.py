@@ -23,7 +23,7 @@ from llmprune.plugins import Options
 from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import write_yaml
-from llmprune.report import RecipeRecord, Reload, Report, Time
+from llmprune.report import RecipeRecord, Reload, Report, StepRecord, Time
 from llmprune.run import card, learned, memory
 from llmprune.run.job import Job, Run
 from llmprune.text.windows import Windows
@@ -69,6 +69,8 @@ def already_done(name: str, asked: Recipe, run: Run) -> Report | None:
     now, then = asked.resolved(), done.recipe
     now["calibration"]["length"] = now["calibration"]["length"] or then["calibration"]["length"]
     now["model"] = name
+    if asked.pattern.allocation is not None:  # a list, whose share the model decided
+        now["sparsity"] = then["sparsity"]
     differing = [key for key in now if now[key] != then.get(key)]
     if differing:
         raise RequestError("resume", f"{out} was finished with another {differing[0]}; choose another --out")
@@ -94,7 +96,7 @@ def report_of(
 ) -> Report:
     """Make the report of a complete walk; sizes after writing are added later."""
     sites = [site for record in records for site in record.sites]
-    facts = todo.model.facts
+    facts = todo.facts
     return Report(
         model=facts,
         recipe=cast(RecipeRecord, todo.recipe.resolved()),
@@ -106,7 +108,14 @@ def report_of(
         memory=memory.peak(todo.model.resources.device),
         versions=versions.installed(),
         fingerprint=identity,
+        steps=[_step(step) for step in todo.steps] or None,
     )
+
+
+def _step(earlier: Report) -> StepRecord:
+    """What the last report keeps of an earlier step."""
+    kept = {"recipe": earlier.recipe, "calibration": earlier.calibration, "totals": earlier.totals}
+    return cast(StepRecord, kept | {"time": earlier.time, "recovery": earlier.recovery})
 
 
 def time_of(records: list[BlockRecord], earlier: int, seconds: float) -> Time:
@@ -134,7 +143,7 @@ def publish(todo: Job, shapes: Shapes, draft: Draft, walk: Walk, result: Report,
     _write_settings(todo, draft, tokenizer, shapes)
     draft.write_text("recipe.yaml", write_yaml(todo.recipe.resolved()))
     after = todo.plan.parameters + draft.total_parameters() - _stored_parameters(todo, draft)
-    result.totals = report.totals(result.sites, todo.model.facts, after, draft.total_size())
+    result.totals = report.totals(result.sites, todo.facts, after, draft.total_size())
     expected = walk.logits() if todo.model.fits_whole() else None
     trust = todo.run.trust_remote_code or mark(todo, shapes).get("layout") == "per_layer"
     result.time["total_s"] += time.perf_counter() - start

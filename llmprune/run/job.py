@@ -24,6 +24,7 @@ from llmprune.model.widths import Allowed
 from llmprune.plugins import Options, sentence
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import load_data
+from llmprune.report import ModelFacts, Report
 from llmprune.run import plan
 from llmprune.run.plan import Plan
 from llmprune.walk.pausing import device_of
@@ -58,6 +59,14 @@ class Job:
     plan: Plan
     allowed: Allowed
     """How many units of every site may stay; empty where single weights go."""
+
+    steps: tuple[Report, ...] = ()
+    """Of the steps before this one."""
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The model that was pruned first."""
+        return self.steps[0].model if self.steps else self.model.facts
 
     def shapes(self, budget: Budget) -> Shapes:
         """The sizes of the pruned model."""
