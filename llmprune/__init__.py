@@ -8,7 +8,7 @@ transformers to load checkpoints whose layers differ in size.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llmprune.model import arrival
+from llmprune.model import transformers_patch
 
 if TYPE_CHECKING:
     from llmprune.hub.pushing import push
@@ -29,7 +29,7 @@ _HOMES = {
 }
 
 
-arrival.announce()
+transformers_patch.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from llmprune.allocation.base import Allocator
 from llmprune.errors import RequestError
 from llmprune.methods.base import Method, Propagation, PruningMethod
 from llmprune.model.shapes import Layout
-from llmprune.model.sites.base import Asked, Sites, sites_of
+from llmprune.model.sites.base import Sites, SizeRequest, sites_of
 from llmprune.patterns import base as patterns
 from llmprune.patterns.base import Pattern
 from llmprune.plugins import Options, name_of
@@ -110,7 +110,7 @@ class Recipe(BaseModel):
     def _agree_on_kind(self) -> None:
         """Refuse what does not go with the kind of site that the pattern prunes."""
         method, allocation, repair = map(name_of, (self.method, self.allocation, self.repair))
-        whole, shares = self.sites.whole, self.sites.shares
+        whole, shares = self.sites.changes_sizes, self.sites.shares
         if shares not in self.method.serves:
             kinds = " or ".join(self.method.serves)
             raise RequestError(
@@ -141,9 +141,9 @@ class Recipe(BaseModel):
         return sites_of(self.pattern)
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> SizeRequest:
         """What is asked of the sizes of the pruned model."""
-        return Asked(self.sparsity, self.layout, self.repair.gives_bias, self.repair.refits_seams)
+        return SizeRequest(self.sparsity, self.layout, self.repair.gives_bias, self.repair.refits_seams)
 
     @property
     def needs(self) -> type[Statistic]:
@@ -158,7 +158,7 @@ class Recipe(BaseModel):
     @property
     def keeps_statistics(self) -> bool:
         """Whether what the allocation measures of the dense model is all that pruning needs to know."""
-        measures = self.sites.whole and self.allocation.uneven
+        measures = self.sites.changes_sizes and self.allocation.uneven
         return measures and self.needs.small and self.propagation == "dense"
 
     @property

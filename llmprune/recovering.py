@@ -15,7 +15,7 @@ from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import RunHeader
 from llmprune.errors import RequestError
-from llmprune.model.shapes import earlier as left_by
+from llmprune.model.shapes import from_earlier_pruning
 from llmprune.plugins import Options
 from llmprune.recipe import Recipe, calibration_of, recovery_of
 from llmprune.recovery.base import Recovery, Task
@@ -169,5 +169,7 @@ def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     assert pruned.source is not None
     for file in (pruned.source.folder / "config.json", *pruned.source.copied_files()):
         draft.copy(file)
-    finish.seal(pruned, draft, done.logits, result, trust=bool(left_by(pruned.anatomy, "layout")))
+    finish.seal(
+        pruned, draft, done.logits, result, trust=bool(from_earlier_pruning(pruned.anatomy, "layout"))
+    )
     return result

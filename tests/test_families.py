@@ -44,7 +44,7 @@ def check_here(folder: Path, expected: Tensor | None, ids: Tensor, how: dict[str
     assert expected is not None, "a tiny model fits into memory"
     difference = float((reload.logits_of(str(folder), how, ids).float() - expected.float()).abs().max())
     if not difference <= 1e-4 * float(expected.abs().max()):
-        raise RuntimeError(f"its logits are off by {difference:.3g}")
+        raise RuntimeError(f"its logits differ by {difference:.3g}")
     line = reload.LINE.format(folder="{folder}", trust="")
     return {"line": line, "compared": "logits", "max_abs_logit_difference": difference}
 
@@ -149,9 +149,9 @@ def test_a_checkpoint_that_loads_as_something_else_fails_the_check(
     folder, how = checkpoints("llama"), {"dtype": "float32", "device": "cpu", "trust_remote_code": False}
     right = logits(load(folder))
     assert check_here(folder, right, PROBE, how)["max_abs_logit_difference"] == 0
-    with pytest.raises(RuntimeError, match="off by"):
+    with pytest.raises(RuntimeError, match="logits differ by"):
         check_here(folder, right + 1, PROBE, how)
-    with pytest.raises(RuntimeError, match="off by"):
+    with pytest.raises(RuntimeError, match="logits differ by"):
         reload.check(folder, right + 1, PROBE, how)
 
 
@@ -159,12 +159,12 @@ def test_a_checkpoint_that_lacks_a_weight_fails_the_check(
     checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
     how = {"dtype": "float32", "device": "cpu", "trust_remote_code": False}
-    assert reload.faults_of(str(checkpoints("llama")), how) == []
+    assert reload.mismatched_keys(str(checkpoints("llama")), how) == []
     shutil.copytree(checkpoints("llama"), tmp_path / "lacking")
     weights = load_file(tmp_path / "lacking" / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "lacking" / "model.safetensors", metadata={"format": "pt"})
-    assert reload.faults_of(str(tmp_path / "lacking"), how) == ["model.layers.1.mlp.up_proj.weight"]
+    assert reload.mismatched_keys(str(tmp_path / "lacking"), how) == ["model.layers.1.mlp.up_proj.weight"]
     with pytest.raises(RuntimeError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
         reload.check(tmp_path / "lacking", None, PROBE, how)
 

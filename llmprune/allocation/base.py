@@ -24,8 +24,9 @@ from llmprune.plugins import OPTIONS
 from llmprune.repair.base import LayerRepair
 from llmprune.repair.none import Unrepaired
 from llmprune.tensors.statistics import Nothing, Statistic, joined
+from llmprune.walk.observation import Observation
 from llmprune.walk.solutions import Solutions
-from llmprune.walk.stage import Seen, Stage
+from llmprune.walk.stage import Stage
 from llmprune.walk.walk import Walk
 
 
@@ -33,7 +34,7 @@ from llmprune.walk.walk import Walk
 class Observed:
     """Measurements of the dense model that pruning can reuse instead of repeating them."""
 
-    seen: dict[str, Seen] = field(default_factory=dict)
+    seen: dict[str, Observation] = field(default_factory=dict)
     """By site name; empty if pruning must measure for itself."""
 
     forward_s: dict[int, float] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from llmprune.allocation.base import Allocation, Allocator, Observed, Problem, budget_of
-from llmprune.model.widths import settle
+from llmprune.model.widths import round_counts
 from llmprune.tensors import ops
 from llmprune.walk.stage import Stage
 
@@ -38,7 +38,7 @@ class BlockInfluence(Allocator):
             angles.append(influence(stage))
         kept = self.shares(torch.tensor(angles, dtype=torch.float64), 1 - problem.sparsity)
         wanted = {site.name: float(kept[site.block]) * site.units for site in problem.units}
-        counts = settle(problem.units, problem.allowed, wanted, problem.sparsity)
+        counts = round_counts(problem.units, problem.allowed, wanted, problem.sparsity)
         return Allocation(budget_of(problem.units, counts), observed)
 
     def shares(self, angles: Tensor, target: float) -> Tensor:

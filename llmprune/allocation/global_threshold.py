@@ -15,7 +15,7 @@ from torch import Tensor
 from llmprune.allocation.base import Allocation, Allocator, Observed, Problem, budget_of
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.unit_site import UnitSite
-from llmprune.model.widths import Allowed, require_reachable, settle, unit_sites
+from llmprune.model.widths import Allowed, require_reachable, round_counts, unit_sites
 from llmprune.patterns.units import per_input
 from llmprune.tensors.statistics import Nothing
 
@@ -47,7 +47,7 @@ class GlobalThreshold(Allocator):
         for sites in self._groups(problem.units):
             by_unit = {site.name: scores[site.name].reshape(site.units, -1).mean(1) for site in sites}
             wanted = _above_threshold(sites, by_unit, problem.sparsity)
-            counts |= settle(sites, problem.allowed, wanted, problem.sparsity)
+            counts |= round_counts(sites, problem.allowed, wanted, problem.sparsity)
         return Allocation(budget_of(problem.units, counts), observed)
 
     def _groups(self, sites: list[UnitSite]) -> list[list[UnitSite]]:

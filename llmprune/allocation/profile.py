@@ -12,7 +12,7 @@ from llmprune.allocation.base import Allocation, Allocator, Problem, budget_of
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
-from llmprune.model.widths import Allowed, settle
+from llmprune.model.widths import Allowed, round_counts
 
 TOLERANCE = 0.005  # difference allowed between the sparsities of recipe and profile
 
@@ -56,7 +56,7 @@ class Profile(Allocator):
         if not problem.units:
             return Allocation(budget)
         wanted = {site.name: (1 - budget[site.name]) * site.units for site in problem.units}
-        counts = settle(problem.units, problem.allowed, wanted, self._mean(sites))
+        counts = round_counts(problem.units, problem.allowed, wanted, self._mean(sites))
         return Allocation(budget_of(problem.units, counts))
 
     def _mean(self, sites: list[Site]) -> float:

@@ -1,8 +1,8 @@
 """The output folder while it is being written, and how an interrupted run resumes.
 
-Everything is written into the hidden folder `.unfinished` inside the output folder, one shard per block. A
-journal there has a line for the run and one for every block whose shard is whole. At the end the files move
-up, config.json last, so that an unfinished folder cannot be taken for a checkpoint.
+All files are written into the hidden folder `.unfinished` inside the output folder, one shard per block. A
+journal there has one line for the run and one for every block whose shard is complete. At the end the files
+are moved up, config.json last, so that an unfinished folder is never taken for a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,31 +14,30 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.checkpoint import journal, shards
-from llmprune.checkpoint.journal import BlockRecord, RunHeader
+from llmprune.checkpoint.journal import BlockRecord, Fingerprint, RunHeader
 from llmprune.errors import JobError, RequestError
 
 WORK = ".unfinished"
 JOURNAL = "journal.jsonl"
-STATE = "state.safetensors"  # what an interrupted training resumes from
-SCRATCH = "scratch"  # a folder for what a run keeps for itself
-READY = "ready"  # exists once every file is whole and checked, and only moving is left
+STATE = "state.safetensors"  # from which an interrupted training resumes
+SCRATCH = "scratch"  # a folder for temporary files of the run
+READY = "ready"  # exists once all files are complete and checked, and only have to be moved
 
 
 @contextmanager
-def _explained(file: Path) -> Iterator[None]:
-    """Turn what the system says into a sentence."""
+def _as_job_error(file: Path) -> Iterator[None]:
+    """Raise a JobError that names the file, in place of an OSError."""
     try:
         yield
     except OSError as error:
         raise JobError(
-            f"cannot write {file}: {error.strerror}; mend that, then rerun with --resume"
+            f"cannot write {file}: {error.strerror}; fix that, then rerun with --resume"
         ) from error
 
 
@@ -49,24 +48,24 @@ class Draft:
         self.out, self.folder = out, out / WORK
         self._blocks = blocks
         self.done: list[BlockRecord] = []
-        """The blocks whose shards are whole."""
+        """The records of the blocks whose shards are complete, in order."""
 
-    def resume(self, fingerprint: dict[str, Any]) -> RunHeader | None:
-        """Read the journal of an interrupted run into `done`, and remove what it left half-written.
+    def resume(self, fingerprint: Fingerprint) -> RunHeader | None:
+        """Read the journal of an interrupted run into `done`, and delete its incomplete files.
 
         Returns:
-            The run's header, or None if no run was begun here.
+            The run's header, or None if there is no interrupted run.
 
         Raises:
-            RequestError: it had another fingerprint; the sentence says what differs.
+            RequestError: the run had another fingerprint; the message names the first difference.
         """
-        lines = journal.whole_lines(self.folder / JOURNAL)
+        lines = journal.complete_lines(self.folder / JOURNAL)
         if not lines:
             return None
         journal.require_same(lines[0]["fingerprint"], fingerprint, self.out)
-        with _explained(self.folder / JOURNAL):
+        with _as_job_error(self.folder / JOURNAL):
             journal.rewrite(self.folder / JOURNAL, lines)
-            self._drop_halves()
+            self._remove_partial_files()
         self.done = [BlockRecord.model_validate(line) for line in lines[1:]]
         return RunHeader.model_validate(lines[0])
 
@@ -74,43 +73,45 @@ class Draft:
         """Make the folder and write the run's first line."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in (JOURNAL, STATE):  # of a run whose first line was not written to its end
-                (self.folder / left).unlink(missing_ok=True)
-            self._drop_halves()
+            # Of a run that was interrupted before its first line was complete: it cannot be resumed.
+            for name in (JOURNAL, STATE):
+                (self.folder / name).unlink(missing_ok=True)
+            self._remove_partial_files()
         except OSError as error:
             raise RequestError("out", f"{self.out} cannot be written: {error.strerror}") from error
         self._append(header)
 
     def shard(self, block: int) -> Path:
-        """The file of one block; the tensors outside the blocks come after the last."""
+        """The file of one block; `block` = number of blocks for the tensors outside the blocks."""
         return self.folder / f"model-{block + 1:05d}-of-{self._blocks + 1:05d}.safetensors"
 
     @property
     def state(self) -> Path:
-        """The file from which a training resumes; no part of the checkpoint."""
+        """The file from which a training resumes; not part of the checkpoint."""
         return self.folder / STATE
 
     @property
     def scratch(self) -> Path:
-        """A folder for what the run keeps for itself until it ends; no part of the checkpoint."""
+        """A folder for temporary files of the run; not part of the checkpoint."""
         return self.folder / SCRATCH
 
     def write_block(self, block: int, tensors: dict[str, Tensor], record: BlockRecord) -> BlockRecord:
-        """Write one block's shard, then say in the journal that it is whole.
+        """Write one block's shard, then its line in the journal.
 
         Args:
             block: its index in the dense model.
-            tensors: none if the block goes as a whole; it then has no shard.
-            record: what the journal keeps.
+            tensors: of the shard; empty if the whole block is removed, which then has no shard.
+            record: the line for the journal, without `keys` and `write_s`.
 
         Returns:
-            The record with the keys and the seconds of writing.
+            The record with `keys` and `write_s`.
         """
         start = time.perf_counter()
         if tensors:
             shards.save_atomically(tensors, self.shard(block))
         written = {"keys": list(tensors), "write_s": time.perf_counter() - start}
         record = record.model_copy(update=written)
+        # After the shard is on disk: a line in the journal is the promise that the shard is complete.
         self._append(record)
         self.done.append(record)
         return record
@@ -128,20 +129,20 @@ class Draft:
         self.write_text(shards.INDEX, json.dumps(index, indent=2))
 
     def total_size(self) -> int:
-        """Bytes of all weights written."""
+        """Bytes of all tensors written."""
         return sum(shards.total_bytes(shards.read_file(file)) for file in self._files())
 
     def total_parameters(self) -> int:
-        """How many numbers all weights written are."""
-        return sum(stored.numbers for file in self._files() for stored in shards.read_file(file).values())
+        """Number of parameters in all tensors written."""
+        return sum(stored.numel for file in self._files() for stored in shards.read_file(file).values())
 
     def _files(self) -> list[Path]:
-        """All shards; a block that went as a whole has none."""
+        """All shards; a block that was removed has none."""
         empty = {block for block, record in enumerate(self.done) if not record.keys}
         return [self.shard(block) for block in range(self._blocks + 1) if block not in empty]
 
     def write_model(self, model: PreTrainedModel) -> None:
-        """Write a whole model in transformers' own way.
+        """Write a whole model with its `save_pretrained`.
 
         Raises:
             JobError: the disk is full, or the folder cannot be written.
@@ -150,35 +151,35 @@ class Draft:
             model.save_pretrained(self.folder)
         except Exception as error:  # safetensors wraps the system's errors in its own
             raise JobError(
-                f"cannot write {self.folder}: {error}; mend that, then rerun with --resume"
+                f"cannot write {self.folder}: {error}; fix that, then rerun with --resume"
             ) from error
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file."""
-        with _explained(self.folder / name):
+        with _as_job_error(self.folder / name):
             (self.folder / name).write_text(text)
 
     def copy(self, file: Path) -> None:
-        """Take over a file as it is."""
-        with _explained(self.folder / file.name):
+        """Copy a file into the checkpoint."""
+        with _as_job_error(self.folder / file.name):
             shutil.copyfile(file, self.folder / file.name)
 
     def publish(self) -> None:
-        """Move the finished files up, config.json last."""
-        with _explained(self.folder / READY):
+        """Mark the files as complete, and move them into the output folder."""
+        with _as_job_error(self.folder / READY):
             (self.folder / READY).touch()
         move_up(self.out)
 
-    def _drop_halves(self) -> None:
-        """Remove what safetensors was writing, under a hidden name, when a run was killed."""
+    def _remove_partial_files(self) -> None:
+        """Delete the hidden files that safetensors writes to before it renames them."""
         for half in self.folder.glob(".*"):
             half.unlink()
 
     def _append(self, line: BaseModel) -> None:
-        with _explained(self.folder / JOURNAL), (self.folder / JOURNAL).open("a") as file:
+        with _as_job_error(self.folder / JOURNAL), (self.folder / JOURNAL).open("a") as file:
             file.write(json.dumps(line.model_dump()) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # or a power cut could lose a line after the next block has begun
 
 
 def is_unfinished(out: Path) -> bool:
@@ -187,9 +188,13 @@ def is_unfinished(out: Path) -> bool:
 
 
 def move_up(out: Path) -> bool:
-    """Finish a move that was begun; False if the run had not come so far."""
+    """Move complete files into the output folder; return False if they are not all written yet.
+
+    Also completes a move that was interrupted.
+    """
     folder = out / WORK
     if not (folder / READY).exists():
+        # Interrupted between the last two steps below: only the empty folder is left to delete.
         if (out / "config.json").exists() and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         return False
@@ -199,6 +204,7 @@ def move_up(out: Path) -> bool:
         if path.name not in own:
             path.replace(out / path.name)
     shards.sync_folder(out)
+    # READY goes last of the files: until then, an interrupted move can be completed.
     for name in own:
         (folder / name).unlink(missing_ok=True)
     folder.rmdir()
@@ -211,7 +217,7 @@ def step_folder(out: Path, number: int) -> Path:
 
 
 def require_usable(out: Path, *, resume: bool) -> None:
-    """Refuse an output folder that holds something, unless an interrupted run left it and `resume` is set.
+    """Refuse an output folder that is not empty, unless `resume` is set and llmprune wrote it.
 
     Raises:
         RequestError: the folder is not empty, cannot be written, or is a file.
@@ -220,7 +226,9 @@ def require_usable(out: Path, *, resume: bool) -> None:
         raise RequestError("out", f"{out} is a file; name a folder that does not exist yet")
     place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not os.access(place, os.W_OK | os.X_OK | os.R_OK):
-        raise RequestError("out", f"{out} cannot be written: {place} does not let you")
+        raise RequestError(
+            "out", f"{out} cannot be written: you lack permission for {place}; name another folder"
+        )
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not resume:
@@ -229,5 +237,6 @@ def require_usable(out: Path, *, resume: bool) -> None:
     strangers = [path.name for path in out.iterdir() if path.name != WORK]
     if strangers and not (out / WORK / READY).exists() and not (out / "llmprune_report.json").exists():
         raise RequestError(
-            "out", f"{out} holds {strangers[0]}, which no run of llmprune left there to resume"
+            "out",
+            f"{out} holds {strangers[0]}, which no run of llmprune left there to resume; name another folder",
         )

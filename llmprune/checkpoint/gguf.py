@@ -1,4 +1,4 @@
-"""A .gguf file as an ordinary checkpoint: dequantised once, into the user's cache."""
+"""Read a .gguf file as an ordinary checkpoint: dequantise it once into the user's cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -19,14 +18,14 @@ from llmprune.progress import say
 
 
 def cache_folder() -> Path:
-    """Where llmprune keeps what it can make again: $LLMPRUNE_CACHE, or ~/.cache/llmprune."""
+    """The folder for files that can be computed again: $LLMPRUNE_CACHE, or ~/.cache/llmprune."""
     return Path(os.environ.get("LLMPRUNE_CACHE", Path.home() / ".cache" / "llmprune"))
 
 
 def dequantised(file: Path) -> Path:
-    """A folder with the float32 safetensors checkpoint of a .gguf file.
+    """Return a folder with the float32 safetensors checkpoint of a .gguf file; create it if needed.
 
-    Quantised GGUF values have no exact bfloat16 form, hence float32. The whole model is in memory meanwhile.
+    float32, because bfloat16 cannot hold all dequantised values. The whole model must fit into memory.
 
     Raises:
         JobError: transformers cannot read the file.
@@ -38,14 +37,15 @@ def dequantised(file: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        arguments: dict[str, Any] = {"gguf_file": file.name, "dtype": torch.float32}
+        arguments: dict[str, object] = {"gguf_file": file.name, "dtype": torch.float32}
+        # Newer transformers keeps the weights quantised unless told otherwise; older ones lack the option.
         if "dequantize" in inspect.signature(getattr(transformers, "GgufConfig", dict)).parameters:
             arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(file.parent, **arguments)
         model.save_pretrained(part)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(part)
-        part.chmod(0o755)
-        part.rename(folder)
+        part.chmod(0o755)  # mkdtemp makes it private
+        part.rename(folder)  # last, so that the folder is complete or absent
     except Exception as error:
         raise JobError(f"transformers cannot read {file} as a causal language model: {error}") from error
     finally:

@@ -1,8 +1,9 @@
-"""The journal of a run: a line for the run, and one for every block whose shard is whole."""
+"""The journal of a run: one line for the run, and one for every block whose shard is complete."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,69 +12,72 @@ from pydantic import BaseModel, ConfigDict
 from llmprune.errors import RequestError
 from llmprune.report import Refit, SiteRecord
 
+Fingerprint = dict[str, object]  # all that the bytes of a result depend on, as JSON
+
 
 class RunHeader(BaseModel):
-    """The journal's first line: all that decides the bytes of the result."""
+    """The first line of the journal: all that the bytes of the result depend on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fingerprint: dict[str, Any]
-    """What was asked, of which model, on which text and machine; a resumed run must have the same."""
+    fingerprint: Fingerprint
+    """The request, model, text and machine; they must be the same when the run is resumed."""
 
     batch: int = 1
-    """Windows that go through a block together."""
+    """Sequences that go through a block together."""
 
     together: bool = False
-    """Whether all batches wait at each layer; with `batch`, it decides how sums are rounded."""
+    """Whether all batches wait at each layer. Like `batch`, it changes how sums are rounded."""
 
     budget: dict[str, float] = {}
-    """The share that goes at every site."""
+    """The share to remove at every site, by its name."""
 
 
 class BlockRecord(BaseModel):
-    """The journal's line of one block whose shard is whole. Seconds, and the keys of the shard's tensors."""
+    """The journal's line for one block whose shard is complete. Times are in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sites: list[SiteRecord] = []
     refits: list[Refit] = []
-    """Of a recovery."""
+    """The layers that a recovery solved again."""
 
     forward_s: float = 0.0
     solve_s: float = 0.0
     write_s: float = 0.0
     keys: list[str] = []
+    """Of the tensors in the shard."""
 
 
-def whole_lines(journal: Path) -> list[dict[str, Any]]:
-    """The journal's lines up to the first that was not written to its end."""
+def complete_lines(journal: Path) -> list[dict[str, Any]]:
+    """Read the lines of the journal, up to the first incomplete one."""
     lines: list[dict[str, Any]] = []
     if not journal.is_file():
         return lines
     for text in journal.read_text().splitlines(keepends=True):
-        if not text.endswith("\n"):
+        if not text.endswith("\n"):  # the run was killed while it wrote this line
             break
         lines.append(json.loads(text))
     return lines
 
 
-def rewrite(journal: Path, lines: list[dict[str, Any]]) -> None:
-    """Drop a last line that was cut off, so that the next one starts on its own."""
+def rewrite(journal: Path, lines: Iterable[Mapping[str, object]]) -> None:
+    """Write the complete lines only, so that the next one is not appended to an incomplete line."""
     part = journal.with_name("journal.part")
     part.write_text("".join(json.dumps(line) + "\n" for line in lines))
     part.replace(journal)
 
 
-def require_same(begun: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    """Refuse to resume a run of another fingerprint.
+def require_same(begun: Fingerprint, now: Fingerprint, out: Path) -> None:
+    """Refuse to resume a run with another fingerprint.
 
     Raises:
-        RequestError: it says what differs.
+        RequestError: the fingerprints differ; the message names the first difference.
     """
     differing = [key for key in now if begun.get(key) != now[key]]
     if differing:
         key = differing[0]
-        was, is_ = _where(begun.get(key), now[key])
+        was, is_ = _difference(begun.get(key), now[key])
         raise RequestError(
             "resume",
             f"{out} was begun with another {key} ({_short(was)}, now {_short(is_)}); "
@@ -81,16 +85,16 @@ def require_same(begun: dict[str, Any], now: dict[str, Any], out: Path) -> None:
         )
 
 
-def _where(was: Any, now: Any) -> tuple[Any, Any]:
-    """The parts of two mappings that differ."""
+def _difference(was: object, now: object) -> tuple[object, object]:
+    """The entries in which two mappings differ, or both values if they are not mappings."""
     if not (isinstance(was, dict) and isinstance(now, dict)):
         return was, now
     parts = {
-        key: _where(was.get(key), now.get(key)) for key in {**was, **now} if was.get(key) != now.get(key)
+        key: _difference(was.get(key), now.get(key)) for key in {**was, **now} if was.get(key) != now.get(key)
     }
     return {key: a for key, (a, _) in parts.items()}, {key: b for key, (_, b) in parts.items()}
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 120 else text[:117] + "..."

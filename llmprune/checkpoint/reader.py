@@ -1,9 +1,9 @@
-"""Open a checkpoint as a model whose blocks stay on disk until they are worked on."""
+"""Open a checkpoint as a model whose blocks stay on disk until they are needed."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ def blueprint(source: Source, kind: Sites) -> Anatomy:
     """The anatomy of a checkpoint's model, without weights.
 
     Raises:
-        RequestError: it is not a decoder, or the sites miss too many of its weights.
+        RequestError: it is not a decoder, or too few of its weights belong to sites.
     """
     try:
         with torch.device("meta"):
@@ -41,8 +41,8 @@ def open_streamed(
 
     Args:
         source: the checkpoint.
-        anatomy: its blueprint, to which the loaded model is attached.
-        dtype: of the computation; the files keep their own.
+        anatomy: its blueprint; the loaded model is attached to it.
+        dtype: of the computation; the files do not change.
         device: where the blocks will compute.
 
     Raises:
@@ -61,26 +61,27 @@ def open_streamed(
             )
     except Exception as error:
         raise JobError(f"transformers cannot load {source.name}: {str(error).strip()}") from error
-    _require_complete(model, info)
+    _require_complete(model, info["missing_keys"])
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     anatomy.attach(model)
     return CheckpointStore(anatomy, source.tensors)
 
 
-def _require_complete(model: PreTrainedModel, info: dict[str, Any]) -> None:
-    missing = sorted(set(info["missing_keys"]) - set(getattr(model, "all_tied_weights_keys", {})))
+def _require_complete(model: PreTrainedModel, missing_keys: Iterable[str]) -> None:
+    missing = sorted(set(missing_keys) - set(getattr(model, "all_tied_weights_keys", {})))
     if missing:
         raise JobError(
-            f"the checkpoint lacks {len(missing)} weights of its model, {missing[0]} among them; "
-            "transformers would fill them with random numbers"
+            f"{len(missing)} weights of the model are not in the checkpoint, {missing[0]} among them; "
+            "download it again, since transformers would fill them with random numbers"
         )
 
 
 def _device_map(anatomy: Anatomy, device: torch.device) -> dict[str, str]:
-    """Blocks stay on disk, as does a head of its own, which only the last step needs; the rest is loaded."""
+    """Keep the blocks on disk, and the head unless it is tied; load the rest onto `device`."""
     placed: dict[str, str] = {}
     tied = getattr(anatomy.model, "all_tied_weights_keys", {})
+    # The head can be as large as several blocks, and only the logits of the probe need it.
     head = None if tied else anatomy.model.get_output_embeddings()
 
     def place(module: nn.Module, name: str) -> None:

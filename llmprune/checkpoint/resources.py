@@ -1,4 +1,4 @@
-"""Where a run computes, in which dtype, and how much memory it may take there."""
+"""The device of a run, the dtype of its computation, and the memory it may use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Resources:
-    """A device, the dtype of the computation, and the bytes that are free there."""
+    """A device, the dtype of the computation, and the bytes available on the device."""
 
     device: torch.device
     dtype: torch.dtype
@@ -24,7 +24,7 @@ class Resources:
 
     @property
     def name(self) -> str:
-        """The hardware that the last bits of a result depend on."""
+        """The hardware, as far as the rounding of a result depends on it."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
@@ -38,21 +38,20 @@ class Resources:
 def resources(
     device: str, dtype: str, max_memory: str | None, stored: torch.dtype, *, text: bool
 ) -> Resources:
-    """What `auto` stands for on this machine.
+    """Choose device, dtype and memory limit; resolve `auto` on this machine.
 
-    `auto` computes on the GPU if there is one; in the checkpoint's dtype there, and in float32 on the CPU,
-    where half precision is slow. Without calibration nothing is computed but scores, and the checkpoint's
-    dtype will do.
+    `auto` means the GPU if there is one, with the checkpoint's dtype. On the CPU, it means float32 if the
+    model runs on text, since half precision is slow there; for scores alone, the checkpoint's dtype.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, or a torch dtype by name.
-        max_memory: a size such as `8GiB` that is not to be passed; None for all that is free.
+        max_memory: the most to use, such as `8GiB`; None for all free memory.
         stored: dtype of the checkpoint.
         text: whether the model runs on text.
 
     Raises:
-        RequestError: there is no such device, dtype or size.
+        RequestError: the device, dtype or size is not valid.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:

@@ -1,4 +1,4 @@
-"""What the safetensors files of a checkpoint hold, read from their headers alone."""
+"""Read the headers of a checkpoint's safetensors files, and write such files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from safetensors import safe_open
@@ -23,22 +23,31 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-BLOB = re.compile(r"/blobs/([0-9a-f]{64})$")  # a large file in the Hub's cache, by its sha256
+BLOB = re.compile(r"/blobs/([0-9a-f]{64})$")  # the Hub's cache names a large file by its sha256
 PACKED = re.compile(r"\.(compressed|bitmask|weight_packed|qweight|row_offsets)$")
+
+
+class HeaderEntry(TypedDict):
+    """A tensor in the header of a safetensors file, once `_require_sound` has checked it."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a checkpoint: its file, its key there, and what it takes."""
+    """One tensor of a checkpoint, on disk."""
 
     file: Path
     key: str
     bytes: int
     type: str
-    numbers: int
+    """The dtype, as safetensors names it."""
+    numel: int
 
     def read(self) -> Tensor:
-        """The tensor, in the dtype it is stored in."""
+        """Read the tensor, in its stored dtype."""
         with safe_open(self.file, framework="pt") as shard:
             tensor: Tensor = shard.get_tensor(self.key)
         return tensor
@@ -48,7 +57,7 @@ def shard_files(folder: Path) -> list[str]:
     """The names of a checkpoint's weight files.
 
     Raises:
-        RequestError: there are none that llmprune reads, or the index names files outside the folder.
+        RequestError: there are no safetensors files, or the index names files outside the folder.
     """
     if (folder / INDEX).is_file():
         return indexed_files((folder / INDEX).read_bytes())
@@ -60,11 +69,17 @@ def shard_files(folder: Path) -> list[str]:
             f"{folder} holds only pickled weights, which can run code when they are read; convert them once "
             "with `AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)` and prune the result",
         )
-    raise RequestError("model", f"{folder} holds no {SINGLE} and no {INDEX}")
+    raise RequestError(
+        "model", f"{folder} holds no {SINGLE} and no {INDEX}; name a folder with safetensors weights"
+    )
 
 
 def indexed_files(index: bytes) -> list[str]:
-    """The files that a shard index names."""
+    """The file names in a shard index.
+
+    Raises:
+        RequestError: it is not an index, or names files outside the folder.
+    """
     try:
         files = sorted(set(json.loads(index)["weight_map"].values()))
         if not files or not all(isinstance(file, str) for file in files):
@@ -72,6 +87,7 @@ def indexed_files(index: bytes) -> list[str]:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise RequestError("model", f"{INDEX} is not a shard index ({error!r}); download it again") from error
     for file in files:
+        # An index from a stranger must not make us read any file of the user's.
         if file != Path(file).name or not file.endswith(".safetensors"):
             raise RequestError(
                 "model", f"{INDEX} names {file!r}; only .safetensors files inside the folder are read"
@@ -80,11 +96,11 @@ def indexed_files(index: bytes) -> list[str]:
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a checkpoint by its key.
+    """All tensors of a checkpoint, by key.
 
     Raises:
         JobError: a shard is missing, truncated or unreadable.
-        RequestError: the weights are packed in a way that transformers cannot read.
+        RequestError: the weights are packed in a format that transformers cannot read.
     """
     found: dict[str, Stored] = {}
     for name in shard_files(folder):
@@ -101,7 +117,7 @@ def read_headers(folder: Path) -> dict[str, Stored]:
 
 
 def read_file(file: Path) -> dict[str, Stored]:
-    """Every tensor of one safetensors file by its key."""
+    """All tensors of one safetensors file, by key."""
     found = {}
     for key, entry in _header(file).items():
         start, stop = entry["data_offsets"]
@@ -113,22 +129,27 @@ def _require_index_agrees(folder: Path, found: dict[str, Stored]) -> None:
     if not (folder / INDEX).is_file():
         return
     weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-    lost = [key for key, file in weight_map.items() if key not in found or found[key].file.name != file]
-    if lost:
-        raise JobError(f"{INDEX} promises {lost[0]} in {weight_map[lost[0]]}, which does not hold it")
+    missing = [key for key, file in weight_map.items() if key not in found or found[key].file.name != file]
+    if missing:
+        key = missing[0]
+        raise JobError(
+            f"{INDEX} promises {key} in {weight_map[key]}, which does not hold it; download both again"
+        )
 
 
-def _header(file: Path) -> dict[str, Any]:
-    """The header of one safetensors file: 8 bytes of length, JSON, then the data it describes."""
+def _header(file: Path) -> dict[str, HeaderEntry]:
+    """Read the header of one safetensors file: its length in 8 bytes, then JSON; the data follow."""
+    # Not by safetensors itself, whose errors do not say whether a file is missing or truncated.
     if not file.is_file():
         raise JobError(f"the shard {file} is missing; download the checkpoint again")
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        # The length can be any number in a damaged file: never read more than there is.
         text = stream.read(length) if length <= size - 8 else b""
     try:
-        header: dict[str, Any] = json.loads(text)
+        header: dict[str, HeaderEntry] = json.loads(text)
         header.pop("__metadata__", None)
         for entry in header.values():
             _require_sound(entry)
@@ -142,16 +163,17 @@ def _header(file: Path) -> dict[str, Any]:
     return header
 
 
-def _require_sound(entry: dict[str, Any]) -> None:
-    """Raise one of the errors that a broken header leads to, unless it describes a tensor."""
+def _require_sound(entry: HeaderEntry) -> None:
+    """Raise a ValueError, KeyError or TypeError unless the entry describes a tensor."""
     start, stop = entry["data_offsets"]
     sizes = [start, stop, *entry["shape"]]
+    # `type() is int`, because True is an instance of int.
     if not isinstance(entry["dtype"], str) or start > stop or any(type(n) is not int or n < 0 for n in sizes):
         raise ValueError(entry)
 
 
 def sha256(file: Path) -> str:
-    """The hash of a file's content; free for the Hub's cache, where it is what a file links to."""
+    """The sha256 of a file; read from the name of its target if it is a link into the Hub's cache."""
     if file.is_symlink() and (blob := BLOB.search(file.readlink().as_posix())):
         return blob[1]
     with file.open("rb") as stream:
@@ -159,7 +181,7 @@ def sha256(file: Path) -> str:
 
 
 def save_atomically(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write a safetensors file that is either whole or not there.
+    """Write a safetensors file as a whole or not at all.
 
     Raises:
         JobError: the disk is full, or the folder cannot be written.
@@ -167,11 +189,11 @@ def save_atomically(tensors: dict[str, Tensor], file: Path) -> None:
     part = file.with_name(file.name + ".part")
     try:
         part.touch()
-        mode = part.stat().st_mode  # what the user's umask gives; safetensors makes its files private
+        mode = part.stat().st_mode  # as the user's umask wants it; safetensors makes its files private
         save_file(_contiguous(tensors), part, metadata={"format": "pt"})
         part.chmod(mode)
         with part.open("rb") as stream:
-            os.fsync(stream.fileno())
+            os.fsync(stream.fileno())  # before the rename, or a power cut can leave an empty file
         part.replace(file)
         sync_folder(file.parent)
     except Exception as error:  # safetensors wraps the system's errors in its own
@@ -184,7 +206,7 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder last through a power cut."""
+    """Write the entries of a folder to disk, so that a rename survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -193,5 +215,5 @@ def sync_folder(folder: Path) -> None:
 
 
 def total_bytes(tensors: dict[str, Stored]) -> int:
-    """What the weights take on disk."""
+    """Bytes of the tensors on disk."""
     return sum(stored.bytes for stored in tensors.values())

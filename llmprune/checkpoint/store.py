@@ -1,7 +1,7 @@
-"""Where the weights of a model live, and how one block at a time is brought in to be worked on.
+"""Access to the weights of a model, of which one block at a time is resident.
 
-accelerate's hooks keep offloaded weights on the CPU or on disk and bring them in for each forward of each
-layer. Here a block is brought in once, pruned, run as often as needed, and let go.
+accelerate's hooks keep offloaded weights on the CPU or on disk, and load them for each forward pass of each
+layer. Here a block is loaded once, pruned, run as often as needed, and released.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate.hooks import AlignDevicesHook, SequentialHook
+from accelerate.hooks import AlignDevicesHook
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llmprune.checkpoint import shards
+from llmprune.checkpoint.offload import Offloaded, align_hooks, offload_index
 from llmprune.checkpoint.shards import Stored
 from llmprune.errors import JobError, RequestError
 from llmprune.methods.base import Weights
@@ -27,29 +28,30 @@ from llmprune.model.site import Site
 
 
 class Store:
-    """A model that the caller holds, on one device or dispatched by accelerate; results are written back."""
+    """A model in memory, on one device or dispatched by accelerate; it gets the new weights itself."""
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
-        self._changed: dict[tuple[nn.Module, str], tuple[Site, Tensor]] = {}  # by module and parameter
+        # New weights by module and parameter, in the dtype of the checkpoint; the module computes in its own.
+        self._changed: dict[tuple[nn.Module, str], tuple[Site, Tensor]] = {}
         self._dense_biases: dict[nn.Module, nn.Parameter | None] = {}
         self._spill: Path | None = None
 
     @contextmanager
     def resident(self, block: int) -> Iterator[None]:
-        """Hold the weights of one block where they compute."""
+        """Load the weights of one block onto the device that computes, while the context is open."""
         with self._onloaded(list(self.anatomy.blocks[block].modules())):
             yield
 
     @contextmanager
     def head(self) -> Iterator[None]:
-        """Hold the weights of the layer that ends in logits where they compute."""
+        """Load the weights of the language-modelling head, while the context is open."""
         with self._onloaded([self.anatomy.model.get_output_embeddings()]):
             yield
 
     @contextmanager
     def _onloaded(self, modules: list[nn.Module]) -> Iterator[None]:
-        offloaded = [(m, hook) for m in modules for hook in _align_hooks(m) if hook.offload]
+        offloaded = [(m, hook) for m in modules for hook in align_hooks(m) if hook.offload]
         if any(hook.place_submodules for _, hook in offloaded):
             raise RequestError(
                 "model",
@@ -57,7 +59,7 @@ class Store:
             )
         for module, hook in offloaded:
             hook.pre_forward(module)
-            hook.offload = False
+            hook.offload = False  # while it is False, a forward pass neither loads nor releases weights
         try:
             yield
         finally:
@@ -69,10 +71,10 @@ class Store:
             self._release_biases()
 
     def _release_biases(self) -> None:
-        """Forget the biases that were added; one in memory stays with its layer."""
+        """Remove the added biases when a block is released; a model in memory keeps them."""
 
     def weight(self, site: Site) -> Tensor:
-        """The weight of a resident site as the checkpoint stores it, as a matrix [O, I].
+        """The weight of a resident site as a matrix [O, I], in the dtype of the checkpoint.
 
         Raises:
             JobError: it holds NaN or infinity.
@@ -83,39 +85,40 @@ class Store:
         return weight
 
     def weights(self, site: Site) -> Weights:
-        """The tensors of a resident site, which is all a method gets to see."""
+        """The tensors of a resident site, as a method gets them."""
         return site.read(self)
 
     def _stored(self, site: Site) -> Tensor:
-        """The parameter that holds a site's weights, as the checkpoint stores it."""
+        """The parameter that holds a site's weights, in the dtype of the checkpoint."""
         return site.weight
 
-    def shift(self, site: Site, bias: Tensor) -> None:
-        """Add to the bias of a resident site's layer, if any, rounded as it will be stored."""
+    def add_to_bias(self, site: Site, bias: Tensor) -> None:
+        """Add to the bias [O] of a resident site's layer, rounded as it is stored; create it if needed."""
         own = site.bias
         shifted = bias if own is None else bias + own.data
         self._set_bias(site, shifted.to(self._stored(site).dtype))
 
     def _set_bias(self, site: Site, bias: Tensor) -> None:
         layer = site.layer
-        self._dense_biases.setdefault(layer, site.bias)
+        self._dense_biases.setdefault(layer, site.bias)  # the first time only: later, it is not the dense one
         layer.bias = nn.Parameter(bias.to(site.weight.device, site.weight.dtype), requires_grad=False)
 
-    def put(self, site: Site, weight: Tensor) -> None:
-        """Give a resident site its new weight [O, I], in the dtype of the checkpoint."""
+    def set_weight(self, site: Site, weight: Tensor) -> None:
+        """Set the weight of a resident site, [O, I] in the dtype of the checkpoint."""
         layer, now = site.layer, site.weight
         where = layer, site.leaf
+        # Other sites may be parts of the same parameter: start from their changes, not from the file.
         changed = self._changed.get(where)
-        stored = site.placed(weight, lambda: self._stored(site) if changed is None else changed[1])
+        stored = site.parameter_with(weight, lambda: self._stored(site) if changed is None else changed[1])
         trainable = layer.get_parameter(site.leaf).requires_grad
         setattr(layer, site.leaf, nn.Parameter(stored.to(now.device, now.dtype), trainable))
         self._changed[where] = site, stored
 
     def restore(self, site: Site, file: Path) -> None:
-        """Give a resident site the weight that a file holds for it."""
-        held = shards.read_file(file)
-        self.put(site, site.matrix(held[self.key(site.key)].read()))
-        bias = held.get(self.key(site.bias_key))
+        """Set the weight and bias of a resident site to those in a shard."""
+        found = shards.read_file(file)
+        self.set_weight(site, site.matrix(found[self.key(site.key)].read()))
+        bias = found.get(self.key(site.bias_key))
         if bias is not None:
             self._set_bias(site, bias.read())
 
@@ -130,6 +133,7 @@ class Store:
 
     def rest(self) -> dict[str, Tensor]:
         """All tensors outside the blocks, by their keys in a checkpoint."""
+        # Tied weights are one tensor under several keys, which safetensors refuses: keep one key.
         tied = getattr(self.anatomy.model, "all_tied_weights_keys", {})
         inside = f"{self.anatomy.prefix}."
         model = self.anatomy.model
@@ -138,26 +142,29 @@ class Store:
             return {k: v for k, v in state.items() if not k.startswith(inside) and k not in tied}
 
     def _write_back(self, module: nn.Module, hook: AlignDevicesHook) -> None:
-        """Replace the offloaded copies of a module's changed weights, on the CPU or in a new file."""
+        """Replace the offloaded copies of a module's changed weights."""
         for changed, leaf in self._changed:
             if changed is module:
                 self._write_back_one(module, leaf, hook.weights_map)
 
-    def _write_back_one(self, module: nn.Module, leaf: str, weights_map: Any) -> None:
-        home = getattr(weights_map, "dataset", weights_map)
+    def _write_back_one(self, module: nn.Module, leaf: str, weights_map: Mapping[str, Tensor]) -> None:
+        # accelerate keeps the weights in a dict, perhaps behind a view with a key prefix (`dataset`), or in a
+        # loader that has a dict for those on the CPU (`state_dict`) and an index for those on disk.
+        home: Any = getattr(weights_map, "dataset", weights_map)
         key = f"{getattr(weights_map, 'prefix', '')}{leaf}"
         weight = module.get_parameter(leaf).data.to("cpu")
         state = getattr(home, "state_dict", home)
         if key in state:
             state[key] = weight
             return
+        # On disk: point the index to a new file, since the old one may be the user's checkpoint.
         file = self._spill_folder() / f"{key}.safetensors"
         save_file({key: weight}, file)
         dtype = str(weight.dtype).removeprefix("torch.")
         home.index[key] = {"safetensors_file": str(file), "weight_name": key, "dtype": dtype}
 
     def _spill_folder(self) -> Path:
-        """A folder for changed weights of blocks that live on disk; it lasts as long as the model."""
+        """A folder for changed weights of offloaded blocks; it is deleted together with the model."""
         if self._spill is None:
             self._spill = Path(tempfile.mkdtemp(prefix="llmprune-offload-"))
             weakref.finalize(self.anatomy.model, shutil.rmtree, self._spill, ignore_errors=True)
@@ -165,26 +172,27 @@ class Store:
 
 
 class CheckpointStore(Store):
-    """A model whose blocks stay in their checkpoint's files; results go to the caller, not back."""
+    """A model whose blocks stay in the files of their checkpoint, which are never written to."""
 
     def __init__(self, anatomy: Anatomy, source: dict[str, Stored]) -> None:
         super().__init__(anatomy)
         self._source = source
-        self._index = _offload_index(anatomy)
+        self._index = offload_index(anatomy)
 
-    def _entries(self, block: int) -> dict[str, Any]:
+    def _entries(self, block: int) -> dict[str, Offloaded]:
         prefix = f"{self.anatomy.prefix}.{block}."
         return {name: entry for name, entry in self._index.items() if name.startswith(prefix)}
 
     def key(self, name: str) -> str:
-        """The checkpoint's key of a parameter of the blocks, or the one that a new bias gets."""
+        """The checkpoint's key of a parameter of the blocks; for a new bias, the key it gets."""
+        # The checkpoint's keys can differ from the model's: derive that of a new bias from its weight.
         beside = f"{name.removesuffix('.bias')}.weight"
         if name not in self._index and beside in self._index:
             return self.key(beside).removesuffix("weight") + "bias"
-        key: str = self._index[name]["weight_name"] if name in self._index else name
-        return key
+        return self._index[name]["weight_name"] if name in self._index else name
 
     def _stored(self, site: Site) -> Tensor:
+        # From the file: the resident copy is in the dtype of the computation.
         return self._source[self.key(site.key)].read().to(site.weight.device)
 
     def _release_biases(self) -> None:
@@ -193,7 +201,7 @@ class CheckpointStore(Store):
         self._dense_biases.clear()
 
     def tensors(self, block: int) -> dict[str, Tensor]:
-        """The tensors of a resident block, by their keys in the checkpoint it came from."""
+        """The tensors of a resident block, by their keys in its checkpoint."""
         changed: dict[str, Tensor] = {}
         for (layer, _), (site, weight) in self._changed.items():
             changed[self.key(site.key)] = weight
@@ -216,25 +224,4 @@ class CheckpointStore(Store):
         return {key: stored.read() for key, stored in self._source.items() if key not in inside}
 
     def _write_back(self, module: nn.Module, hook: AlignDevicesHook) -> None:
-        """The source is never written to."""
-
-
-def _align_hooks(module: nn.Module) -> list[AlignDevicesHook]:
-    """accelerate's hooks on a module that bring its weights in."""
-
-    def flat(hook: Any) -> list[AlignDevicesHook]:
-        if isinstance(hook, SequentialHook):
-            return [found for part in hook.hooks for found in flat(part)]
-        return [hook] if isinstance(hook, AlignDevicesHook) else []
-
-    return flat(getattr(module, "_hf_hook", None))
-
-
-def _offload_index(anatomy: Anatomy) -> dict[str, Any]:
-    """accelerate's table of where each offloaded weight of the blocks is."""
-    for module in anatomy.blocks.modules():
-        for hook in _align_hooks(module):
-            if hook.offload:
-                index: dict[str, Any] = hook.weights_map.dataset.index
-                return index
-    raise AssertionError("the blocks of a streamed model are offloaded")
+        """Do nothing: the checkpoint is never written to."""

@@ -1,4 +1,4 @@
-"""The packages that a result may depend on."""
+"""The versions of the packages that a result may depend on."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ PACKAGES = ("llmprune", "torch", "transformers", "accelerate", "safetensors")
 
 @cache
 def installed() -> dict[str, str]:
-    """Their versions, and Python's."""
+    """The installed versions of PACKAGES and of Python, by name."""
     return {**{name: version(name) for name in PACKAGES}, "python": platform.python_version()}

@@ -1,1 +1,1 @@
-"""Blocks, sites and sizes; how cut sizes are written and loaded again."""
+"""Blocks, sites and layer sizes; how changed sizes are stored and loaded again."""

@@ -1,48 +1,48 @@
-"""Where the blocks of a decoder are, and the sites inside them.
+"""Find the blocks of a decoder and the sites inside them.
 
-Needs no knowledge of families: the blocks are the model's list of `num_hidden_layers` modules. Only what cuts
-whole units asks for the family's row.
+No knowledge of model families is needed: the blocks are the model's list of `num_hidden_layers` modules. Only
+code that removes whole units looks up the family's row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from llmprune.errors import RequestError
 from llmprune.model.families import FAMILIES, Family
 from llmprune.model.site import Site
 
 
-class Kind(Protocol):
-    """Finds the sites of one kind (`llmprune.model.sites.base.Sites`)."""
+class SiteKind(Protocol):
+    """What finds the sites of one kind (`llmprune.model.sites.base.Sites`)."""
 
     @property
-    def sample(self) -> int:
-        """Tokens of a site's inputs that are kept to report its output error."""
+    def sample_tokens(self) -> int:
+        """Tokens of a site's inputs to keep, from which its output error is computed."""
 
     def find(self, anatomy: Anatomy) -> Iterable[Site]:
-        """The sites of a model, block by block, in the order of its modules."""
+        """Find the sites of a model, block by block, in the order of its modules."""
 
 
 class Anatomy:
     """The blocks of one model, and the sites inside them.
 
-    The weights may be on the meta device at first; `attach` brings the model that holds them. Blocks and
-    layers are looked up by name each time, so the sites stay the same.
+    The weights may be on the meta device at first; `attach` replaces the model by one that holds them. Blocks
+    and layers are looked up by name each time, so the same sites serve both models.
 
     Args:
         model: the model.
-        kind: of the sites, which it finds.
+        kind: finds the sites.
 
     Raises:
-        RequestError: it is no decoder, or its sites cannot be found.
+        RequestError: the model is not a decoder, or its sites cannot be found.
     """
 
-    def __init__(self, model: PreTrainedModel, kind: Kind) -> None:
+    def __init__(self, model: PreTrainedModel, kind: SiteKind) -> None:
         config = model.config.get_text_config(decoder=True)
         self.model = model
         self.family: str = model.config.model_type
@@ -52,13 +52,14 @@ class Anatomy:
         self.prefix = _blocks_name(model, config.num_hidden_layers)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.kind = kind
+        # Last: `find` reads the attributes above.
         self.sites: list[Site] = list(kind.find(self))
         self._by_block: list[list[Site]] = [[] for _ in self.blocks]
         for site in self.sites:
             self._by_block[site.block].append(site)
 
     def attach(self, model: PreTrainedModel) -> None:
-        """Take the place of the model with one of the same architecture that holds the weights."""
+        """Replace the model by one of the same architecture that holds the weights."""
         self.model = model
 
     @property
@@ -83,16 +84,17 @@ class Anatomy:
         """The sites of one block, in the order of its modules."""
         return self._by_block[block]
 
-    def config_of(self, block: int) -> Any:
-        """The config with the sizes of one block."""
+    def block_config(self, block: int) -> PreTrainedConfig:
+        """The config that holds the sizes of one block."""
         config = self.model.config.get_text_config(decoder=True)
+        # Where blocks differ in size, the sizes in the model's own config are not those of this block.
         return config.per_layer_config[block] if config.is_heterogeneous else config
 
-    def row(self) -> Family:
-        """What shrinks together in the family of this model.
+    def family_row(self) -> Family:
+        """The row of FAMILIES for this model.
 
         Raises:
-            RequestError: nothing is known about it.
+            RequestError: the family has no row.
         """
         if self.family not in FAMILIES:
             raise RequestError(
@@ -104,12 +106,12 @@ class Anatomy:
 
     @property
     def block_weights(self) -> int:
-        """All weights of the blocks: their parameters but biases and normalisation vectors."""
+        """Number of weights in the blocks; biases and normalisation vectors do not count."""
         return sum(p.numel() for block in self.blocks for p in block.parameters() if p.ndim > 1)
 
     @property
     def coverage(self) -> float:
-        """Share of the block weights that the sites reach."""
+        """Share of the block weights that belong to a site, 0 to 1."""
         return sum(site.weights for site in self.sites) / max(self.block_weights, 1)
 
 
@@ -117,7 +119,7 @@ FAMILIES_MODULE = Family.__module__
 
 
 def _blocks_name(model: nn.Module, depth: int) -> str:
-    """The name of the list of decoder blocks: of the lists of that length, the one with most weights."""
+    """The name of the list of decoder blocks."""
     lists = [
         (name, module)
         for name, module in model.named_modules()
@@ -128,5 +130,6 @@ def _blocks_name(model: nn.Module, depth: int) -> str:
             "model",
             f"{type(model).__name__} has no list of {depth} decoder blocks; only decoders can be pruned",
         )
-    longest: tuple[str, nn.Module] = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
-    return longest[0]
+    # A model can hold other lists of that length, such as one norm for each block: take the largest.
+    largest: tuple[str, nn.Module] = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
+    return largest[0]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from transformers import PreTrainedConfig
 
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.shapes import Settings
 
 COUNT = "num_hidden_layers"
 INDICES = ("mlp_only_layers",)  # lists of block indices
@@ -30,7 +31,7 @@ def require_countable(anatomy: Anatomy) -> None:
             )
 
 
-def with_fewer_blocks(settings: dict[str, Any], anatomy: Anatomy, kept: list[int]) -> dict[str, Any]:
+def with_fewer_blocks(settings: Settings, anatomy: Anatomy, kept: list[int]) -> Settings:
     """config.json of a model that keeps some of its blocks.
 
     Args:
@@ -40,7 +41,7 @@ def with_fewer_blocks(settings: dict[str, Any], anatomy: Anatomy, kept: list[int
     """
     config, depth = _text(anatomy), len(anatomy.blocks)
     names = getattr(type(config), "attribute_map", {})
-    found: dict[str, Any] = {names.get(COUNT, COUNT): len(kept)}
+    found: Settings = {names.get(COUNT, COUNT): len(kept)}
     for name, value in settings.items():
         if name in INDICES and isinstance(value, list):
             found[name] = [kept.index(block) for block in value if block in kept]
@@ -53,9 +54,9 @@ def with_fewer_blocks(settings: dict[str, Any], anatomy: Anatomy, kept: list[int
     return settings | _kinds(config, kept) | found
 
 
-def _kinds(config: Any, kept: list[int]) -> dict[str, Any]:
+def _kinds(config: PreTrainedConfig, kept: list[int]) -> Settings:
     """Per-block lists that a config computes from a period, written out: the period no longer holds."""
-    found: dict[str, Any] = {}
+    found: Settings = {}
     for name in ("layer_types", "no_rope_layers"):
         value = getattr(config, name, None)
         if isinstance(value, list | tuple) and len(value) == config.num_hidden_layers:
@@ -63,6 +64,6 @@ def _kinds(config: Any, kept: list[int]) -> dict[str, Any]:
     return found
 
 
-def _text(anatomy: Anatomy) -> Any:
+def _text(anatomy: Anatomy) -> PreTrainedConfig:
     """The config of the decoder."""
     return anatomy.model.config.get_text_config(decoder=True)

@@ -1,4 +1,4 @@
-"""What shrinks together in each model family. The only module that knows one family from another."""
+"""Which layers shrink together in each model family. No other module names a family."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ class Coupling:
 
     consumer: str
     producers: Mapping[str, str]
-    """What their outputs hold, one after another: queries, keys, values (`q k v`), or channels (`c`)."""
+    """By name, what its outputs hold in order: queries, keys and values (`q k v`), or channels (`c`)."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What shrinks together in one decoder block, and the fields of the config that tell about it."""
+    """The layers that shrink together in one decoder block, and the config fields that hold their sizes."""
 
     attention: Coupling
     ffn: Coupling
     width: str = "intermediate_size"
-    """The field that holds the number of channels."""
+    """The config field that holds the number of channels."""
 
-    rigid: str = ""
-    """Why heads cannot be cut out of the attention, if so; it then has no producers."""
+    heads_fixed_because: str = ""
+    """Why heads cannot be removed; empty if they can. The attention then has no producers."""
 
     biases: Mapping[Part, str] = field(default_factory=dict)
-    """The fields that give every layer of a part a bias, where the class has them."""
+    """By part, the config field that gives all its layers a bias, if the model class has one."""
 
 
 _QKV = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v"}
@@ -56,7 +56,7 @@ FAMILIES: dict[str, Family] = {  # by the config's model_type
     "cohere2": _HALF_BIASED,
     "mistral": _UNBIASED,
     "qwen2": _UNBIASED,
-    "olmo2": Family(Coupling("self_attn.o_proj", {}), _GATED, rigid=_SPANNING),
+    "olmo2": Family(Coupling("self_attn.o_proj", {}), _GATED, heads_fixed_because=_SPANNING),
     "glm4": Family(_ATTENTION, _FUSED_GATED),
     "phi3": Family(Coupling("self_attn.o_proj", {"self_attn.qkv_proj": "q k v"}), _FUSED_GATED),
     "phi": Family(Coupling("self_attn.dense", _QKV), Coupling("mlp.fc2", {"mlp.fc1": "c"})),
@@ -64,7 +64,7 @@ FAMILIES: dict[str, Family] = {  # by the config's model_type
     "gpt2": Family(
         Coupling("attn.c_proj", {}), Coupling("mlp.c_proj", {"mlp.c_fc": "c"}), "n_inner", _SQUARE
     ),
-    "gpt_neox": Family(Coupling("attention.dense", {}), _FOUR_H, rigid=_SQUARE),
+    "gpt_neox": Family(Coupling("attention.dense", {}), _FOUR_H, heads_fixed_because=_SQUARE),
     "opt": Family(Coupling("self_attn.out_proj", {}), Coupling("fc2", {"fc1": "c"}), "ffn_dim", _SQUARE),
     "falcon": Family(Coupling("self_attention.dense", {}), _FOUR_H, "ffn_hidden_size", _SQUARE),
 }

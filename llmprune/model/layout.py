@@ -1,14 +1,13 @@
 """How layer sizes are stored so that a cut model loads again: in config.json, or in a small modelling file.
 
-`uniform`: every block has the same sizes, and the config names them. `per_layer`: every block has its own, in
-transformers' `per_layer_config`; its classes do not build such layers yet, so a modelling file comes along.
-`padded`: zeros fill every block up to the widest.
+`uniform`: all blocks have the same sizes, which the config names. `per_layer`: each block has its own, in
+transformers' `per_layer_config`; its classes do not build such layers yet, so a modelling file is added.
+`padded`: zeros fill up each block to the size of the widest one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,28 +15,29 @@ from torch import Tensor
 from llmprune.errors import RequestError
 from llmprune.model import per_layer
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.shapes import Layout, Lost, Shapes, earlier
+from llmprune.model.shapes import Layout, Removed, Settings, Shapes, from_earlier_pruning
 from llmprune.model.site import Site
+from llmprune.model.unit_config import fits, head_dim, size_fields, without_layers
 from llmprune.model.unit_site import UnitSite
 from llmprune.model.widths import Counts, unit_sites
 
 
 class UnitShapes(Shapes):
-    """The sizes of a model that lost whole units, as they are written.
+    """The sizes of a model after whole units were removed, as they are stored.
 
     Args:
-        anatomy: of the dense model, whose sites are units.
-        layout: how uneven blocks are written.
+        anatomy: of the dense model; its sites are UnitSites.
+        layout: how blocks of different sizes are stored.
         counts: units that stay, by the site's name.
-        biased: whether the consumers get a bias.
+        adds_bias: whether the consumers get a bias.
     """
 
-    def __init__(self, anatomy: Anatomy, layout: Layout, counts: Counts, biased: bool) -> None:
+    def __init__(self, anatomy: Anatomy, layout: Layout, counts: Counts, adds_bias: bool) -> None:
         super().__init__(anatomy)
-        self.layout, self.counts, self.biased = layout, counts, biased
+        self.layout, self.counts, self.adds_bias = layout, counts, adds_bias
 
-    def lost(self, site: Site, weight: Tensor, keep: Tensor) -> Lost:
-        """Count whole units, with all parameters that go with them."""
+    def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
+        """Count the removed units and all parameters that belong to them."""
         assert isinstance(site, UnitSite)
         units = [site.units, self.counts[site.name]]
         return {
@@ -47,66 +47,70 @@ class UnitShapes(Shapes):
             "shape_after": [site.outputs, units[1] * site.inputs // site.units],
         }
 
-    def held(self, site: UnitSite) -> int:
-        """How many units of a site the file holds, those filled with zeros included."""
-        if not site.producers:
+    def stored_units(self, site: UnitSite) -> int:
+        """How many units of a site the file stores; units filled with zeros count too."""
+        if not site.producers:  # heads cannot be removed, so they are stored as zeros
             return site.units
         if self.layout != "padded":
             return self.counts[site.name]
         alike = [s for s in unit_sites(self.anatomy) if s.part == site.part]
         widest, most = max(self.counts[s.name] for s in alike), max(s.units for s in alike)
+        # Some configs accept only certain numbers of heads: take the next larger one that is accepted.
         return next(n for n in range(widest, most + 1) if n == most or fits(self.anatomy, site, n))
 
     def zeros(self, site: UnitSite) -> int:
-        """How many zeros the file holds in place of a site's units that went."""
+        """How many zeros the file stores in place of a site's removed units."""
         each = site.cost if site.producers else site.outputs * site.inputs // site.units
-        return (self.held(site) - self.counts[site.name]) * each
+        return (self.stored_units(site) - self.counts[site.name]) * each
 
-    def config(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def config(self, settings: Settings) -> Settings:
         """config.json of the pruned model, given that of the dense one."""
         settings = without_layers(settings)
         sizes = [self._sizes(block) for block in range(len(self.anatomy.blocks))]
         if any("num_attention_heads" in own for own in sizes):
+            # The default of `head_dim` is hidden_size / heads, which is wrong once heads are removed.
             settings["head_dim"] = head_dim(self.anatomy)
-        for part, flag in self.anatomy.row().biases.items():
+        for part, flag in self.anatomy.family_row().biases.items():
             if any(site.part == part for site in self._gaining_bias()):
                 settings[flag] = True
         if self.layout != "per_layer":
             return settings | sizes[0]
         settings["per_layer_config"] = {str(block): own for block, own in enumerate(sizes)}
+        # Without this, transformers raises where its own code reads such a size from the model's config.
         settings["allow_global_per_layer_attribute_access"] = True
         return settings
 
-    def mark(self) -> dict[str, Any]:
-        """The layout, and the layers with a bias that only the modelling file knows."""
+    def mark(self) -> Settings:
+        """The layout, and the layers whose bias only the modelling file builds."""
         return {"layout": self.layout, "biases": self.own_biases()}
 
     def own_biases(self) -> list[str]:
-        """Layers of a block with a bias that the model's class does not know, an earlier pruning's first."""
-        return [*earlier(self.anatomy, "biases"), *self.biases_without_field()]
+        """Layers of a block whose bias the model's class does not build; earlier prunings' first."""
+        return [*from_earlier_pruning(self.anatomy, "biases"), *self.biases_without_field()]
 
     def biases_without_field(self) -> list[str]:
         """Layers of a block that get a bias although the config has no field for it."""
-        native, prefix = self.anatomy.row().biases, f"{self.anatomy.prefix}.0."
+        native, prefix = self.anatomy.family_row().biases, f"{self.anatomy.prefix}.0."
+        # Block 0 stands for all: the names inside a block are the same in each.
         gaining = [site for site in self._gaining_bias() if site.block == 0 and site.part not in native]
         return [site.name.removeprefix(prefix) for site in gaining]
 
     def _gaining_bias(self) -> list[UnitSite]:
-        """The sites that get a bias and have none."""
-        return [site for site in unit_sites(self.anatomy) if self.biased and not site.biased]
+        """The sites that have no bias and get one."""
+        return [site for site in unit_sites(self.anatomy) if self.adds_bias and not site.biased]
 
     def _sizes(self, block: int) -> dict[str, int]:
-        """The fields of the config that pruning changes, for one block."""
+        """The config fields that pruning changes, for one block."""
         found: dict[str, int] = {}
         for site in unit_sites(self.anatomy):
             if site.block == block and site.producers:
-                found |= size_fields(self.anatomy, site, self.held(site))
+                found |= size_fields(self.anatomy, site, self.stored_units(site))
         return found
 
-    def written(
+    def cut_tensors(
         self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
     ) -> dict[str, Tensor]:
-        """The tensors of a block, cut to its new sizes."""
+        """Cut the tensors of a block to its new sizes."""
         for site in unit_sites(self.anatomy):
             if site.block == block:
                 self._cut(site, keeps[site.name], tensors, key)
@@ -115,145 +119,114 @@ class UnitShapes(Shapes):
     def _cut(
         self, site: UnitSite, keep: Tensor, tensors: dict[str, Tensor], key: Callable[[str], str]
     ) -> None:
-        """Cut the tensors of a block, in place, to what stays of a site.
+        """Cut the tensors of one site. `tensors` changes in place.
 
         Args:
             site: the site.
-            keep: bool [I], its inputs that stay.
+            keep: bool [I], True for the inputs that stay.
             tensors: of the block, by their keys in the checkpoint.
-            key: the checkpoint's key of a parameter.
+            key: returns the checkpoint's key of a parameter.
         """
-        gaining = self.biased and not site.biased
-        native = site.part in self.anatomy.row().biases
+        gets_bias = self.adds_bias and not site.biased
+        has_field = site.part in self.anatomy.family_row().biases
         like = tensors[key(site.key)]
         for producer in site.producers:
             bias = key(producer.bias_key)
-            if gaining and native and bias not in tensors:
+            # The config field gives every layer of the part a bias, the producers too: theirs is zero.
+            if gets_bias and has_field and bias not in tensors:
                 tensors[bias] = like.new_zeros(producer.outputs)
-        if gaining:
+        if gets_bias:
             tensors.setdefault(key(site.bias_key), like.new_zeros(site.outputs))
         if not site.producers:
             return
         units = keep.reshape(site.units, -1)[:, 0].nonzero()[:, 0].cpu()
-        held = self.held(site)
+        stored = self.stored_units(site)
         for producer in site.producers:
-            rows = torch.cat([_picked(span.start, span.step, units, held) for span in producer.spans])
+            rows = torch.cat([_rows_of(span.start, span.step, units, stored) for span in producer.spans])
             for name, axis in ((producer.key, int(producer.transposed)), (producer.bias_key, 0)):
                 where = key(name)
                 if where in tensors:
-                    tensors[where] = _taken(tensors[where], rows, axis)
+                    tensors[where] = _select(tensors[where], rows, axis)
         where = key(site.key)
-        columns = _picked(0, site.inputs // site.units, units, held)
-        tensors[where] = _taken(tensors[where], columns, 0 if site.transposed else 1)
+        columns = _rows_of(0, site.inputs // site.units, units, stored)
+        tensors[where] = _select(tensors[where], columns, 0 if site.transposed else 1)
 
-    def apply(self, keeps: Mapping[str, Tensor], mark: dict[str, Any]) -> None:
-        """Build every block of a model in memory anew in its own sizes."""
+    def apply(self, keeps: Mapping[str, Tensor], mark: Settings) -> None:
+        """Rebuild every block of a model in memory in its own sizes."""
         model, biases = self.anatomy.model, self.own_biases()
         changed = self.config({}) | {"llmprune": mark}
         sizes = changed.pop("per_layer_config", None)
         for field, value in changed.items():
             setattr(model.config, field, value)
-        model.config.per_layer_config = sizes
+        model.config.per_layer_config = sizes  # None as well, which clears the sizes of an earlier pruning
         for index, block in enumerate(self.anatomy.blocks):
             prefix = f"{self.anatomy.prefix}.{index}."
-            tensors = self.written(index, keeps, dict(block.state_dict(prefix=prefix)), str)
-            shaped = per_layer.shaped(block, model.config, index, biases)
+            tensors = self.cut_tensors(index, keeps, dict(block.state_dict(prefix=prefix)), str)
+            shaped = per_layer.shaped(block, model, index, biases)
             shaped.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
             self.anatomy.blocks[index] = shaped
 
 
-def size_fields(anatomy: Anatomy, site: UnitSite, units: int) -> dict[str, int]:
-    """The fields of a config that say how many units a site has."""
-    if site.part == "ffn":
-        return {anatomy.row().width: units}
-    config = anatomy.config_of(site.block)
-    return {
-        "num_attention_heads": config.num_attention_heads * units // site.units,
-        "num_key_value_heads": units,
-    }
-
-
-def head_dim(anatomy: Anatomy) -> int:
-    """Of the dense model; once heads are gone, the config can no longer work it out."""
-    site = next(site for site in unit_sites(anatomy) if site.part == "attention")
-    return int(site.inputs // anatomy.config_of(site.block).num_attention_heads)
-
-
-def fits(anatomy: Anatomy, site: UnitSite, units: int) -> bool:
-    """Whether the model's config accepts so many units in every block; some want heads to divide a size."""
-    if site.part == "ffn":
-        return True
-    config = anatomy.model.config
-    sizes = size_fields(anatomy, site, units) | {"head_dim": head_dim(anatomy)}
-    try:
-        type(config)(**{**without_layers(config.to_dict()), **sizes})
-    except Exception:  # whatever the config's own checks raise
-        return False
-    return True
-
-
-def require_possible(anatomy: Anatomy, layout: Layout, *, biased: bool) -> None:
-    """Refuse a layout that cannot hold what pruning this family leaves.
+def require_possible(anatomy: Anatomy, layout: Layout, *, adds_bias: bool) -> None:
+    """Refuse a layout that cannot store the result of pruning this family.
 
     Raises:
-        RequestError: it names the way out.
+        RequestError: the layout cannot; the message names one that can.
     """
-    row = anatomy.row()
-    if row.rigid and layout != "padded" and any(s.part == "attention" for s in unit_sites(anatomy)):
+    row = anatomy.family_row()
+    cuts_heads = any(site.part == "attention" for site in unit_sites(anatomy))
+    if row.heads_fixed_because and layout != "padded" and cuts_heads:
         raise RequestError(
             "layout",
-            f"heads cannot be cut out of {anatomy.family!r} models ({row.rigid}); prune channels only with "
-            "pattern.parts=ffn, or use --layout padded",
+            f"heads cannot be cut out of {anatomy.family!r} models ({row.heads_fixed_because}); prune "
+            "channels only with pattern.parts=ffn, or use --layout padded",
         )
-    layers = UnitShapes(anatomy, layout, {}, biased).biases_without_field()
+    layers = UnitShapes(anatomy, layout, {}, adds_bias).biases_without_field()
     if layers and layout != "per_layer":
         raise RequestError(
             "repair",
-            f"it gives {' and '.join(layers)} a bias, which {anatomy.family!r} models have no place for; "
+            f"it gives {' and '.join(layers)} a bias, for which {anatomy.family!r} models have no field; "
             "use --layout per_layer, or --repair least_squares or none",
         )
 
 
-def require_holding(anatomy: Anatomy, layout: Layout) -> None:
-    """Refuse a layout that cannot hold what an earlier pruning has left.
+def require_earlier_fits(anatomy: Anatomy, layout: Layout) -> None:
+    """Refuse a layout that cannot store the sizes and biases of an earlier pruning.
 
     Raises:
-        RequestError: it names the layouts that can.
+        RequestError: the layout cannot; the message names those that can.
     """
-    if layout == "uniform" and _differing(anatomy):
+    if layout == "uniform" and _blocks_differ(anatomy):
         raise RequestError(
             "layout",
             "uniform was asked, and the blocks of this model have different sizes already; use per_layer or "
             "padded",
         )
-    biases = earlier(anatomy, "biases")
+    biases = from_earlier_pruning(anatomy, "biases")
     if biases and layout != "per_layer":
         raise RequestError(
             "layout",
             f"{layout} was asked, and an earlier pruning gave {' and '.join(biases)} a bias, for which the "
-            "classes of transformers have no place; use per_layer",
+            "classes of transformers have no field; use per_layer",
         )
 
 
-def _differing(anatomy: Anatomy) -> bool:
-    """Whether blocks have different sizes before anything is pruned."""
+def _blocks_differ(anatomy: Anatomy) -> bool:
+    """Whether blocks have different sizes already."""
+    # As many (part, units) pairs as parts means that each part has one size in all blocks.
     sizes = {(site.part, site.units) for site in unit_sites(anatomy)}
     return len(sizes) > len({part for part, _ in sizes})
 
 
-def without_layers(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a config without the sizes of single layers."""
-    layered = ("per_layer_config", "allow_global_per_layer_attribute_access")
-    return {key: value for key, value in settings.items() if key not in layered}
-
-
-def _picked(start: int, step: int, units: Tensor, held: int) -> Tensor:
-    """The rows of the units that stay, and -1 for every row of zeros that fills up to `held` units."""
+def _rows_of(start: int, step: int, units: Tensor, stored: int) -> Tensor:
+    """Row numbers of the units that stay, then one -1 for each row of zeros, up to `stored` units."""
     rows = (start + units[:, None] * step + torch.arange(step)).flatten()
-    return torch.cat([rows, torch.full(((held - len(units)) * step,), -1)])
+    return torch.cat([rows, torch.full(((stored - len(units)) * step,), -1)])
 
 
-def _taken(tensor: Tensor, rows: Tensor, axis: int) -> Tensor:
+def _select(tensor: Tensor, rows: Tensor, axis: int) -> Tensor:
+    """The rows of a tensor, or slices along `axis`, with zeros for each -1."""
     rows = rows.to(tensor.device)
+    # index_select takes no -1: read row 0 there, and overwrite it with zeros.
     taken = tensor.index_select(axis, rows.clamp_min(0))
     return taken.index_fill_(axis, (rows < 0).nonzero()[:, 0], 0).contiguous()

@@ -1,4 +1,4 @@
-"""The small modelling file that comes with layers of different sizes, and where the config names it."""
+"""The small modelling file that is stored with layers of different sizes, and the config entry for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ class {model}(PerLayer, stock.{model}):
 
 
 def code(anatomy: Anatomy) -> str:
-    """The code that builds layers of different sizes; it stands on its own."""
+    """The code that builds layers of different sizes; it imports nothing of llmprune.
+
+    It is the source of `per_layer`, with a subclass of the model's own class added.
+    """
+    # The text that is replaced below must stay in per_layer.py as it is.
     shared = Path(per_layer.__file__).read_text()
     (module,) = {kind.__module__ for kind in _stock(anatomy)}
     trunk, model = (kind.__name__ for kind in _stock(anatomy))
@@ -32,13 +36,14 @@ def code(anatomy: Anatomy) -> str:
 
 
 def auto_map(anatomy: Anatomy) -> dict[str, str]:
-    """Where the config says that `modelling_file` is."""
+    """The `auto_map` of config.json, which names the classes of the modelling file."""
     trunk, model = (kind.__name__ for kind in _stock(anatomy))
     return {"AutoModel": f"{MODULE}.{trunk}", "AutoModelForCausalLM": f"{MODULE}.{model}"}
 
 
 def _stock(anatomy: Anatomy) -> tuple[type, type]:
-    """transformers' own classes of the trunk and the model, which a modelling file may have extended."""
+    """transformers' own classes of the trunk and the model."""
+    # Of a model that was pruned before, the class itself comes from its modelling file: look at its bases.
     trunk, model = (
         next(kind for kind in type(module).__mro__ if kind.__module__.startswith("transformers.models."))
         for module in (anatomy.trunk, anatomy.model)

@@ -1,4 +1,4 @@
-"""Decoder layers of different sizes, told by the config's `per_layer_config`. Needs transformers only."""
+"""Decoder layers of different sizes, which the config lists in `per_layer_config`."""
 
 from typing import Any
 
@@ -7,22 +7,23 @@ from transformers import PreTrainedModel
 
 
 class LayerConfig:
-    """What one layer sees of the model's config: its own sizes, and everything else as it is now."""
+    """The config of one layer: its own sizes; everything else is looked up in the model's config."""
 
-    def __init__(self, config: Any, own: dict[str, Any]) -> None:
+    def __init__(self, config: object, own: dict[str, object]) -> None:
+        # Not by assignment: `__setattr__` below would send these to the model's config.
         self.__dict__.update(_config=config, _own=own)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("_config", "_own"):  # while being copied, it is still empty
+        if name.startswith("__") or name in ("_config", "_own"):  # a copy in the making is still empty
             raise AttributeError(name)
         return self._own[name] if name in self._own else getattr(self._config, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._config, name, value)
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._config, name, value)  # such as the attention implementation, which all layers share
 
 
-def shape_layers(model: Any) -> None:
-    """Build every decoder layer of a model anew in its own sizes, with the biases that pruning added."""
+def shape_layers(model: PreTrainedModel) -> None:
+    """Rebuild every decoder layer of a model in its own sizes, with the biases that pruning added."""
     config = model.config
     mark = getattr(config, "llmprune", None) or {}
     if mark.get("layout") != "per_layer":
@@ -31,12 +32,13 @@ def shape_layers(model: Any) -> None:
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     layers = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
     for index, layer in enumerate(layers):
-        if not hasattr(layer, "llmprune_shaped"):  # the trunk has been here before the whole model
-            layers[index] = shaped(layer, config, index, mark["biases"])
+        if not hasattr(layer, "llmprune_shaped"):  # the trunk's own post_init ran before the whole model's
+            layers[index] = shaped(layer, model, index, mark["biases"])
 
 
-def shaped(layer: nn.Module, config: Any, index: int, biases: list[str]) -> Any:
-    """The layer with this index, in its own sizes and with new weights, where and how `layer` is."""
+def shaped(layer: nn.Module, model: PreTrainedModel, index: int, biases: list[str]) -> nn.Module:
+    """Build layer `index` of a model in its own sizes, with new weights; device, dtype and mode are kept."""
+    config = model.config
     sizes = config.per_layer_config[index]
     own = {name: getattr(sizes, name) for name in config.per_layer_attributes or ()}
     made: Any = type(layer)(LayerConfig(config, own), layer_idx=index)
@@ -47,18 +49,19 @@ def shaped(layer: nn.Module, config: Any, index: int, biases: list[str]) -> Any:
         linear = made.get_submodule(name)
         outputs = linear.out_features if isinstance(linear, nn.Linear) else linear.nf
         linear.bias = nn.Parameter(linear.weight.new_zeros(outputs))
-    return made
+    built: nn.Module = made
+    return built
 
 
 class PerLayer(PreTrainedModel):  # type: ignore[misc]
-    """Shapes the layers once the model has built them, before its weights are loaded."""
+    """Shape the layers after the model has built them and before its weights are loaded."""
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """No: but for the sizes, this is transformers' own class, and its checkpoints are converted alike."""
+        """Return False: transformers then converts checkpoints as it does for its own class."""
         return False
 
     def post_init(self) -> None:
-        """Run by transformers at the end of a model's construction."""
+        """Shape the layers; transformers calls this at the end of a model's construction."""
         shape_layers(self)
         super().post_init()

@@ -1,4 +1,4 @@
-"""What pruning changes of a model's sizes, and how they are written: nothing, where masks leave zeros."""
+"""How pruning changes the sizes of a model, and how they are stored. Masks leave all sizes as they are."""
 
 from __future__ import annotations
 
@@ -11,73 +11,81 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
 
 Layout = Literal["uniform", "per_layer", "padded"]
+Settings = dict[str, object]  # config.json, or a mapping inside it
 
 
-class Lost(TypedDict, total=False):
-    """What the report counts of one pruned site."""
+class Removed(TypedDict, total=False):
+    """What was removed at one site, for the report."""
 
     dropped: int
-    """Parameters that went."""
+    """Parameters that were removed or set to zero."""
     zeros: int
-    """Zeros that are stored in their place."""
+    """Zeros that the file stores in their place."""
     shape_after: list[int]
     units: list[int]
-    """How many there were and are, where whole units go."""
+    """Units before and after; only where whole units are removed."""
 
 
 class Shapes:
-    """The sizes of a pruned model, as they are written. Override what changes.
+    """The sizes of a pruned model, as they are stored. Override what changes.
 
     Args:
         anatomy: of the dense model.
     """
 
     layout: Layout | None = None
-    """How blocks of different sizes are written; None where sizes stay."""
+    """How blocks of different sizes are stored; None if no size changes."""
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
 
-    def lost(self, site: Site, weight: Tensor, keep: Tensor) -> Lost:
-        """Count what a site lost, given its new weight [O, I] and what was kept of it, bool [O, I] or [I]."""
+    def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
+        """Count what was removed at a site.
+
+        Args:
+            site: the site.
+            weight: its new weight [O, I].
+            keep: what stays, bool [O, I], or [I] where whole inputs are removed.
+        """
         return {
             "dropped": keep.numel() - int(keep.sum()),
             "zeros": int((weight == 0).sum()),
             "shape_after": list(weight.shape),
         }
 
-    def written(
+    def cut_tensors(
         self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
     ) -> dict[str, Tensor]:
-        """What is written of one block.
+        """The tensors to write for one block.
 
         Args:
             block: its index in the dense model.
-            keeps: what was kept of every site, by its name.
-            tensors: of the block with its dense sizes, by their keys in the checkpoint.
-            key: the checkpoint's key of a parameter.
+            keeps: what stays at every site, by the site's name.
+            tensors: of the block in its dense sizes, by their keys in the checkpoint.
+            key: returns the checkpoint's key of a parameter.
         """
         return tensors
 
-    def config(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def config(self, settings: Settings) -> Settings:
         """config.json of the pruned model, given that of the dense one."""
         return settings
 
-    def mark(self) -> dict[str, Any]:
-        """What the config's `llmprune` key says of sizes: what an earlier pruning left, which masks keep."""
-        kept = {key: earlier(self.anatomy, key) for key in ("layout", "biases")}
+    def mark(self) -> Settings:
+        """The sizes part of the config's `llmprune` key."""
+        # Masks keep the sizes of an earlier pruning, so the entries for them must stay.
+        kept = {key: from_earlier_pruning(self.anatomy, key) for key in ("layout", "biases")}
         return kept if kept["layout"] else {}
 
-    def apply(self, keeps: Mapping[str, Tensor], mark: dict[str, Any]) -> None:
+    def apply(self, keeps: Mapping[str, Tensor], mark: Settings) -> None:
         """Give a model in memory the sizes that its files would have.
 
         Args:
-            keeps: what was kept of every site, by its name.
-            mark: what the config says of the pruning.
+            keeps: what stays at every site, by the site's name.
+            mark: the value of the config's `llmprune` key.
         """
 
 
-def earlier(anatomy: Anatomy, key: str) -> Any:
-    """What an earlier pruning has written into the config of a `per_layer` model; empty of any other."""
+def from_earlier_pruning(anatomy: Anatomy, key: str) -> Any:
+    """An entry of the config's `llmprune` key if an earlier pruning stored `per_layer` sizes; else ()."""
     mark = getattr(anatomy.model.config, "llmprune", None) or {}
     return mark.get(key, ()) if mark.get("layout") == "per_layer" else ()

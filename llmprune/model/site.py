@@ -1,49 +1,49 @@
-"""What a site is: a view of one place to prune, that says how its weights are read, written and observed."""
+"""What a site is: one place to prune, and how its weights are read, written and observed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from llmprune.methods.base import Weights
 
 
-class Holder(Protocol):
-    """Holds the weights of a resident block (`llmprune.checkpoint.store.Store`)."""
+class WeightStore(Protocol):
+    """What holds the weights of a resident block (`llmprune.checkpoint.store.Store`)."""
 
     def weight(self, site: Site) -> Tensor:
         """Read the weight of a site [O, I] as the checkpoint stores it."""
 
-    def put(self, site: Site, weight: Tensor) -> None:
+    def set_weight(self, site: Site, weight: Tensor) -> None:
         """Give a site its new weight [O, I]."""
 
-    def shift(self, site: Site, bias: Tensor) -> None:
-        """Add to the bias [O] of a site's layer, which may have none yet."""
+    def add_to_bias(self, site: Site, bias: Tensor) -> None:
+        """Add to the bias [O] of a site's layer; create the bias if there is none."""
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
     """One place to prune: here a linear layer of a block.
 
-    Override what differs: `matrix` and `placed` where the weights are a part of a parameter, `arriving` where
-    the inputs are not the first argument of the module's forward pass.
+    Override what differs: `matrix` and `parameter_with` where the weights are a part of a parameter,
+    `input_from_call` where the inputs are not the first argument of the module's forward pass.
     """
 
     name: str
-    """Unique in the model, and so the key of budgets and reports."""
+    """Unique in the model; budgets and reports use it as a key."""
 
     index: int
-    """Its number in the model, in the order of modules."""
+    """Its number among the sites of the model, in the order of modules."""
 
     block: int
     path: str
     """The module that holds the weights, and whose forward pass is observed."""
 
     module: Callable[[str], nn.Module]
-    """Look up a module of the model by its path; what is there changes when a model is opened."""
+    """Looks up a module of the model by its path; the module itself changes when weights are loaded."""
 
     inputs: int
     outputs: int
@@ -87,36 +87,38 @@ class Site:
 
     @property
     def weights(self) -> int:
-        """How many parameters can go here."""
+        """How many parameters can be removed here."""
         return self.inputs * self.outputs
 
     def matrix(self, stored: Tensor) -> Tensor:
         """View the site's part of the stored parameter as a matrix [O, I]."""
         return stored.T if self.transposed else stored
 
-    def placed(self, matrix: Tensor, stored: Callable[[], Tensor]) -> Tensor:
-        """Return the parameter with the site's part replaced by `matrix` [O, I].
+    def parameter_with(self, matrix: Tensor, stored: Callable[[], Tensor]) -> Tensor:
+        """Return the whole parameter with the site's part replaced by `matrix` [O, I].
 
         Args:
-            matrix: what the site's weights become.
-            stored: reads the parameter as it is now, other sites' parts included.
+            matrix: the new weights of the site.
+            stored: reads the parameter as it is now, with the parts of other sites.
         """
+        # `stored` is not called here, since reading a parameter from disk takes time.
         return (matrix.T if self.transposed else matrix).contiguous()
 
-    def read(self, store: Holder) -> Weights:
-        """What a method sees of the resident site: its weights [O, I] as the checkpoint stores them."""
+    def read(self, store: WeightStore) -> Weights:
+        """The input of a method: the weights [O, I] of the resident site, as the checkpoint stores them."""
         return Weights(store.weight(self), self.index)
 
-    def arriving(self, *args: Any, **kwargs: Any) -> Tensor:
+    def input_from_call(self, *args: object, **kwargs: object) -> Tensor:
         """The site's inputs [..., I], given the arguments of the module's forward pass.
 
-        Sites that return the same tensor share a statistic.
+        Sites that return the same tensor object share a statistic.
         """
-        x: Tensor = args[0]
+        x = args[0]
+        assert isinstance(x, Tensor)
         return x
 
-    def write(self, store: Holder, weight: Tensor, bias: Tensor | None) -> None:
-        """Give the resident site its new weight [O, I], and add to its bias [O]."""
-        store.put(self, weight)
+    def write(self, store: WeightStore, weight: Tensor, bias: Tensor | None) -> None:
+        """Set the resident site's weight [O, I], and add `bias` [O] to its bias."""
+        store.set_weight(self, weight)
         if bias is not None:
-            store.shift(self, bias)
+            store.add_to_bias(self, bias)

@@ -1,7 +1,8 @@
-"""Whole units with all that goes when one of them goes.
+"""Whole units, with all parameters that are removed together with one.
 
 A unit is one channel of the feed-forward network, or one group of query heads with the key and value head
-they share. It is a few inputs of one layer, its consumer, and the outputs of others, its producers.
+they share. It consists of some inputs of one layer, the consumer, and some outputs of other layers, the
+producers.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 from llmprune.methods.base import Weights
 from llmprune.model.families import Part
-from llmprune.model.site import Holder, Site
+from llmprune.model.site import Site, WeightStore
 
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """Outputs of a producer that one kind of unit owns: `step` of them for each, from `start` on."""
+    """A range of a producer's outputs: `step` of them for each unit, beginning at `start`."""
 
     start: int
     step: int
@@ -26,7 +27,7 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Producer:
-    """A layer whose outputs go with the units."""
+    """A layer whose outputs are removed together with the units."""
 
     name: str
     module: Callable[[str], nn.Module]
@@ -46,8 +47,8 @@ class Producer:
         """The name of the bias in the model, whether there is one or not."""
         return f"{self.name}.bias"
 
-    def of(self, span: Span, units: int) -> Tensor:
-        """The weights [units * step, D] of one span's outputs."""
+    def weights_of(self, span: Span, units: int) -> Tensor:
+        """The weights [units * step, D] that compute the outputs of one span."""
         weight = self.module(self.name).weight
         assert isinstance(weight, Tensor)
         matrix = weight.data.T if self.transposed else weight.data
@@ -56,7 +57,7 @@ class Producer:
 
 @dataclass(frozen=True, eq=False)
 class UnitSite(Site):
-    """Units of one part of a block: the inputs of a consumer, which is `layer`, and what produces them."""
+    """The units of one part of a block; `layer` is the consumer."""
 
     part: Part = "ffn"
     units: int = 1
@@ -64,22 +65,24 @@ class UnitSite(Site):
     biased: bool = False
     """Whether the dense consumer has a bias."""
 
-    def read(self, store: Holder) -> Weights:
-        """The consumer's weights [O, I], and the factors of its inputs."""
+    def read(self, store: WeightStore) -> Weights:
+        """The consumer's weights [O, I], and the weights of the factors that its inputs are products of."""
         return Weights(store.weight(self), self.index, self.units, self.rows())
 
     def rows(self) -> tuple[Tensor, ...]:
-        """The weights [I, D] of every factor of the consumer's inputs, as they are now; of heads, the values.
+        """The weights [I, D] of every factor of the consumer's inputs, as they are now.
 
-        Empty where the producers stay whole.
+        Of attention, those of the values; empty if heads cannot be removed.
         """
         if self.part == "ffn":
-            return tuple(p.of(span, self.units) for p in self.producers for span in p.spans)
+            return tuple(p.weights_of(span, self.units) for p in self.producers for span in p.spans)
         if not self.producers:
             return ()
-        last = self.producers[-1]  # queries and keys say where to look, values what is passed on
-        values = last.of(last.spans[-1], self.units).unflatten(0, (self.units, 1, -1))
+        # Queries and keys only weigh the tokens: the consumer's inputs are linear in the values, listed last.
+        last = self.producers[-1]
+        values = last.weights_of(last.spans[-1], self.units).unflatten(0, (self.units, 1, -1))
         share = self.inputs // (values.shape[2] * self.units)
+        # Query heads of a group read the same values: repeat them, so that there is one row for each input.
         return (values.expand(-1, share, -1, -1).flatten(0, 2),)
 
     @property
@@ -89,12 +92,12 @@ class UnitSite(Site):
 
     @property
     def weights(self) -> int:
-        """All parameters that go if every unit goes."""
+        """Number of parameters in all units."""
         return self.units * self.cost
 
     @property
     def cost(self) -> int:
-        """Parameters that go with one unit: its columns of the consumer, its rows of the producers."""
+        """Number of parameters in one unit: its columns of the consumer and its rows of the producers."""
         rows = 0
         for producer in self.producers:
             rows += sum(span.step for span in producer.spans) * (producer.inputs + producer.biased)

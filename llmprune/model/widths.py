@@ -1,4 +1,4 @@
-"""How many units of each site may stay, and whole numbers that add up to the share that was asked for."""
+"""How many units of each site may stay, and how to round them so that the total sparsity is as asked."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.model.unit_site import UnitSite
 
 Counts = dict[str, int]  # units that stay, by the site's name
-Allowed = dict[str, list[int]]  # the numbers of units that may stay, ascending, by the site's name
+Allowed = dict[str, list[int]]  # accepted numbers of units, ascending, by the site's name
 
 
 def unit_sites(anatomy: Anatomy) -> list[UnitSite]:
-    """The sites of an anatomy whose sites are units."""
+    """The sites that consist of units; empty for other kinds."""
     return [site for site in anatomy.sites if isinstance(site, UnitSite)]
 
 
 def allowed(anatomy: Anatomy, multiple: int, fits: Callable[[UnitSite, int], bool]) -> Allowed:
-    """The numbers of units that may stay at every site: at least one step, and all of them.
+    """The numbers of units that may stay at every site.
 
     Args:
-        anatomy: whose sites are units.
-        multiple: of the channels that stay in a block.
-        fits: whether the model's config can have so many units of a site.
+        anatomy: of a model whose sites consist of units.
+        multiple: the number of channels in a block must be a multiple of this, unless all stay.
+        fits: whether the model's config accepts a number of units for a site.
 
     Raises:
-        RequestError: the multiple is larger than the width.
+        RequestError: the multiple is larger than the number of channels.
     """
     found: Allowed = {}
     for site in unit_sites(anatomy):
@@ -42,10 +42,10 @@ def allowed(anatomy: Anatomy, multiple: int, fits: Callable[[UnitSite, int], boo
 
 
 def require_reachable(sites: Iterable[UnitSite], allowed: Allowed, sparsity: float) -> None:
-    """Refuse a share that would take the last group of heads, or the last channels, of a block.
+    """Refuse a sparsity that would remove the last group of heads, or the last channels, of a block.
 
     Raises:
-        RequestError: it says what is the most that can go.
+        RequestError: it would; the message says how much can be removed.
     """
     sites = list(sites)
     total = sum(site.weights for site in sites)
@@ -53,43 +53,52 @@ def require_reachable(sites: Iterable[UnitSite], allowed: Allowed, sparsity: flo
     if sparsity > most:
         raise RequestError(
             "sparsity",
-            f"{sparsity:g} was asked, and at most {most:.4g} can go: every block keeps a group of heads and "
-            "a multiple of channels; ask for less, or lower pattern.multiple",
+            f"{sparsity:g} was asked, and at most {most:.4g} can go: every block keeps one group of heads "
+            "and `pattern.multiple` channels; ask for less, or lower pattern.multiple",
         )
 
 
 def nearest(numbers: list[int], wanted: float) -> int:
-    """The number closest to the one wanted; of two as close, the larger."""
+    """The number closest to `wanted`; the larger one if two are equally close."""
     return min(numbers, key=lambda number: (abs(number - wanted), -number))
 
 
-def settle(sites: list[UnitSite], allowed: Allowed, wanted: dict[str, float], sparsity: float) -> Counts:
-    """Whole numbers close to the wanted ones, of which `sparsity` of all parameters is left out.
+def round_counts(
+    sites: list[UnitSite], allowed: Allowed, wanted: dict[str, float], sparsity: float
+) -> Counts:
+    """Round the wanted numbers of units so that `sparsity` of all parameters is removed.
 
-    Every site gets the next smaller number that is allowed; what is then still missing to the total goes in
-    steps to the sites with the largest remainders, until no step brings the total closer.
+    Every site gets the next smaller number that is allowed. Then the sites with the largest remainders get
+    one step more each, until no step brings the total closer to its target.
+
+    Args:
+        sites: the sites.
+        allowed: the numbers of units that may stay.
+        wanted: units to keep, not rounded, by the site's name.
+        sparsity: share of all parameters of the sites to remove, 0 to 1.
     """
     at = {s.name: max(0, sum(n <= wanted[s.name] for n in allowed[s.name]) - 1) for s in sites}
-    left = (1 - sparsity) * sum(s.weights for s in sites)
-    left -= sum(allowed[s.name][at[s.name]] * s.cost for s in sites)
+    missing = (1 - sparsity) * sum(s.weights for s in sites)  # parameters that may still be added
+    missing -= sum(allowed[s.name][at[s.name]] * s.cost for s in sites)
 
     def step(site: UnitSite, by: int) -> int:
-        """Parameters that one more step, or one fewer, adds."""
+        """Parameters that the next larger (1) or smaller (-1) allowed number adds."""
         numbers, here = allowed[site.name], at[site.name]
         return (numbers[here + by] - numbers[here]) * site.cost
 
     def remainder(site: UnitSite) -> float:
-        """How far a site is below what was wanted, as a share of its units."""
+        """How far a site is below the wanted number, as a share of its units."""
         return (wanted[site.name] - allowed[site.name][at[site.name]]) / site.units
 
-    while left < 0:  # the least that must stay was more than what was wanted
+    while missing < 0:  # the smallest allowed number can be larger than the wanted one
         site = min((s for s in sites if at[s.name] > 0), key=remainder)
-        left -= step(site, -1)
+        missing -= step(site, -1)
         at[site.name] -= 1
     while True:
-        growing = [s for s in sites if at[s.name] + 1 < len(allowed[s.name]) and step(s, 1) <= 2 * left]
+        # A step of up to twice what is missing ends at least as close to the target as no step.
+        growing = [s for s in sites if at[s.name] + 1 < len(allowed[s.name]) and step(s, 1) <= 2 * missing]
         if not growing:
             return {s.name: allowed[s.name][at[s.name]] for s in sites}
         site = max(growing, key=remainder)
-        left -= step(site, 1)
+        missing -= step(site, 1)
         at[site.name] += 1

@@ -70,9 +70,9 @@ class Reconstruct(Recovery):
         """Update the weight of one resident layer, and its bias if it has one."""
         weight = store.weight(site)
         step = fit.solve(self.ridge, weight != 0 if masked else None)
-        store.put(site, (weight + step).to(weight.dtype))
+        store.set_weight(site, (weight + step).to(weight.dtype))
         if fit.centred:
-            store.shift(site, fit.bias(step))
+            store.add_to_bias(site, fit.bias(step))
         return Refit(
             name=site.name, error_before=fit.error(None), error_after=fit.error(step), ridge=self.ridge
         )
@@ -80,7 +80,7 @@ class Reconstruct(Recovery):
 
 def _outputs_of(stage: Stage, together: bool) -> dict[str, list[Tensor]]:
     """Return the outputs of the sites of one dense block by name: [B, T, O] per batch, on the CPU."""
-    arrivals = stage.arrivals(together=together)
+    arrivals = stage.site_inputs(together=together)
     return {site.name: [_output(site, x).cpu() for x in inputs] for site, inputs in arrivals}
 
 
@@ -92,7 +92,7 @@ def _fits(
     stream_error: list[Tensor] | None = None
     if _is_additive(dense_stage, targets):
         stream_error = [a - b for a, b in zip(dense_stage.hidden, stage.hidden, strict=True)]
-    for site, arrived in stage.arrivals(together=together):
+    for site, arrived in stage.site_inputs(together=together):
         inputs = list(arrived)
         fit = Fit(site.inputs, site.outputs, site.bias is not None, site.weight.device)
         for batch, x in enumerate(inputs):

@@ -18,12 +18,12 @@ from llmprune.checkpoint.journal import BlockRecord
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
 from llmprune.model import modelling_file
-from llmprune.model.shapes import Shapes, earlier
+from llmprune.model.shapes import Shapes, from_earlier_pruning
 from llmprune.plugins import Options
 from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import write_yaml
-from llmprune.report import RecipeRecord, Reload, Report, StepRecord, Time
+from llmprune.report import RecipeRecord, Report, StepRecord, Time
 from llmprune.run import card, learned, memory
 from llmprune.run.job import Job, Run
 from llmprune.text.windows import Windows
@@ -166,9 +166,9 @@ def seal(model: Opened, draft: Draft, expected: Tensor | None, result: Report, *
     start = time.perf_counter()
     say("loading the result in a fresh process")
     where = model.resources
-    how = {"dtype": where.dtype_name, "device": str(where.device), "trust_remote_code": trust}
+    how = reload.LoadOptions(dtype=where.dtype_name, device=str(where.device), trust_remote_code=trust)
     try:
-        checked = cast(Reload, reload.check(draft.folder, expected, model.probe(), how))
+        checked = reload.check(draft.folder, expected, model.probe(), how)
     except RuntimeError as error:
         raise JobError(
             f"the pruned checkpoint in {draft.folder} does not load as it should: {error}"
@@ -185,7 +185,7 @@ def _stored_parameters(todo: Job, draft: Draft) -> int:
     """Count the parameters that the dense checkpoint stores; tied ones may be stored twice."""
     if todo.model.source is None:
         return draft.total_parameters()
-    return sum(stored.numbers for stored in todo.model.source.tensors.values())
+    return sum(stored.numel for stored in todo.model.source.tensors.values())
 
 
 def mark(todo: Job, shapes: Shapes) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def _write_settings(
         todo.model.tokenizer(tokenizer).save_pretrained(draft.folder)
     settings["llmprune"] = said = mark(todo, shapes)
     settings = shapes.config(settings)
-    if earlier(anatomy, "layout"):
+    if from_earlier_pruning(anatomy, "layout"):
         settings.pop("auto_map", None)
     if said.get("layout") == "per_layer":
         settings["auto_map"] = modelling_file.auto_map(anatomy)

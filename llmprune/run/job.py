@@ -142,7 +142,7 @@ def live_job(model: PreTrainedModel, recipe: Recipe, run: Run) -> Job:
         )
     if getattr(model.config, "quantization_config", None):
         raise RequestError("model", "the model is quantised; prune the one it was quantised from")
-    if recipe.sites.whole and any(hasattr(module, "_hf_hook") for module in model.modules()):
+    if recipe.sites.changes_sizes and any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise RequestError(
             "model",
             f"{recipe.pattern} cannot be cut out of a model that accelerate has dispatched; give its folder",

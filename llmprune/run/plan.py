@@ -264,5 +264,5 @@ def _statistic_bytes(demand: Demand, anatomy: Anatomy) -> int:
         at_once = max(at_once, Gram.bytes_for(widest))
     if not demand.holds_all:
         return at_once
-    sample = 4 * anatomy.kind.sample
+    sample = 4 * anatomy.kind.sample_tokens
     return at_once + sum(demand.needs.bytes_for(s.inputs) + sample * s.inputs for s in anatomy.sites)

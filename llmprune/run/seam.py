@@ -73,9 +73,9 @@ class Seams:
             fit.update(x, targets[batch], errors[batch])
         weight = self._store.weight(site)
         step = fit.solve(self._repair.ridge, None)
-        self._store.put(site, (weight + step).to(weight.dtype))
+        self._store.set_weight(site, (weight + step).to(weight.dtype))
         if fit.centred:
-            self._store.shift(site, fit.bias(step))
+            self._store.add_to_bias(site, fit.bias(step))
         before, after = fit.error(None), fit.error(step)
         return Refit(name=site.name, error_before=before, error_after=after, ridge=self._repair.ridge)
 

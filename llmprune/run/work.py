@@ -19,9 +19,10 @@ from llmprune.recipe import Recipe
 from llmprune.report import SiteRecord
 from llmprune.run.seam import Seams
 from llmprune.tensors.statistics import Nothing
+from llmprune.walk.observation import Observation
 from llmprune.walk.solutions import Solutions
 from llmprune.walk.solve import Solved, output_error, solve
-from llmprune.walk.stage import Seen, Stage
+from llmprune.walk.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Work:
     def pruned(self, stage: Stage) -> BlockRecord:
         """Prune one resident block and write it, or restore it from an interrupted run."""
         done = self.draft is not None and stage.index < len(self.draft.done)
-        if done and not self.recipe.sites.whole:
+        if done and not self.recipe.sites.changes_sizes:
             return self._restored(stage)
         sites, solve_s = [], 0.0
         known = self.solved.get(stage.index) if self.solved else {}
@@ -63,10 +64,10 @@ class Work:
         if done:  # a cut block cannot be read back into its dense shape; pruning it again gives the same
             return self.draft.done[stage.index]
         tensors = self.store.tensors(stage.index)
-        tensors = self.shapes.written(stage.index, self.keeps, tensors, self.store.key)
+        tensors = self.shapes.cut_tensors(stage.index, self.keeps, tensors, self.store.key)
         return self.draft.write_block(stage.index, tensors, record)
 
-    def _visited(self, stage: Stage, known: dict[str, Solved]) -> Iterator[tuple[Site, Seen]]:
+    def _visited(self, stage: Stage, known: dict[str, Solved]) -> Iterator[tuple[Site, Observation]]:
         """The sites of a block with their statistics, gathered now or by the allocator."""
         if self.observed.seen:
             return ((site, self.observed.seen.pop(site.name)) for site in stage.sites)
@@ -82,17 +83,17 @@ class Work:
             self.store.restore(site, self.draft.shard(stage.index))
         return self.draft.done[stage.index]
 
-    def _prune(self, site: Site, seen: Seen, solved: Solved | None) -> SiteRecord:
+    def _prune(self, site: Site, seen: Observation, solved: Solved | None) -> SiteRecord:
         """Prune one resident site."""
         recipe, share = self.recipe, self.header.budget[site.name]
         weights = self.store.weights(site)
         before = weights.matrix
         if solved is None:
             solved = solve(weights, seen.statistic, self.method, recipe.repair, recipe.pattern, share)
-        if recipe.sites.whole:
+        if recipe.sites.changes_sizes:
             self.keeps[site.name] = solved.keep
         site.write(self.store, solved.weight, solved.bias)
-        lost = self.shapes.lost(site, solved.weight, solved.keep)
+        lost = self.shapes.count_removed(site, solved.weight, solved.keep)
         return SiteRecord(
             name=site.name,
             block=site.block,

@@ -1,1 +1,1 @@
-"""Bring in one block after another and observe what enters its layers."""
+"""Load one block after another, run it, and observe the inputs of its layers."""

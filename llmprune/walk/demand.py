@@ -1,4 +1,4 @@
-"""What a run demands: how often it walks the model, and what it must hold meanwhile."""
+"""What a run demands: the number of passes over the model, and what is kept in memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from llmprune.tensors.statistics import Nothing, Statistic
 
 @dataclass(frozen=True)
 class Demand:
-    """What the plan is made from, whatever the run is for."""
+    """The input of the plan, for pruning and for recovery alike."""
 
     needs: type[Statistic] = Nothing
-    """What is gathered of every site's inputs."""
+    """The statistic to gather of every site's inputs."""
 
     propagation: Propagation = "layer"
     samples: int = 0
@@ -29,10 +29,10 @@ class Demand:
     """Whether the whole model is loaded to generate the calibration text."""
 
     allocation_pass: bool = False
-    """Whether the allocation takes a forward pass of its own."""
+    """Whether the allocation needs a separate forward pass."""
 
     refits_layers: bool = False
     """Whether output layers are refitted, for which the Gram matrix of one is held."""
 
     holds_all: bool = False
-    """Whether what is gathered of all sites is held at a time, from the allocation to pruning."""
+    """Whether the statistics of all sites stay in memory from the allocation to the end of pruning."""

@@ -1,4 +1,4 @@
-"""Solved sites on disk, one file a block, read back block by block: a model's worth never is in memory."""
+"""Solved sites on disk, one file for each block. Those of the whole model need not fit into memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Solutions:
     """A folder of solved sites.
 
     Args:
-        folder: made if it is not there; what it holds from an earlier run is found again.
+        folder: created if needed; solved sites that it holds from an interrupted run are used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,7 +25,7 @@ class Solutions:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, block: int, solved: dict[str, Solved]) -> None:
-        """Keep the solved sites of one block, by their names; the file is whole or not there.
+        """Write the solved sites of one block, by their names. The file is written as a whole or not at all.
 
         Raises:
             JobError: the disk is full, or the folder cannot be written.
@@ -35,23 +35,24 @@ class Solutions:
             tensors |= {f"{name}:weight": site.weight, f"{name}:keep": site.keep}
             if site.bias is not None:
                 tensors[f"{name}:bias"] = site.bias
+            # JSON bytes in a tensor, because `save_atomically` writes tensors only.
             notes = json.dumps(site.notes).encode()
             tensors[f"{name}:notes"] = torch.frombuffer(bytearray(notes), dtype=torch.uint8)
         save_atomically(tensors, self._file(block))
 
     def get(self, block: int) -> dict[str, Solved]:
-        """The solved sites of one block by their names; empty if none are kept."""
+        """Read the solved sites of one block, by their names; empty if none were written."""
         if not self._file(block).is_file():
             return {}
         with safe_open(self._file(block), framework="pt") as file:
-            held = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-        names = dict.fromkeys(key.rpartition(":")[0] for key in held)
-        return {name: _solved(name, held) for name in names}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        names = dict.fromkeys(key.rpartition(":")[0] for key in tensors)
+        return {name: _solved(name, tensors) for name in names}
 
     def _file(self, block: int) -> Path:
         return self.folder / f"solved-{block:05d}.safetensors"
 
 
-def _solved(name: str, held: dict[str, Tensor]) -> Solved:
-    notes = json.loads(bytes(held[f"{name}:notes"].tolist()))
-    return Solved(held[f"{name}:weight"], held[f"{name}:keep"], held.get(f"{name}:bias"), notes)
+def _solved(name: str, tensors: dict[str, Tensor]) -> Solved:
+    notes = json.loads(bytes(tensors[f"{name}:notes"].tolist()))
+    return Solved(tensors[f"{name}:weight"], tensors[f"{name}:keep"], tensors.get(f"{name}:bias"), notes)

@@ -1,4 +1,4 @@
-"""Solve one site: choose what goes, and let what stays make up for it.
+"""Solve one site: choose what to remove, and adjust what stays to compensate.
 
 Letters used in shapes: S sampled tokens, O outputs, I inputs.
 """
@@ -18,19 +18,19 @@ from llmprune.tensors.statistics import Statistic
 
 @dataclass(frozen=True)
 class Solved:
-    """A pruned site, not yet written anywhere."""
+    """The result for one site, not yet written anywhere."""
 
     weight: Tensor
     """[O, I], rounded to the dtype of the checkpoint."""
 
     keep: Tensor = field(repr=False)
-    """What survives: bool [O, I], or [I] where whole inputs go."""
+    """What stays: bool [O, I], or [I] where whole inputs are removed."""
 
     bias: Tensor | None = None
-    """To be added to the layer's bias [O]."""
+    """[O], to be added to the layer's bias."""
 
     notes: dict[str, float] = field(default_factory=dict)
-    """What method and repair have to report."""
+    """Figures of the method and the repair for the report."""
 
 
 def solve(
@@ -41,21 +41,22 @@ def solve(
     pattern: Pattern,
     share: float,
 ) -> Solved:
-    """Prune one site to `share`, from its tensors alone.
+    """Remove `share` of one site, given its tensors alone.
 
     Args:
-        weights: what the method sees of the site.
+        weights: the tensors of the site.
         statistic: of its inputs; holds what method and repair need.
-        method: chooses what goes.
-        repair: makes up for whole inputs that go. Where single weights go, the method does that itself.
+        method: chooses what to remove.
+        repair: compensates for removed inputs. Where single weights are removed, only the method can.
         pattern: which masks are allowed.
-        share: what goes, 0 to 1.
+        share: what to remove, 0 to 1.
     """
     solution = method.solve(weights, statistic.of(method.needs), pattern, share)
     if solution.keep.ndim == 1:
         repaired = repair.apply(weights.matrix, solution.keep, statistic.of(repair.needs))
     else:
         repaired = Repaired(solution.weight, notes=solution.notes)
+    # Rounded here, so that all that follows (errors, the next layers) sees the weight that is stored.
     weight = repaired.weight.to(weights.matrix.dtype)
     return Solved(weight, solution.keep, repaired.bias, repaired.notes)
 
@@ -64,15 +65,16 @@ def output_error(x: Tensor, before: Tensor, after: Tensor, bias: Tensor | None) 
     """||x (W - W')^T - b|| / ||x W^T||, the relative error of a layer's outputs.
 
     Args:
-        x: sampled inputs [S, I].
+        x: a sample of the inputs [S, I].
         before: dense weight W [O, I].
         after: pruned weight W' [O, I].
         bias: b [O], added to the layer's own.
     """
     x = x.float()
-    matrix = before.to(torch.float32, copy=True)
+    matrix = before.to(torch.float32, copy=True)  # a copy, since it is subtracted from in place below
     output = float((x @ matrix.T).norm())
-    lost = x @ matrix.sub_(after).T
+    # Subtract the weights, not the outputs: the difference of two nearly equal outputs would lose digits.
+    change = x @ matrix.sub_(after).T
     if bias is not None:
-        lost -= bias
-    return float(lost.norm()) / output if output else 0.0
+        change -= bias
+    return float(change.norm()) / output if output else 0.0

@@ -1,4 +1,4 @@
-"""One resident block: run it, tell what enters each of its layers, and let the caller prune them.
+"""One resident block: run it, measure the inputs of its layers, and let the caller prune them.
 
 Letters used in shapes: B sequences of one batch, T tokens, D hidden size, I input features, S sampled tokens.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -19,35 +17,14 @@ from llmprune.methods.base import Propagation
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
 from llmprune.tensors.statistics import Nothing, Statistic
+from llmprune.walk.observation import Observation
 from llmprune.walk.pausing import device_of, paused
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a block receives besides its hidden states
-
-
-@dataclass
-class Seen:
-    """What calibration saw enter one layer: a summary of all tokens, and a few of them [S, I]."""
-
-    statistic: Statistic
-    every: int
-    rows: list[Tensor] = field(default_factory=list)
-
-    def update(self, x: Tensor) -> None:
-        """Account for the activations `x` [..., I]."""
-        x = x.reshape(-1, x.shape[-1])
-        # Evenly over all batches, and not at their starts: a sequence's first token is unlike the others.
-        start = (self.every // 2 - self.statistic.tokens) % self.every
-        self.statistic.update(x)
-        self.rows.append(x[start :: self.every].clone())
-
-    @property
-    def sample(self) -> Tensor:
-        """[S, I]"""
-        return torch.cat(self.rows)
+Call = tuple[tuple[object, ...], dict[str, object]]  # a block's arguments besides its hidden states
 
 
 class Stage:
-    """One block, the hidden states that enter it, and what the model passes along with them."""
+    """One block, its input hidden states, and the other arguments that the model passes to it."""
 
     def __init__(self, anatomy: Anatomy, index: int, hidden: list[Tensor], calls: list[Call]) -> None:
         self.index, self.block = index, anatomy.blocks[index]
@@ -55,42 +32,44 @@ class Stage:
         self.hidden, self.calls = hidden, calls
         self.outputs: list[Tensor] | None = None
         self.forward_s = 0.0
-        """Seconds that one plain forward of the block took, measuring and pruning not counted."""
-        self._every = max(1, sum(h.shape[0] * h.shape[1] for h in hidden) // anatomy.kind.sample)
+        """Seconds of one forward pass of the block, without measuring and pruning."""
+        self._every = max(1, sum(h.shape[0] * h.shape[1] for h in hidden) // anatomy.kind.sample_tokens)
 
     def visit(
         self, needs: type[Statistic], propagation: Propagation, *, together: bool
-    ) -> Iterator[tuple[Site, Seen]]:
-        """Yield every site with what it saw; the caller prunes it before asking for the next.
+    ) -> Iterator[tuple[Site, Observation]]:
+        """Yield every site with its observation; the caller prunes it before it asks for the next.
 
         Args:
             needs: the statistic to gather.
-            propagation: `layer` measures a site on the outputs of those pruned before it; `block` and
-                `dense` measure all sites of the block while it is dense.
-            together: for `layer`: one forward, in which all batches wait at each site. Otherwise the block
-                is run anew up to each site, which needs the activations of one batch only.
+            propagation: `layer` measures a site after the sites before it are pruned; `block` and `dense`
+                measure all sites of the block while it is dense.
+            together: only for `layer`. True: one forward pass, in which all batches wait at each site.
+                False: the block runs again up to each site, one batch at a time, which needs less memory.
         """
         if needs is Nothing:
-            yield from ((site, Seen(Nothing(site.inputs), 1)) for site in self.sites)
+            yield from ((site, Observation(Nothing(site.inputs), 1)) for site in self.sites)
         elif propagation == "layer":
-            yield from self._measured(self.arrivals(together=together), needs)
+            yield from self._measured(self.site_inputs(together=together), needs)
         else:
             seen = self._observe(needs)
             if propagation == "block":
-                self.outputs = None  # the next block gets what the pruned block will put out
+                self.outputs = (
+                    None  # they are of the dense block; the next one gets those of the pruned block
+                )
             for site in self.sites:
                 yield site, self._checked(site, seen.get(site.name))
 
-    def arrivals(self, *, together: bool) -> Iterator[tuple[Site, Iterable[Tensor]]]:
-        """Every site in the order data reaches it, with its inputs, one tensor per batch.
+    def site_inputs(self, *, together: bool) -> Iterator[tuple[Site, Iterable[Tensor]]]:
+        """Yield every site in the order of computation, with its inputs, one tensor per batch.
 
-        The site computes with the weights that it has when the caller asks for the next; `together` is as in
-        `visit`.
+        A site computes only when the caller asks for the next one, with the weights it has then. `together`
+        is as in `visit`.
         """
         return self._together() if together else self._in_turns()
 
     def run(self) -> list[Tensor]:
-        """The block's outputs, one [B, T, D] tensor per batch."""
+        """Run the block on all batches; returns one tensor [B, T, D] per batch."""
         return [self._output(batch) for batch in range(len(self.hidden))]
 
     def _output(self, batch: int) -> Tensor:
@@ -101,53 +80,53 @@ class Stage:
         return output.to(hidden.device)
 
     def _measured(
-        self, arrivals: Iterator[tuple[Site, Iterable[Tensor]]], needs: type[Statistic]
-    ) -> Iterator[tuple[Site, Seen]]:
+        self, reached: Iterator[tuple[Site, Iterable[Tensor]]], needs: type[Statistic]
+    ) -> Iterator[tuple[Site, Observation]]:
         # Layers that read the same tensor (q, k, v; gate, up) share one statistic.
         last: Iterable[Tensor] | None = None
-        reached = set()
-        for site, inputs in arrivals:
+        measured = set()
+        for site, inputs in reached:
             if inputs is not last:
                 last, seen = inputs, self._new(site, needs)
                 for x in inputs:
                     seen.update(x)
-            reached.add(site.name)
+            measured.add(site.name)
             yield site, self._checked(site, seen)
         for site in self.sites:
-            if site.name not in reached:
-                self._checked(site, None)
+            if site.name not in measured:
+                self._checked(site, None)  # raises
 
     def _now(self) -> float:
-        """Seconds, once the device has done all it was given."""
+        """The time in seconds, read when the device is idle."""
         device = device_of(self.block)
-        if device.type == "cuda":
+        if device.type == "cuda":  # calls return before the GPU has computed
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    def _new(self, site: Site, needs: type[Statistic]) -> Seen:
-        return Seen(needs(site.inputs, device_of(self.block)), self._every)
+    def _new(self, site: Site, needs: type[Statistic]) -> Observation:
+        return Observation(needs(site.inputs, device_of(self.block)), self._every)
 
-    def _checked(self, site: Site, seen: Seen | None) -> Seen:
+    def _checked(self, site: Site, seen: Observation | None) -> Observation:
         if seen is None or not seen.statistic.tokens:
-            raise JobError(f"no calibration token reached {site.name}, so nothing says what may go there")
+            raise JobError(f"no calibration token reached {site.name}, so its importance is unknown")
         if not seen.statistic.finite():
             raise JobError(f"the calibration activations that enter {site.name} hold NaN or infinity")
         return seen
 
-    def _observe(self, needs: type[Statistic]) -> dict[str, Seen]:
-        """Run the block once on every batch, and summarise what enters each site."""
-        seen: dict[str, Seen] = {}
+    def _observe(self, needs: type[Statistic]) -> dict[str, Observation]:
+        """Run the block once on every batch, and measure the inputs of each site."""
+        seen: dict[str, Observation] = {}
         measuring = 0.0
-        last: list[Any] = [None, None]
+        last: tuple[Tensor, Observation] | None = None
 
         def at(site: Site, x: Tensor) -> None:
-            nonlocal measuring
+            nonlocal measuring, last
             start = self._now()
-            if x is last[0] and site.name not in seen:
-                seen[site.name] = last[1]
-            elif x is not last[0]:
-                last[:] = x, seen.setdefault(site.name, self._new(site, needs))
+            if last is None or x is not last[0]:
+                last = x, seen.setdefault(site.name, self._new(site, needs))
                 last[1].update(x)
+            elif site.name not in seen:  # it reads the same tensor as the site before it
+                seen[site.name] = last[1]
             measuring += self._now() - start
 
         start = self._now()
@@ -157,42 +136,47 @@ class Stage:
         return seen
 
     def _together(self) -> Iterator[tuple[Site, list[Tensor]]]:
-        """Every site in the order data reaches it, with its inputs of all batches, from one forward.
+        """Yield every site in the order of computation, with its inputs of all batches, in one forward pass.
 
-        Each batch runs in a greenlet of its own that stops at every site. So the caller can prune the site
-        between its measurement and its use, and the block is run only once.
+        Each batch runs in its own greenlet, which stops before every site. So the caller can prune the site
+        after it is measured and before it computes, and the block runs only once.
         """
         main = getcurrent()
         inputs: list[Tensor] = []
         with paused(self.sites, lambda site, x: main.switch((site, x))):
             start = self._now()
             runs = [greenlet(self._output) for _ in self.hidden]
-            arrived = [run.switch(batch) for batch, run in enumerate(runs)]
+            stops = [run.switch(batch) for batch, run in enumerate(runs)]
             self.forward_s += self._now() - start
-            while (site := self._where(runs, arrived)) is not None:
-                if [id(x) for _, x in arrived] != [id(x) for x in inputs]:
-                    inputs = [x for _, x in arrived]
+            while (site := self._common_site(stops)) is not None:
+                # Yield the same list object while the tensors are the same: `_measured` then does not repeat.
+                if [id(x) for _, x in stops] != [id(x) for x in inputs]:
+                    inputs = [x for _, x in stops]
                 yield site, inputs
                 start = self._now()
-                arrived = [run.switch() for run in runs]
+                stops = [run.switch() for run in runs]
                 self.forward_s += self._now() - start
-        self.outputs = arrived
+        self.outputs = stops
 
-    def _where(self, runs: list[greenlet], arrived: list[Any]) -> Site | None:
-        """The site at which all batches wait, or None at the block's end."""
-        sites = {None if run.dead else stop[0] for run, stop in zip(runs, arrived, strict=True)}
+    def _common_site(self, stops: Iterable[object]) -> Site | None:
+        """The site before which all batches wait, or None at the block's end.
+
+        Args:
+            stops: for each batch, the site and its input, or the block's output at the end.
+        """
+        sites = {stop[0] if isinstance(stop, tuple) else None for stop in stops}
         if len(sites) != 1:
-            raise self._parted()
+            raise self._diverged()
         return sites.pop()
 
-    def _parted(self) -> JobError:
+    def _diverged(self) -> JobError:
         return JobError(
             f"the calibration batches take different ways through block {self.index}, which `layer` "
-            "propagation cannot follow; use --propagation block"
+            "propagation cannot handle; use --propagation block"
         )
 
     def _in_turns(self) -> Iterator[tuple[Site, Iterable[Tensor]]]:
-        """Like `_together`, from one forward per group of sites with the same input, abandoned there."""
+        """Like `_together`, with one partial forward pass for each group of sites that share an input."""
         for group in self._groups():
             inputs = _Inputs(self, group[0])
             for site in group:
@@ -202,7 +186,7 @@ class Stage:
         self.forward_s = self._now() - start
 
     def _groups(self) -> list[list[Site]]:
-        """The sites in the order data reaches them, those that read the same tensor side by side."""
+        """The sites in the order of computation, in groups that read the same tensor."""
         groups: list[list[Site]] = []
         last: list[Tensor] = []
 
@@ -218,20 +202,20 @@ class Stage:
         return groups
 
     def inputs_of(self, site: Site) -> Iterator[Tensor]:
-        """What enters one site, batch by batch; the rest of the block is not run."""
+        """Yield the inputs of one site, batch by batch; what follows the site is not computed."""
         main = getcurrent()
         for batch in range(len(self.hidden)):
             run = greenlet(self._output)
             with paused([site], lambda _site, x: main.switch(x)):
                 x = run.switch(batch)
             if run.dead:
-                raise self._parted()
-            run.throw()
+                raise self._diverged()
+            run.throw()  # ends the suspended pass: its frames would keep the block's activations in memory
             yield x
 
 
 class _Inputs:
-    """The inputs of one site, computed each time they are asked for."""
+    """The inputs of one site, computed again in each iteration, so that one batch at a time is in memory."""
 
     def __init__(self, stage: Stage, site: Site) -> None:
         self._stage, self._site = stage, site

@@ -1,6 +1,6 @@
-"""One block after another: bring it in, let the caller prune it, and hand its outputs to the next.
+"""Walk the blocks in order: load one, let the caller prune it, and pass its outputs to the next.
 
-Only one block is resident at once; between blocks, the hidden states wait in host memory.
+Only one block is resident at a time; between blocks, the hidden states stay in host memory.
 
 Letters used in shapes: B sequences of one batch, T tokens, D hidden size, V vocabulary.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +19,12 @@ from llmprune.progress import track
 from llmprune.walk.pausing import device_of, replaced
 from llmprune.walk.stage import Call, Stage
 
+Known = dict[tuple[torch.Size, torch.dtype], list[Tensor]]  # tensors by shape and dtype
+
 
 @dataclass
-class Journey:
-    """What a dry run learnt: the first block's inputs, and what each block gets besides its hidden states."""
+class DryRun:
+    """The result of `dry_run`: the inputs of the first block, and the other arguments of every block."""
 
     hidden: list[Tensor]
     calls: list[list[Call]]
@@ -31,17 +32,17 @@ class Journey:
 
 
 class Walk:
-    """Iterate over the blocks in order, each resident; the caller may prune it before asking for the next.
+    """Iterate over the resident blocks in order; the caller may prune one before it asks for the next.
 
-    A walk can be repeated: each call of `stages` begins at the embeddings of the model as it is then.
+    A walk can be repeated: each call of `stages` starts at the embeddings of the model as it is then.
 
-    What the next block gets are the stage's `outputs`, or the outputs of the block as it is when the caller
-    moves on if these are None. The caller runs under `torch.no_grad`.
+    The next block gets the stage's `outputs`. If they are None, the block runs again when the caller asks for
+    the next one, as it is then. The caller must run under `torch.no_grad`.
 
     Args:
-        store: the model to walk, which makes its blocks resident.
+        store: the model to walk; it makes blocks resident.
         batches: token ids, each [B, T].
-        probe: token ids [1, T] that are walked through every block as the caller leaves it.
+        probe: token ids [1, T]; they pass through every block after the caller has pruned it.
     """
 
     def __init__(self, store: Store, batches: list[Tensor], probe: Tensor) -> None:
@@ -51,13 +52,13 @@ class Walk:
         self._end: Tensor | None = None
 
     def stages(self, label: str) -> Iterator[Stage]:
-        """Every block in order; `label` is what the progress display calls this walk."""
-        with self._store.resident(0):
-            journey = dry_run(self._anatomy, [*self._batches, self._probe])
-        self._returns_tuple = journey.returns_tuple
-        hidden, calls = journey.hidden[:-1], journey.calls
-        at_probe = journey.hidden[-1:]
-        journey.hidden.clear()  # so that a batch is freed once it has passed the first block
+        """Yield every block in order; `label` names this walk in the progress display."""
+        with self._store.resident(0):  # the dry run calls the first block once
+            dry = dry_run(self._anatomy, [*self._batches, self._probe])
+        self._returns_tuple = dry.returns_tuple
+        hidden, calls = dry.hidden[:-1], dry.calls
+        at_probe = dry.hidden[-1:]
+        dry.hidden.clear()  # a second reference: without this, no batch is freed after the first block
         last = len(self._anatomy.blocks) - 1
         for index in track(range(last + 1), label):
             with self._store.resident(index):
@@ -66,69 +67,77 @@ class Walk:
                 if index < last:
                     hidden = stage.outputs if stage.outputs is not None else stage.run()
                 at_probe = Stage(self._anatomy, index, at_probe, calls[index][-1:]).run()
-                calls[index] = []
+                calls[index] = []  # frees the masks and positions of this block
         self._end = at_probe[0]
 
-    def logits(self, left: Tensor | None = None) -> Tensor:
-        """The model's logits [B, T, V] of what has left its last block [B, T, D], or of the walked probe."""
-        blocks = self._anatomy.blocks
-        end = self._end if left is None else left
+    def logits(self, outputs: Tensor | None = None) -> Tensor:
+        """The logits [B, T, V] that the model computes from the outputs [B, T, D] of its last block.
 
-        def hand_on(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        Args:
+            outputs: of the last block; None for those of the probe, after a walk.
+        """
+        blocks = self._anatomy.blocks
+        end = self._end if outputs is None else outputs
+
+        def pass_through(x: Tensor, *args: object, **kwargs: object) -> object:
             return (x,) if self._returns_tuple else x
 
-        def arrive(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def substitute(x: Tensor, *args: object, **kwargs: object) -> object:
             assert end is not None
-            return hand_on(end.to(x.device))
+            return pass_through(end.to(x.device))
 
-        with replaced(list(blocks), [hand_on] * (len(blocks) - 1) + [arrive]):
-            ids = self._probe if left is None else torch.zeros(left.shape[:2], dtype=torch.int64)
+        # The whole model runs, so that its own code applies the last norm, the head and any scaling.
+        with replaced(list(blocks), [pass_through] * (len(blocks) - 1) + [substitute]):
+            # The ids do not matter: what the blocks get is replaced by `end`.
+            ids = self._probe if outputs is None else torch.zeros(outputs.shape[:2], dtype=torch.int64)
             ids = ids.to(device_of(self._anatomy.trunk))
             logits: Tensor = self._anatomy.model(ids, use_cache=False).logits
         return logits
 
 
-def dry_run(anatomy: Anatomy, batches: list[Tensor]) -> Journey:
-    """Run the model with blocks that hand their input on untouched, and note what it passes to each.
+def dry_run(anatomy: Anatomy, batches: list[Tensor]) -> DryRun:
+    """Run the model with blocks that return their input, and record the arguments that each block gets.
 
-    Masks and positions depend on the block (some families alternate local and global attention), so block
-    0's must not serve for the others. Hidden states are kept in host memory.
+    Masks and positions depend on the block (some families alternate local and global attention), so those of
+    block 0 must not be used for the others. Hidden states are kept in host memory.
     """
     hidden: list[Tensor] = []
     calls: list[list[Call]] = [[] for _ in anatomy.blocks]
     first = anatomy.blocks[0].forward
     returns_tuple: list[bool] = []
-    seen: dict[Any, Any] = {}
+    known: Known = {}
 
-    def note(index: int) -> Callable[..., Any]:
-        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def recording(index: int) -> Callable[..., object]:
+        def forward(x: Tensor, *args: object, **kwargs: object) -> object:
             if index == 0:
                 hidden.append(x.cpu())
+            # No cache: a block may run many times, and each run would add its tokens again.
             kwargs = {k: None if k.startswith("past_key_value") else v for k, v in kwargs.items()}
             if not returns_tuple:  # some families' blocks return a tuple: ask the first one once
                 returns_tuple.append(isinstance(first(x, *args, **kwargs), tuple))
-            calls[index].append(_interned((args, kwargs), seen))
+            shared_args = tuple(_interned(value, known) for value in args)
+            calls[index].append((shared_args, {k: _interned(v, known) for k, v in kwargs.items()}))
             return (x,) if returns_tuple[0] else x
 
         return forward
 
-    with replaced(list(anatomy.blocks), [note(i) for i in range(len(anatomy.blocks))]):
+    with replaced(list(anatomy.blocks), [recording(i) for i in range(len(anatomy.blocks))]):
         for ids in batches:
             anatomy.trunk(ids.to(device_of(anatomy.trunk)), use_cache=False)
-    return Journey(hidden, calls, returns_tuple[0])
+    return DryRun(hidden, calls, returns_tuple[0])
 
 
-def _interned(value: Any, seen: dict[Any, Any]) -> Any:
-    """The same value, with tensors equal to an earlier one replaced by that: batches share their masks."""
+def _interned(value: object, known: Known) -> object:
+    """Replace tensors in a value by an equal known one, so that batches and blocks share their masks."""
     if isinstance(value, Tensor):
-        alike = seen.setdefault((value.shape, value.dtype), [])
-        for other in alike[-4:]:
+        alike = known.setdefault((value.shape, value.dtype), [])
+        for other in alike[-4:]:  # not all: each comparison reads two masks
             if other is value or torch.equal(other, value):
                 return other
         alike.append(value)
         return value
     if isinstance(value, dict):
-        return {k: _interned(v, seen) for k, v in value.items()}
+        return {k: _interned(v, known) for k, v in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_interned(v, seen) for v in value)
+        return type(value)(_interned(v, known) for v in value)
     return value

@@ -75,7 +75,7 @@ class Back(Recovery):
         other = Walk(dense, [], task.pruned.probe())
         for stage, model in zip(walk.stages(""), other.stages(""), strict=True):
             for site, twin in zip(stage.sites, model.sites, strict=True):
-                pruned.put(site, dense.weight(twin) * (pruned.weight(site) != 0))
+                pruned.set_weight(site, dense.weight(twin) * (pruned.weight(site) != 0))
             task.draft.write_block(stage.index, pruned.tensors(stage.index), BlockRecord())
         task.draft.write_rest(pruned.rest())
         return Recovered({"sites": []}, walk.logits())

@@ -36,12 +36,12 @@ class ExpertSite(Site):
     def matrix(self, stored: Tensor) -> Tensor:
         return stored[self.expert].T
 
-    def placed(self, matrix: Tensor, stored: Callable[[], Tensor]) -> Tensor:
+    def parameter_with(self, matrix: Tensor, stored: Callable[[], Tensor]) -> Tensor:
         whole = stored().clone()
         whole[self.expert] = matrix.T
         return whole
 
-    def arriving(self, *args: Any, **kwargs: Any) -> Tensor:
+    def input_from_call(self, *args: Any, **kwargs: Any) -> Tensor:
         hidden, routed = args[:2]
         return hidden[(routed == self.expert).any(-1)]
 
@@ -88,9 +88,9 @@ from torch import Tensor
 
 from llmprune.methods.base import Weights
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.shapes import Lost, Shapes
-from llmprune.model.site import Holder, Site
-from llmprune.model.sites.base import Asked, Budget, Sites
+from llmprune.model.shapes import Removed, Shapes
+from llmprune.model.site import Site, WeightStore
+from llmprune.model.sites.base import Budget, SizeRequest, Sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +101,10 @@ class BlockSite(Site):
     def weights(self) -> int:
         return self.size
 
-    def read(self, store: Holder) -> Weights:
+    def read(self, store: WeightStore) -> Weights:
         return Weights(torch.ones(1, 1), self.index)
 
-    def write(self, store: Holder, weight: Tensor, bias: Tensor | None) -> None:
+    def write(self, store: WeightStore, weight: Tensor, bias: Tensor | None) -> None:
         if not weight.any():
             self.layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
 
@@ -114,11 +114,11 @@ class FewerBlocks(Shapes):
         super().__init__(anatomy)
         self.gone = gone
 
-    def lost(self, site: Site, weight: Tensor, keep: Tensor) -> Lost:
+    def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
         gone = site.block in self.gone
         return {"dropped": site.weights * gone, "zeros": 0, "shape_after": [int(not gone)]}
 
-    def written(
+    def cut_tensors(
         self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
     ) -> dict[str, Tensor]:
         if block in self.gone:
@@ -133,7 +133,7 @@ class FewerBlocks(Shapes):
 
 @dataclass(frozen=True)
 class Blocks(Sites):
-    whole: ClassVar = True
+    changes_sizes: ClassVar = True
 
     def find(self, anatomy: Anatomy) -> Iterator[BlockSite]:
         for number, block in enumerate(anatomy.blocks):
@@ -141,7 +141,7 @@ class Blocks(Sites):
             size = sum(p.numel() for p in block.parameters())
             yield BlockSite(path, number, number, path, anatomy.module, 1, 1, size=size)
 
-    def shapes(self, anatomy: Anatomy, asked: Asked, budget: Budget) -> FewerBlocks:
+    def shapes(self, anatomy: Anatomy, asked: SizeRequest, budget: Budget) -> FewerBlocks:
         return FewerBlocks(anatomy, {site.block for site in anatomy.sites if budget[site.name] > 0.5})
 '''
 BLOCK_PATTERN = '''

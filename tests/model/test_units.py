@@ -20,7 +20,7 @@ from llmprune import prune
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
-from llmprune.model.anatomy import FAMILIES
+from llmprune.model.families import FAMILIES
 from llmprune.report import Report
 from tests import tiny
 from tests.test_families import check_here

@@ -71,7 +71,7 @@ def test_a_budget_out_of_reach_is_refused_by_the_rule_that_shares_it_out(allocat
 @given(st.lists(st.floats(0, 1), min_size=6, max_size=6), st.floats(0, 0.65))
 def test_the_total_is_as_close_as_whole_steps_allow(shares, sparsity):
     wanted = {site.name: share * site.units for site, share in zip(SITES, shares, strict=True)}
-    counts = widths.settle(SITES, ALLOWED, wanted, sparsity)
+    counts = widths.round_counts(SITES, ALLOWED, wanted, sparsity)
     assert all(counts[site.name] in ALLOWED[site.name] for site in SITES)
     largest = max(8 * s.cost if s.part == "ffn" else s.cost for s in SITES)
     assert abs(gone(counts) - sparsity) * TOTAL <= largest
@@ -80,7 +80,7 @@ def test_the_total_is_as_close_as_whole_steps_allow(shares, sparsity):
 def test_what_fits_exactly_is_what_comes_out():
     wanted = {site.name: float(ALLOWED[site.name][-2]) for site in SITES}
     share = 1 - sum(ALLOWED[site.name][-2] * site.cost for site in SITES) / TOTAL
-    assert widths.settle(SITES, ALLOWED, wanted, share) == {k: int(v) for k, v in wanted.items()}
+    assert widths.round_counts(SITES, ALLOWED, wanted, share) == {k: int(v) for k, v in wanted.items()}
 
 
 @pytest.mark.parametrize(("wanted", "number"), [(0, 8), (11.9, 8), (12, 16), (12.1, 16), (99, 24)])

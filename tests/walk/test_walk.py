@@ -16,8 +16,9 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
 from llmprune.model.sites.linear import LinearLayers
 from llmprune.tensors.statistics import Gram, InputMoments, InputNorm, Nothing, Statistic
+from llmprune.walk.observation import Observation
 from llmprune.walk.pausing import paused, replaced
-from llmprune.walk.stage import Seen, Stage
+from llmprune.walk.stage import Stage
 from llmprune.walk.walk import Walk
 from tests import tiny
 
@@ -181,7 +182,7 @@ def test_sites_that_read_the_same_tensor_share_what_was_seen(propagation: Any, t
         assert all(one.statistic.tokens == TOKENS.numel() for one in seen.values())
 
 
-def pruned_first_block(propagation: Any, together: bool) -> tuple[dict[str, Seen], list[Tensor]]:
+def pruned_first_block(propagation: Any, together: bool) -> tuple[dict[str, Observation], list[Tensor]]:
     """Prune the sites of block 0 as they come: what each was measured on, and what enters block 1."""
     walk = stages(tiny.model("llama"))
     seen = {}

@@ -1,1 +1,1 @@
-"""Kinds of things that can be pruned: one file a kind, named by the patterns that prune it."""
+"""Kinds of sites: one file for each, which a pattern names in `prunes`."""

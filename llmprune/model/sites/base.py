@@ -1,4 +1,4 @@
-"""What a kind of site is: where such sites are in a model, and how the pruned model is written."""
+"""What a kind of site is: where such sites are in a model, and how the pruned model is stored."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from llmprune.model.site import Site
 from llmprune.model.widths import Allowed
 from llmprune.patterns.base import Pattern
 
-Budget = dict[str, float]  # the share that goes at every site, by the site's name
+Budget = dict[str, float]  # the share to remove at every site, 0 to 1, by the site's name
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a recipe asks of the sizes of the pruned model."""
+class SizeRequest:
+    """The parts of a recipe that decide the sizes of the pruned model."""
 
     sparsity: float = 0.0
     layout: Layout | None = None
-    biased: bool = False
+    adds_bias: bool = False
     """Whether the repair gives the sites a bias."""
 
     refits_seams: bool = False
@@ -34,53 +34,53 @@ class Sites:
     """Override `find`, and `shapes` where the model's sizes change.
 
     Args:
-        pattern: the pattern that names this kind; its options say which of the sites.
+        pattern: the pattern that names this kind; its options may select some of the sites.
     """
 
     pattern: Pattern
 
-    whole: ClassVar[bool] = False
-    """Whether something goes as a whole, so that sizes change: a layout says how that is written, and a block
-    that was written is pruned again on resume rather than read back."""
+    changes_sizes: ClassVar[bool] = False
+    """Whether layers or blocks get smaller. A layout then says how sizes are stored, and a resumed run prunes
+    a finished block again, because its dense sizes are not in the file."""
 
     shares: ClassVar[str] = "weights"
-    """What an allocator shares out: single `weights`, or whole `units`, of which each site has a number."""
+    """What an allocator distributes over the sites: `weights`, or whole `units`."""
 
-    sample: ClassVar[int] = 512
-    """Tokens of a site's inputs that are kept to report its output error."""
+    sample_tokens: ClassVar[int] = 512
+    """Tokens of a site's inputs to keep, from which its output error is computed."""
 
     def find(self, anatomy: Anatomy) -> Iterable[Site]:
-        """The sites of a model, block by block, in the order of its modules."""
+        """Find the sites of a model, block by block, in the order of its modules."""
         raise NotImplementedError
 
     def require_coverage(self, anatomy: Anatomy) -> None:
-        """Refuse a model of which the sites miss too much.
+        """Refuse a model if too few of its weights belong to sites.
 
         Raises:
-            RequestError: it names what is missed.
+            RequestError: too few do; the message names weights outside the sites.
         """
 
     def default_layout(self, *, uneven: bool) -> Layout | None:
-        """How sizes are written unless asked otherwise; None where they do not change.
+        """The layout if the recipe names none; None if no size changes.
 
         Args:
-            uneven: whether blocks may end with different sizes.
+            uneven: whether blocks may get different sizes.
         """
         return None
 
-    def allowed(self, anatomy: Anatomy, asked: Asked) -> Allowed:
-        """How many units of every site may stay; empty where any share may go.
+    def allowed(self, anatomy: Anatomy, asked: SizeRequest) -> Allowed:
+        """How many units of every site may stay; empty if any share can be removed.
 
         Raises:
-            RequestError: the model cannot be cut, or not be written, as asked.
+            RequestError: the model cannot be cut or stored as asked.
         """
         return {}
 
-    def sparsity(self, anatomy: Anatomy, asked: Asked) -> float:
+    def sparsity(self, anatomy: Anatomy, asked: SizeRequest) -> float:
         """The share that goes: as asked, unless the pattern lists what goes."""
         return asked.sparsity
 
-    def shapes(self, anatomy: Anatomy, asked: Asked, budget: Budget) -> Shapes:
+    def shapes(self, anatomy: Anatomy, asked: SizeRequest, budget: Budget) -> Shapes:
         """The sizes of the pruned model."""
         return Shapes(anatomy)
 
@@ -89,6 +89,6 @@ def sites_of(pattern: Pattern) -> Sites:
     """The kind of site that a pattern prunes.
 
     Raises:
-        ValueError: the pattern names none.
+        ValueError: there is no such kind.
     """
     return plugins.find(__package__, pattern.prunes, Sites)(pattern)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from llmprune.errors import RequestError
 from llmprune.methods.base import Weights
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.depth import require_countable, with_fewer_blocks
-from llmprune.model.shapes import Lost, Shapes
-from llmprune.model.site import Holder, Site
-from llmprune.model.sites.base import Asked, Budget, Sites
+from llmprune.model.shapes import Removed, Settings, Shapes
+from llmprune.model.site import Site, WeightStore
+from llmprune.model.sites.base import Budget, Sites, SizeRequest
 from llmprune.model.widths import Allowed
 from llmprune.patterns.blocks import Blocks
 
@@ -36,11 +36,11 @@ class BlockSite(Site):
         """All parameters of the block."""
         return self.size
 
-    def read(self, store: Holder) -> Weights:
+    def read(self, store: WeightStore) -> Weights:
         """Nothing to see but the block's number."""
         return Weights(torch.ones(1, 1), self.index)
 
-    def write(self, store: Holder, weight: Tensor, bias: Tensor | None) -> None:
+    def write(self, store: WeightStore, weight: Tensor, bias: Tensor | None) -> None:
         """Let a block that goes pass its input on."""
         if not weight.any():
             self.layer.forward = _pass_on
@@ -63,12 +63,12 @@ class FewerBlocks(Shapes):
         self.gone = gone
         self.kept = [block for block in range(len(anatomy.blocks)) if block not in gone]
 
-    def lost(self, site: Site, weight: Tensor, keep: Tensor) -> Lost:
+    def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
         """All parameters of a block, or none."""
         gone = site.block in self.gone
         return {"dropped": site.weights * gone, "zeros": 0, "units": [1, int(not gone)], "shape_after": []}
 
-    def written(
+    def cut_tensors(
         self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
     ) -> dict[str, Tensor]:
         """A block that stays, under its new number; nothing of one that goes."""
@@ -78,17 +78,17 @@ class FewerBlocks(Shapes):
         before, after = f".{block}.", f".{self.kept.index(block)}."
         return {_renumbered(name, before, after): tensor for name, tensor in tensors.items()}
 
-    def config(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def config(self, settings: Settings) -> Settings:
         """config.json with everything that counts blocks adjusted."""
         return with_fewer_blocks(settings, self.anatomy, self.kept)
 
-    def mark(self) -> dict[str, Any]:
+    def mark(self) -> Settings:
         """Each block's index in the dense model, beside what an earlier pruning left."""
         before = getattr(self.anatomy.model.config, "llmprune", None) or {}
         indices = before.get("blocks") or range(len(self.anatomy.blocks))
         return super().mark() | {"blocks": [list(indices)[block] for block in self.kept]}
 
-    def apply(self, keeps: Mapping[str, Tensor], mark: dict[str, Any]) -> None:
+    def apply(self, keeps: Mapping[str, Tensor], mark: Settings) -> None:
         """Delete the blocks of a model in memory, and renumber the others for their caches."""
         anatomy = self.anatomy
         for name, value in self.config(anatomy.model.config.to_dict()).items():
@@ -109,7 +109,7 @@ class WholeBlocks(Sites):
 
     pattern: Blocks
 
-    whole: ClassVar = True
+    changes_sizes: ClassVar = True
     shares: ClassVar = "blocks"
 
     def find(self, anatomy: Anatomy) -> Iterator[BlockSite]:
@@ -119,7 +119,7 @@ class WholeBlocks(Sites):
             size = sum(p.numel() for p in block.parameters())
             yield BlockSite(path, number, number, path, anatomy.module, 1, 1, size=size)
 
-    def allowed(self, anatomy: Anatomy, asked: Asked) -> Allowed:
+    def allowed(self, anatomy: Anatomy, asked: SizeRequest) -> Allowed:
         """Refuse what would leave no model; the shares themselves are free.
 
         Raises:
@@ -127,7 +127,7 @@ class WholeBlocks(Sites):
         """
         require_countable(anatomy)
         if asked.refits_seams:
-            anatomy.row()  # says which layers end a block's parts
+            anatomy.family_row()  # says which layers end a block's parts
         depth, ends = len(anatomy.blocks), 2 * self.pattern.keep_ends
         if self.pattern.remove is not None:
             self._require_listed(depth)
@@ -156,12 +156,12 @@ class WholeBlocks(Sites):
         if len(listed) == depth:
             raise RequestError("pattern.remove", f"all {depth} blocks were asked; leave at least one")
 
-    def sparsity(self, anatomy: Anatomy, asked: Asked) -> float:
+    def sparsity(self, anatomy: Anatomy, asked: SizeRequest) -> float:
         """The share of listed blocks, if there is a list."""
         listed = self.pattern.remove
         return asked.sparsity if listed is None else len(listed) / len(anatomy.blocks)
 
-    def shapes(self, anatomy: Anatomy, asked: Asked, budget: Budget) -> FewerBlocks:
+    def shapes(self, anatomy: Anatomy, asked: SizeRequest, budget: Budget) -> FewerBlocks:
         """Without the blocks whose budget is 1."""
         return FewerBlocks(anatomy, {site.block for site in anatomy.sites if budget[site.name] > 0.5})
 

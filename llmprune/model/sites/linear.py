@@ -1,4 +1,4 @@
-"""Linear layers: any of their weights may go. Every decoder has them, so no family needs to be known."""
+"""Linear layers, where single weights are removed. Every decoder has them, so any family can be pruned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmprune.model.sites.base import Sites
 from llmprune.patterns.base import Pattern
 from llmprune.patterns.unstructured import Unstructured
 
-COVERAGE = 0.95  # share of the block weights that the sites must reach
+COVERAGE = 0.95  # share of the block weights that must belong to sites
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LinearLayers(Sites):
     pattern: Pattern = field(default_factory=Unstructured)
 
     def find(self, anatomy: Anatomy) -> Iterator[Site]:
-        """Linear layers and GPT-2's Conv1D, in the order of modules."""
+        """Find linear layers and GPT-2's Conv1D, in the order of modules."""
         index = 0
         for number, block in enumerate(anatomy.blocks):
             for name, layer in layers_of(block):
@@ -35,10 +35,10 @@ class LinearLayers(Sites):
                 index += 1
 
     def require_coverage(self, anatomy: Anatomy) -> None:
-        """Refuse a model of whose block weights the sites miss more than a twentieth.
+        """Refuse a model if less than 95% of its block weights belong to sites.
 
         Raises:
-            RequestError: it names the parameters that no site reaches.
+            RequestError: less does; the message names the largest parameters outside the sites.
         """
         if anatomy.coverage >= COVERAGE:
             return
@@ -52,7 +52,7 @@ class LinearLayers(Sites):
         raise RequestError(
             "model",
             f"only {anatomy.coverage:.0%} of the block weights of this {anatomy.family!r} model are linear "
-            f"layers that llmprune can prune; left out: {', '.join(largest)} (fused experts are not "
+            f"layers that llmprune can prune; it cannot prune {', '.join(largest)} (fused experts are not "
             "supported yet)",
         )
 

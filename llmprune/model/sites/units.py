@@ -1,4 +1,4 @@
-"""Whole units: channels of the feed-forward network, and groups of heads, of the families with a row."""
+"""Whole units: channels of the feed-forward network and groups of heads. Needs a row in FAMILIES."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmprune.model import layout, widths
+from llmprune.model import layout, unit_config, widths
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.families import Coupling, Part
 from llmprune.model.shapes import Layout
-from llmprune.model.sites.base import Asked, Budget, Sites
+from llmprune.model.sites.base import Budget, Sites, SizeRequest
 from llmprune.model.sites.linear import sizes
 from llmprune.model.unit_site import Producer, Span, UnitSite
 from llmprune.model.widths import Allowed
@@ -19,20 +19,21 @@ from llmprune.patterns.units import Units
 
 @dataclass(frozen=True)
 class WholeUnits(Sites):
-    """One site for each part of each block that the pattern names."""
+    """One site for each part of each block; the pattern names the parts."""
 
     pattern: Units
 
-    whole: ClassVar = True
+    changes_sizes: ClassVar = True
     shares: ClassVar = "units"
-    sample: ClassVar = 64  # the samples of all blocks may be held at a time
+    sample_tokens: ClassVar = 64  # few, since the samples of all blocks can be in memory at once
 
     def find(self, anatomy: Anatomy) -> Iterator[UnitSite]:
-        """Attention before feed-forward network, block by block."""
+        """Find the attention, then the feed-forward network, of each block."""
         parts = self.pattern.parts
-        grouped = anatomy.row().attention.producers  # heads that stay where they are need no groups
+        # Without producers, heads cannot be removed: they need no groups, and each is a unit of its own.
+        grouped = anatomy.family_row().attention.producers
         for number in range(len(anatomy.blocks)):
-            config = anatomy.config_of(number)
+            config = anatomy.block_config(number)
             heads = config.num_attention_heads
             groups = (grouped and getattr(config, "num_key_value_heads", None)) or heads
             if parts != "ffn":
@@ -41,39 +42,39 @@ class WholeUnits(Sites):
                 yield _site(anatomy, number, "ffn", 0, 1)
 
     def default_layout(self, *, uneven: bool) -> Layout:
-        """The one that plain transformers loads, where blocks stay alike."""
+        """`uniform` if all blocks keep equal sizes, since plain transformers loads it."""
         return "per_layer" if uneven else "uniform"
 
-    def allowed(self, anatomy: Anatomy, asked: Asked) -> Allowed:
-        """Multiples of channels and whole groups of heads that the layout and the model's config can have."""
+    def allowed(self, anatomy: Anatomy, asked: SizeRequest) -> Allowed:
+        """The numbers of channels and groups of heads that the layout and the model's config accept."""
         assert asked.layout is not None
-        layout.require_possible(anatomy, asked.layout, biased=asked.biased)
+        layout.require_possible(anatomy, asked.layout, adds_bias=asked.adds_bias)
         if asked.sparsity:
-            layout.require_holding(anatomy, asked.layout)
+            layout.require_earlier_fits(anatomy, asked.layout)
         alike = asked.layout == "uniform"
         return widths.allowed(
-            anatomy, self.pattern.multiple, lambda site, n: not alike or layout.fits(anatomy, site, n)
+            anatomy, self.pattern.multiple, lambda site, n: not alike or unit_config.fits(anatomy, site, n)
         )
 
-    def shapes(self, anatomy: Anatomy, asked: Asked, budget: Budget) -> layout.UnitShapes:
-        """Smaller layers, written in the layout that was asked for."""
+    def shapes(self, anatomy: Anatomy, asked: SizeRequest, budget: Budget) -> layout.UnitShapes:
+        """The sizes of the smaller layers, stored in the layout of the request."""
         assert asked.layout is not None
         found = widths.unit_sites(anatomy)
         counts = {site.name: site.units - round(budget[site.name] * site.units) for site in found}
-        return layout.UnitShapes(anatomy, asked.layout, counts, asked.biased)
+        return layout.UnitShapes(anatomy, asked.layout, counts, asked.adds_bias)
 
 
 def _site(anatomy: Anatomy, number: int, part: Part, units: int, share: int) -> UnitSite:
-    """The units of one part of one block.
+    """The site of one part of one block.
 
     Args:
         anatomy: of the model.
         number: of the block.
         part: attention or feed-forward network.
-        units: how many there are; 0 for one to each input of the consumer.
-        share: query heads that share a key and value head.
+        units: how many there are; 0 if each input of the consumer is one.
+        share: query heads for each key and value head.
     """
-    row: Coupling = getattr(anatomy.row(), part)
+    row: Coupling = getattr(anatomy.family_row(), part)
     block, prefix = anatomy.blocks[number], f"{anatomy.prefix}.{number}."
     layer = block.get_submodule(row.consumer)
     outputs, inputs, transposed = sizes(layer)
@@ -81,7 +82,9 @@ def _site(anatomy: Anatomy, number: int, part: Part, units: int, share: int) -> 
     step = inputs // units
     producers = []
     for name, contents in row.producers.items():
+        # Keys and values have one head for each group, queries have `share` of them.
         steps = [step // share if letter in "kv" else step for letter in contents.split()]
+        # In a fused layer, all queries come first, then all keys, then all values.
         starts = [units * sum(steps[:i]) for i in range(len(steps))]
         source = block.get_submodule(name)
         biased = getattr(source, "bias", None) is not None
