@@ -194,7 +194,7 @@ def move_up(out: Path) -> bool:
     """
     folder = out / WORK
     if not (folder / READY).exists():
-        # Interrupted between the last two steps below: only the empty folder is left to delete.
+        # Interrupted between the last two steps below: only the empty folder must be deleted.
         if (out / "config.json").exists() and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         return False
