@@ -83,8 +83,8 @@ class Reconstruct(Recovery):
 
 def _outputs_of(stage: Stage, together: bool) -> dict[str, list[Tensor]]:
     """What the consumers of one dense block put out, by their names: [B, T, O] per batch, on the host."""
-    arrivals = stage.site_inputs(together=together)
-    return {site.name: [_output(site, x).cpu() for x in inputs] for site, inputs in arrivals}
+    reached = stage.site_inputs(together=together)
+    return {site.name: [_output(site, x).cpu() for x in inputs] for site, inputs in reached}
 
 
 def _fits(
