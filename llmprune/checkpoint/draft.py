@@ -172,14 +172,14 @@ class Draft:
 
     def _remove_partial_files(self) -> None:
         """Delete the hidden files that safetensors writes to before it renames them."""
-        for half in self.folder.glob(".*"):
-            half.unlink()
+        for file in self.folder.glob(".*"):
+            file.unlink()
 
     def _append(self, line: BaseModel) -> None:
         with _as_job_error(self.folder / JOURNAL), (self.folder / JOURNAL).open("a") as file:
             file.write(json.dumps(line.model_dump()) + "\n")
             file.flush()
-            os.fsync(file.fileno())  # or a power cut could lose a line after the next block has begun
+            os.fsync(file.fileno())  # or a power cut loses the line, and the block must be computed again
 
 
 def is_unfinished(out: Path) -> bool:
@@ -194,7 +194,7 @@ def move_up(out: Path) -> bool:
     """
     folder = out / WORK
     if not (folder / READY).exists():
-        # Interrupted between the last two steps below: only the empty folder is left to delete.
+        # Interrupted between the last two steps below: only the empty folder must be deleted.
         if (out / "config.json").exists() and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         return False

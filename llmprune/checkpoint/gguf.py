@@ -38,7 +38,7 @@ def dequantised(file: Path) -> Path:
     part = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         arguments: dict[str, object] = {"gguf_file": file.name, "dtype": torch.float32}
-        # Newer transformers keeps the weights quantised unless told otherwise; older ones lack the option.
+        # Newer transformers keeps the weights quantised by default; older ones do not have the option.
         if "dequantize" in inspect.signature(getattr(transformers, "GgufConfig", dict)).parameters:
             arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(file.parent, **arguments)

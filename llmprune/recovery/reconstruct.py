@@ -80,8 +80,8 @@ class Reconstruct(Recovery):
 
 def _outputs_of(stage: Stage, together: bool) -> dict[str, list[Tensor]]:
     """Return the outputs of the sites of one dense block by name: [B, T, O] per batch, on the CPU."""
-    arrivals = stage.site_inputs(together=together)
-    return {site.name: [_output(site, x).cpu() for x in inputs] for site, inputs in arrivals}
+    observed = stage.site_inputs(together=together)
+    return {site.name: [_output(site, x).cpu() for x in inputs] for site, inputs in observed}
 
 
 def _fits(

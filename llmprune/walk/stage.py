@@ -54,9 +54,7 @@ class Stage:
         else:
             seen = self._observe(needs)
             if propagation == "block":
-                self.outputs = (
-                    None  # they are of the dense block; the next one gets those of the pruned block
-                )
+                self.outputs = None  # of the dense block; the next one gets those of the pruned block
             for site in self.sites:
                 yield site, self._checked(site, seen.get(site.name))
 

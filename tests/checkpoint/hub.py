@@ -1,4 +1,4 @@
-"""A Hub on the loopback interface, with as much of its protocol as reading a model takes."""
+"""A Hub on the loopback interface, with the part of its protocol that reads a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Repository:
-    """The files of one model, and what its one commit is called."""
+    """The files of one model, and the name of its only commit."""
 
     files: dict[str, bytes]
     commit: str = COMMIT
@@ -31,7 +31,7 @@ class Repository:
         return cls({path.name: path.read_bytes() for path in sorted(folder.iterdir())}, commit)
 
     def entry(self, path: str) -> dict[str, Any]:
-        """What the Hub tells of a file: git's hash of it, and the sha256 of what is stored beside git."""
+        """The Hub's facts of a file: its git hash, and the sha256 if it is an LFS object."""
         data = self.files[path]
         told = {"type": "file", "path": path, "size": len(data), "oid": git_hash(data)}
         if stored_beside_git(path):
@@ -39,7 +39,7 @@ class Repository:
         return told
 
     def sibling(self, path: str) -> dict[str, Any]:
-        """The same in the words of the other call."""
+        """The same facts with the keys of the other API call."""
         told = self.entry(path)
         said = {"rfilename": path, "size": told["size"], "blobId": told["oid"]}
         if "lfs" in told:
@@ -91,7 +91,7 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers what is asked of a Hub."""
+    """Answer the requests that read from a Hub."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"

@@ -1,4 +1,4 @@
-"""Checkpoints on the Hub, asked for by their id from the command line, while it can be reached and after."""
+"""Checkpoints on the Hub, named by id on the command line, while the Hub is reachable and after."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ for line in json.loads(sys.argv[1]):
 
 
 def commands(home: Path, endpoint: str, lines: list[list[str]], **more: str) -> list[dict[str, Any]]:
-    """What each command line said, all of them in one fresh process that knows only our Hub."""
+    """The output of each command line; all run in one fresh process that knows only our Hub."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **more}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
@@ -49,7 +49,7 @@ def commands(home: Path, endpoint: str, lines: list[list[str]], **more: str) -> 
 
 @pytest.fixture(scope="module")
 def on_hub(checkpoints: tiny.Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What was said about models on a Hub: while it could be reached, and after it was gone."""
+    """The outputs for models on a Hub: while it was reachable, and after it was stopped."""
     root = tmp_path_factory.mktemp("hub")
     tiny_one = checkpoints("llama")
     pickled = Repository.of(tiny_one, "f" * 40)

@@ -1,4 +1,4 @@
-"""The loopback Hub when it can be written to as well, and how it can fail."""
+"""A loopback Hub that accepts uploads, and can be made to fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CUT = -1  # instead of a status: close the connection in the middle of what is s
 
 @dataclass
 class Fault:
-    """Answer requests of a kind wrongly: with a status, or not at all; only so many `times`."""
+    """Answer matching requests with an error status, or not at all, at most `times` times."""
 
     request: str
     """A regular expression for `METHOD path`."""
@@ -29,7 +29,7 @@ class Fault:
     times: int = 1_000
     headers: dict[str, str] = field(default_factory=dict)
     answer: dict[str, Any] = field(default_factory=dict)
-    """What else the answer says."""
+    """Further keys of the answer."""
 
 
 @dataclass
@@ -45,13 +45,13 @@ class Versioned:
 
     @classmethod
     def new(cls, private: bool = False) -> Versioned:
-        """As the Hub makes them: one commit that says which files lie beside git."""
+        """As the Hub creates it: one commit that lists which files are LFS objects."""
         files = {".gitattributes": b"*.safetensors filter=lfs\n"}
         commit = name_of(files, "")
         return cls({commit: files}, {"main": commit}, private=private)
 
     def commit_of(self, revision: str) -> str | None:
-        """What a branch, a tag, a pull request or a commit stands for."""
+        """The commit of a branch, a tag, a pull request or a commit."""
         pulls = {f"refs/pr/{number}": commit for number, commit in enumerate(self.requests, 1)}
         named = {**self.tags, **self.branches, **pulls, **{commit: commit for commit in self.commits}}
         return named.get(revision)
@@ -70,12 +70,12 @@ class WritableHub(Hub):
     repositories: dict[str, Repository] = field(default_factory=dict)
     versioned: dict[str, Versioned] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
-    """What lies beside git, by sha256."""
+    """The LFS objects, by sha256."""
     faults: list[Fault] = field(default_factory=list)
     loses: set[str] = field(default_factory=set)
     """Objects that are gone by the time they are committed, each once."""
     rival: str = ""
-    """A file that somebody else commits while the next push is under way."""
+    """A file that somebody else commits during the next push."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def wrote(self) -> list[str]:
@@ -84,7 +84,7 @@ class WritableHub(Hub):
 
 
 class WritableHandler(Handler):
-    """Answers what writes as well."""
+    """Answer the requests that write, too."""
 
     hub: WritableHub
 
@@ -123,7 +123,7 @@ class WritableHandler(Handler):
         self._refuse("EntryNotFound")
 
     def _received(self) -> bytes | None:
-        """What was sent; None where a fault had its way instead."""
+        """The body of the request; None if a fault was answered instead."""
         fault = self._fault()
         if fault is None:
             return self._body()
@@ -162,7 +162,7 @@ class WritableHandler(Handler):
         return TOKENS.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
 
     def _may_write(self, name: str, *, pull: bool = False) -> bool:
-        """Say no to who may only read; who may read may open a pull request."""
+        """Refuse a token that may only read; it may open a pull request."""
         if self._role() == "write" and (pull or name.startswith("me/")):
             return True
         self._say({"error": "You don't have the rights to write here."}, 403)

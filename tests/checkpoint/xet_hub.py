@@ -1,4 +1,4 @@
-"""The loopback Hub when large files go to it in chunks (Xet), as they do to the real one."""
+"""A loopback Hub that receives large files in chunks (Xet), as the real one does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAIN, LZ4, GROUPED = range(3)
 
 @dataclass(frozen=True)
 class Term:
-    """Some chunks of a xorb, as a part of a file."""
+    """A range of chunks of a xorb, which is a part of a file."""
 
     xorb: str
     first: int
@@ -32,28 +32,28 @@ class Term:
 
 @dataclass
 class XetHub(WritableHub):
-    """Its storage keeps all it is sent: the client remembers what it need not send again."""
+    """Its storage keeps all uploads, because the client does not upload the same chunk twice."""
 
     xorbs: dict[str, bytes] = field(default_factory=dict)
-    """Chunks one behind the other, by hash."""
+    """Concatenated chunks, by hash."""
     terms: dict[str, list[Term]] = field(default_factory=dict)
-    """What files are made of, by the hash of the file."""
+    """The parts of each file, by the hash of the file."""
     names: dict[str, str] = field(default_factory=dict)
     """The hashes of the files, by the sha256 of their content."""
 
     def register(self, shard: bytes) -> None:
-        """Put together the files that a shard tells of."""
+        """Assemble the files that a shard lists."""
         for name, terms in files_of(shard).items():
             data = b"".join(self.content(term) for term in terms)
             oid = hashlib.sha256(data).hexdigest()
             self.terms[name], self.names[oid], self.objects[oid] = terms, name, data
 
     def content(self, term: Term) -> bytes:
-        """What one part of a file holds."""
+        """The bytes of one part of a file."""
         return b"".join(chunks_of(self.xorbs[term.xorb])[term.first : term.end])
 
     def reconstruction(self, name: str) -> dict[str, Any]:
-        """How the client finds the parts of a file."""
+        """The answer from which the client finds the parts of a file."""
         terms = self.terms[name]
         return {
             "offset_into_first_range": 0,
@@ -79,7 +79,7 @@ class XetHub(WritableHub):
 
 
 def chunks_of(xorb: bytes) -> list[bytes]:
-    """The content of all chunks; each has eight bytes before it: version, sizes, how it was packed."""
+    """The content of all chunks; each has a header of eight bytes: version, sizes, compression."""
     chunks, at = [], 0
     while at < len(xorb):
         size, kind = int.from_bytes(xorb[at + 1 : at + 4], "little"), xorb[at + 4]
@@ -91,7 +91,7 @@ def chunks_of(xorb: bytes) -> list[bytes]:
 
 
 def _ungrouped(data: bytes) -> bytes:
-    """Every fourth byte was put together, since the bytes of numbers are alike in that way."""
+    """Undo the grouping of every fourth byte, which makes numbers of four bytes compress better."""
     out, at = np.empty(len(data), np.uint8), 0
     for first in range(4):
         count = len(out[first::4])
@@ -101,7 +101,7 @@ def _ungrouped(data: bytes) -> bytes:
 
 
 def files_of(shard: bytes) -> dict[str, list[Term]]:
-    """The files of a shard: for each an entry with its hash, then one for every part."""
+    """The files of a shard: an entry with the hash of the file, then one for every part."""
     files, at = {}, ENTRY
     while (name := shard[at : at + HASH]) != b"\xff" * HASH:
         flags, count = _numbers(shard, at)[:2]
@@ -114,7 +114,7 @@ def files_of(shard: bytes) -> dict[str, list[Term]]:
 
 
 def _numbers(shard: bytes, at: int) -> list[int]:
-    """The four numbers behind the hash of an entry."""
+    """The four numbers after the hash of an entry."""
     return np.frombuffer(shard[at + HASH : at + ENTRY], "<u4").tolist()
 
 
@@ -124,7 +124,7 @@ def _hexadecimal(name: bytes) -> str:
 
 
 class XetHandler(WritableHandler):
-    """Hands out keys of the storage, and answers what is asked of that."""
+    """Issue keys of the storage, and answer requests to it."""
 
     hub: XetHub
 
@@ -180,7 +180,7 @@ class XetHandler(WritableHandler):
         self._say(self.hub.reconstruction(name))
 
     def _send(self, body: bytes, headers: dict[str, str], status: int = 200) -> None:
-        """As before; a file that lies in chunks is named where it is asked for."""
+        """Send as the parent does, with the Xet hash of a file that is stored in chunks."""
         name = self.hub.names.get(hashlib.sha256(body).hexdigest())
         if name is not None and self.command == "HEAD":
             model, commit = "/".join(self.path.split("/")[1:3]), headers["X-Repo-Commit"]

@@ -1,4 +1,4 @@
-"""What has been cut is cut or masked once more."""
+"""A model whose layers were cut is cut or masked again."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def test_blocks_of_different_sizes_are_cut_once_more(
     torch.testing.assert_close(load(tmp_path / "saved", layout)(PROBE).logits, live(PROBE).logits)
 
 
-@pytest.mark.parametrize(
-    "family", ["llama", "mistral"]
-)  # mistral has no place for the first pruning's biases
+@pytest.mark.parametrize("family", ["llama", "mistral"])  # mistral has no field for the biases
 def test_blocks_of_different_sizes_are_masked(
     family: str, checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
@@ -65,7 +63,7 @@ def test_blocks_of_different_sizes_are_masked(
         torch.testing.assert_close(load(tmp_path / folder, "per_layer")(PROBE).logits, live(PROBE).logits)
 
 
-def test_a_layout_that_cannot_hold_what_an_earlier_pruning_left_is_refused(
+def test_a_layout_that_cannot_store_the_earlier_pruning_is_refused(
     checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
     prune(checkpoints("mistral"), asked("per_layer", repair="mean_bias"), out=tmp_path / "once")

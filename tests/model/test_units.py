@@ -1,4 +1,4 @@
-"""Whole units go: every family ends smaller, in every layout, and loads as it was in memory."""
+"""Whole units are removed: every family gets smaller, in every layout, and loads as it was in memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def asked(layout: str, **others: Any) -> dict[str, Any]:
 
 
 def cut(folder: Path, out: Path, layout: str) -> tuple[Report, dict[str, Any]]:
-    """Prune with whatever the family can have in this layout; each refusal must name the way out."""
+    """Prune with the first choice that this layout accepts; each refusal must name a choice that works."""
     for parts, repair in itertools.product(("all", "ffn"), ("affine", "least_squares")):
         choice = {"parts": parts, "repair": repair}
         try:
@@ -173,7 +173,7 @@ def test_layers_of_different_sizes_load_in_a_fresh_process(
     assert done.stdout.strip() == str("llmprune" in LOADERS[loader])
 
 
-def test_the_modelling_file_stands_on_its_own(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+def test_the_modelling_file_needs_no_llmprune(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     cut(checkpoints("llama"), tmp_path / "out", "per_layer")
     code = (tmp_path / "out" / "modeling_llmprune.py").read_text()
     assert "import llmprune" not in code and "from llmprune" not in code
@@ -194,7 +194,7 @@ def test_a_survey_of_the_dense_model_serves_no_other_propagation(
     assert errors["dense"][2:] != errors["block"][2:]
 
 
-def test_a_run_that_was_cut_off_ends_with_the_same_bytes(
+def test_an_interrupted_run_resumes_to_the_same_bytes(
     checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flap = {"method": "flap", "sparsity": 0.4, "pattern": {"multiple": 8}, "calibration": CALIBRATION}

@@ -1,4 +1,4 @@
-"""Whole numbers of units that add up to what was asked."""
+"""Whole numbers of units whose total is as close to the target as possible."""
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +23,7 @@ ALLOWED = widths.allowed(anatomy(), 8, lambda site, n: True)
 TOTAL = sum(site.weights for site in SITES)
 
 
-def gone(counts: dict[str, int]) -> float:
+def removed_share(counts: dict[str, int]) -> float:
     return 1 - sum(counts[site.name] * site.cost for site in SITES) / TOTAL
 
 
@@ -74,7 +74,7 @@ def test_the_total_is_as_close_as_whole_steps_allow(shares, sparsity):
     counts = widths.round_counts(SITES, ALLOWED, wanted, sparsity)
     assert all(counts[site.name] in ALLOWED[site.name] for site in SITES)
     largest = max(8 * s.cost if s.part == "ffn" else s.cost for s in SITES)
-    assert abs(gone(counts) - sparsity) * TOTAL <= largest
+    assert abs(removed_share(counts) - sparsity) * TOTAL <= largest
 
 
 def test_what_fits_exactly_is_what_comes_out():

@@ -54,7 +54,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 def passing(
     model: PreTrainedModel, modules: list[nn.Module], batches: list[Tensor] = BATCHES
 ) -> list[list[tuple[Tensor, Tensor]]]:
-    """What enters and leaves each of the modules, batch by batch, while the model runs as it pleases."""
+    """Inputs and outputs of each module, batch by batch, recorded while the whole model runs."""
     seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in modules]
 
     def noting(number: int) -> Callable[..., None]:
@@ -77,7 +77,7 @@ def same(ones: list[Tensor], others: list[Tensor]) -> bool:
 
 
 def halve(site: Site) -> None:
-    """Prune a site in a way that shows: every second input goes."""
+    """Prune a site visibly: set every second input to zero."""
     matrix = site.matrix(site.layer.weight.data).clone()
     matrix[:, ::2] = 0
     site.layer.weight = nn.Parameter(site.matrix(matrix).contiguous(), requires_grad=False)
@@ -159,9 +159,9 @@ def test_all_batches_together_or_in_turns_is_the_same_computation(
             found.append(("outputs", 0, *stage.outputs))
         return found
 
-    once, anew = run(together=True), run(together=False)
-    assert [(name, tokens) for name, tokens, *_ in once] == [(name, tokens) for name, tokens, *_ in anew]
-    assert all(same(list(a), list(b)) for (_, _, *a), (_, _, *b) in zip(once, anew, strict=True))
+    once, in_turns = run(together=True), run(together=False)
+    assert [(name, tokens) for name, tokens, *_ in once] == [(name, tokens) for name, tokens, *_ in in_turns]
+    assert all(same(list(a), list(b)) for (_, _, *a), (_, _, *b) in zip(once, in_turns, strict=True))
 
 
 def tensors_of(statistic: Statistic) -> list[Tensor]:
@@ -183,7 +183,7 @@ def test_sites_that_read_the_same_tensor_share_what_was_seen(propagation: Any, t
 
 
 def pruned_first_block(propagation: Any, together: bool) -> tuple[dict[str, Observation], list[Tensor]]:
-    """Prune the sites of block 0 as they come: what each was measured on, and what enters block 1."""
+    """Prune the sites of block 0 in order; return their observations and the inputs of block 1."""
     walk = stages(tiny.model("llama"))
     seen = {}
     for site, one in next(walk).visit(InputNorm, propagation, together=together):
@@ -193,7 +193,7 @@ def pruned_first_block(propagation: Any, together: bool) -> tuple[dict[str, Obse
 
 
 def first_block_of(pruned: Callable[[Site], bool]) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """The same from a model that runs as a whole, some sites of its first block pruned beforehand."""
+    """Norms and inputs of block 1 from the whole model, with some sites of block 0 pruned first."""
     model = tiny.model("llama")
     sites = Anatomy(model, LinearLayers()).block_sites(0)
     for site in filter(pruned, sites):
@@ -203,7 +203,7 @@ def first_block_of(pruned: Callable[[Site], bool]) -> tuple[dict[str, Tensor], l
     return norms, [x for x, _ in entering[-1]]
 
 
-def test_block_propagation_measures_the_dense_block_and_hands_on_the_pruned_ones_outputs() -> None:
+def test_block_propagation_measures_the_dense_block_and_passes_on_the_pruned_outputs() -> None:
     dense, dense_outputs = first_block_of(lambda site: False)
     _, pruned_outputs = first_block_of(lambda site: True)
     assert not same(dense_outputs, pruned_outputs)
@@ -212,7 +212,7 @@ def test_block_propagation_measures_the_dense_block_and_hands_on_the_pruned_ones
     assert same(handed_on, pruned_outputs)
 
 
-def test_dense_propagation_hands_on_the_dense_outputs() -> None:
+def test_dense_propagation_passes_on_the_dense_outputs() -> None:
     dense, dense_outputs = first_block_of(lambda site: False)
     seen, handed_on = pruned_first_block("dense", together=False)
     assert all(torch.equal(seen[name].statistic.value, norm) for name, norm in dense.items())
@@ -245,7 +245,7 @@ def test_the_probe_passes_through_the_blocks_as_the_caller_leaves_them(
     assert not torch.equal(walk.logits(), dense)
 
 
-def test_a_method_that_needs_nothing_gets_every_site_without_a_forward(
+def test_a_method_that_needs_nothing_gets_every_site_without_a_forward_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stage = next(stages(tiny.model("llama")))
@@ -289,7 +289,7 @@ def test_a_site_that_no_token_reaches_stops_the_job(propagation: Any, together: 
 
 
 class Routed(nn.Module):
-    """Three experts, the second of which a batch of a single sequence passes by."""
+    """Three experts; a batch of a single sequence does not use the second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -313,7 +313,7 @@ def test_batches_that_take_different_ways_are_measured_where_they_went_or_refuse
     assert [len(x) for x in entering] == [3, 2, 3]
     stage = next(walked(model, batches).stages("walking"))
     visit = stage.visit(InputNorm, propagation, together=together)
-    if propagation == "layer":  # which cannot wait for a batch that never comes
+    if propagation == "layer":  # which would wait for a batch that never comes
         with pytest.raises(JobError, match=r"take different ways|no calibration token reached"):
             list(visit)
         return
