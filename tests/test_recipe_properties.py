@@ -85,19 +85,31 @@ def name_in(data: dict[str, Any], field: str) -> str | None:
     return asked["name"] if isinstance(asked, dict) else asked
 
 
+def repairs(what: str) -> dict[str, type[Any]]:
+    """Those that compensate for removed `units` or `blocks`."""
+    return {name: part for name, part in REPAIRS.items() if what in part.serves}
+
+
 @st.composite
 def recipes(draw: st.DrawFn) -> dict[str, Any]:
     """The data of a recipe that nothing is wrong with."""
     data = {"method": draw(named(METHODS))}
     method = METHODS[str(name_in(data, "method"))]
-    if "weights" not in method.serves or (method.scores_alone() and draw(st.booleans())):
+    kind = draw(st.sampled_from(method.serves))
+    if kind == "units":
         data["pattern"] = {"name": "units", **draw(options_of(Units))}
         data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
         data["allocation"] = draw(named(allocations("units", method)))
-        data["repair"] = draw(named(REPAIRS))
+        data["repair"] = draw(named(repairs("units")))
         uneven = ALLOCATIONS[str(name_in(data, "allocation"))].uneven
         layouts = st.sampled_from(["per_layer", "padded"] if uneven else ["per_layer", "padded", "uniform"])
         data |= draw(st.fixed_dictionaries({}, optional={"layout": layouts}))
+    elif kind == "blocks":
+        listed = draw(st.none() | st.lists(st.integers(1, 99), min_size=1, unique=True))
+        data["pattern"] = {"name": "blocks", "remove": listed, "keep_ends": draw(st.booleans())}
+        data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
+        data["allocation"] = draw(named(allocations("blocks", method))) if listed is None else "listed"
+        data["repair"] = draw(named(repairs("blocks")))
     elif draw(st.booleans()):
         m = draw(st.integers(2, 64))
         data["pattern"] = f"{draw(st.integers(1, m - 1))}:{m}"

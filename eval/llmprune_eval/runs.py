@@ -8,7 +8,8 @@ from typing import Literal
 
 from llmprune import report
 from llmprune.errors import RequestError
-from llmprune.report import Bench, Judged, Report, Text
+from llmprune.records import Bench, Judged, Text
+from llmprune.report import Report
 
 PROTOCOL = ("dataset", "split", "length", "stride", "windows", "bos", "tokenizer")
 

@@ -12,7 +12,8 @@ from typing import TextIO
 import typer
 
 from llmprune.errors import JobError, RequestError
-from llmprune.report import RecoveryRecord, Report
+from llmprune.records import RecoveryRecord
+from llmprune.report import Report
 
 
 def show_report(report: Report, out: Path, as_json: bool) -> None:

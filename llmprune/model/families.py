@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,6 +31,9 @@ class Family:
     heads_fixed_because: str = ""
     """Why heads cannot be removed; empty if they can. The attention then has no producers."""
 
+    outputs_change_by: str = ""
+    """What follows the output layers of its parts, before the hidden states: a norm, a factor, or nothing."""
+
     biases: Mapping[Part, str] = field(default_factory=dict)
     """By part, the config field that gives all its layers a bias, if the model class has one."""
 
@@ -40,24 +44,26 @@ _GATED = Coupling("mlp.down_proj", {"mlp.gate_proj": "c", "mlp.up_proj": "c"})
 _FUSED_GATED = Coupling("mlp.down_proj", {"mlp.gate_up_proj": "c c"})
 _FOUR_H = Coupling("mlp.dense_4h_to_h", {"mlp.dense_h_to_4h": "c"})
 _BIASED = Family(_ATTENTION, _GATED, biases={"attention": "attention_bias", "ffn": "mlp_bias"})
+_SCALED = dataclasses.replace(_BIASED, outputs_change_by="a factor")
 _HALF_BIASED = Family(_ATTENTION, _GATED, biases={"attention": "attention_bias"})
+_NORMED = dataclasses.replace(_HALF_BIASED, outputs_change_by="a norm")
 _UNBIASED = Family(_ATTENTION, _GATED)
 _SQUARE = "the attention of its class is as wide as the hidden states"
 _SPANNING = "one norm spans all heads of its attention"
 
 FAMILIES: dict[str, Family] = {  # by the config's model_type
     "llama": _BIASED,
-    "granite": _BIASED,
+    "granite": _SCALED,
     "smollm3": _BIASED,
     "qwen3": _HALF_BIASED,
     "gemma": _HALF_BIASED,
-    "gemma2": _HALF_BIASED,
-    "gemma3_text": _HALF_BIASED,
+    "gemma2": _NORMED,
+    "gemma3_text": _NORMED,
     "cohere2": _HALF_BIASED,
     "mistral": _UNBIASED,
     "qwen2": _UNBIASED,
-    "olmo2": Family(Coupling("self_attn.o_proj", {}), _GATED, heads_fixed_because=_SPANNING),
-    "glm4": Family(_ATTENTION, _FUSED_GATED),
+    "olmo2": Family(Coupling("self_attn.o_proj", {}), _GATED, "intermediate_size", _SPANNING, "a norm"),
+    "glm4": Family(_ATTENTION, _FUSED_GATED, outputs_change_by="a norm"),
     "phi3": Family(Coupling("self_attn.o_proj", {"self_attn.qkv_proj": "q k v"}), _FUSED_GATED),
     "phi": Family(Coupling("self_attn.dense", _QKV), Coupling("mlp.fc2", {"mlp.fc1": "c"})),
     "starcoder2": Family(_ATTENTION, Coupling("mlp.c_proj", {"mlp.c_fc": "c"})),

@@ -15,7 +15,8 @@ from llmprune.checkpoint import reload
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError, first_line
 from llmprune.patterns import base as patterns
-from llmprune.report import CalibrationRecord, Choice, RecoveryRecord, Report, Totals
+from llmprune.records import CalibrationRecord, Choice, RecoveryRecord, Totals
+from llmprune.report import Report
 
 TEXT = """---
 {metadata}

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from llmprune.report import Memory
+from llmprune.records import Memory
 
 
 def peak(device: torch.device) -> Memory:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmprune.errors import RequestError
-from llmprune.report import CalibrationRecord
+from llmprune.records import CalibrationRecord
 
 
 @dataclass(frozen=True)

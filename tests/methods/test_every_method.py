@@ -24,7 +24,7 @@ from tests import tiny
 from tests.test_families import check_here
 
 METHODS = {name: plugins.find("llmprune.methods", name, Method) for name in plugins.names("llmprune.methods")}
-CUTTING = [name for name, method in METHODS.items() if method.scores_alone()]
+CUTTING = [name for name, method in METHODS.items() if method.scores_alone() and "units" in method.serves]
 BLIND = [name for name in CUTTING if METHODS[name].needs is Nothing]
 HIDDEN, CHANNELS, GROUPS, HEAD = 32, 48, 2, 8  # of the tiny model
 GROUP = 2 * HEAD  # rows of the queries that share a head of keys and values

@@ -46,6 +46,21 @@ class BlockSite(Site):
             self.layer.forward = _pass_on
 
 
+def _require_plain_outputs(anatomy: Anatomy) -> None:
+    """Refuse to refit a block whose parts do not end in a linear layer.
+
+    Raises:
+        RequestError: it says what follows the layer.
+    """
+    changed = anatomy.family_row().outputs_change_by
+    if changed:
+        raise RequestError(
+            "repair",
+            f"span was asked, and {changed} follows the output layers of a {anatomy.family!r} model; use "
+            "--repair none",
+        )
+
+
 def _pass_on(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
     return hidden_states
 
@@ -127,7 +142,7 @@ class WholeBlocks(Sites):
         """
         require_countable(anatomy)
         if asked.refits_seams:
-            anatomy.family_row()  # says which layers end a block's parts
+            _require_plain_outputs(anatomy)
         depth, ends = len(anatomy.blocks), 2 * self.pattern.keep_ends
         if self.pattern.remove is not None:
             self._require_listed(depth)
