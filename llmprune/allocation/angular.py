@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llmprune.allocation.base import Allocation, Allocator, Problem, removal
+from llmprune.allocation.base import Allocation, Allocator, Problem
+from llmprune.model.sites.block import budget_without
 from llmprune.tensors import ops
 
 
@@ -36,4 +37,4 @@ class Angular(Allocator):
                     distances[start] = ops.mean_angle(recent[start], stage.outputs)
                 del recent[start]  # so that the states of one span are held, not of the model
         first = min(distances, key=lambda start: (distances[start], start))
-        return removal(problem, range(first, first + span))
+        return Allocation(budget_without(problem.anatomy, range(first, first + span)))

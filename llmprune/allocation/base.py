@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -14,9 +14,8 @@ from llmprune.checkpoint.store import Store
 from llmprune.methods.base import PruningMethod
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
-from llmprune.model.sites.base import Budget
 from llmprune.model.unit_site import UnitSite
-from llmprune.model.widths import Allowed, Counts, require_reachable, unit_sites
+from llmprune.model.widths import Allowed, Budget, require_reachable, unit_sites
 from llmprune.patterns.base import Pattern
 from llmprune.patterns.blocks import Blocks
 from llmprune.patterns.unstructured import Unstructured
@@ -24,21 +23,10 @@ from llmprune.plugins import OPTIONS
 from llmprune.repair.base import LayerRepair
 from llmprune.repair.none import Unrepaired
 from llmprune.tensors.statistics import Nothing, Statistic, joined
-from llmprune.walk.observation import Observation
+from llmprune.walk.observation import Observed
 from llmprune.walk.solutions import Solutions
 from llmprune.walk.stage import Stage
 from llmprune.walk.walk import Walk
-
-
-@dataclass
-class Observed:
-    """Measurements of the dense model that pruning can reuse instead of repeating them."""
-
-    seen: dict[str, Observation] = field(default_factory=dict)
-    """By site name; empty if pruning must measure for itself."""
-
-    forward_s: dict[int, float] = field(default_factory=dict)
-    """Seconds of one forward pass, by block."""
 
 
 @dataclass(frozen=True)
@@ -153,14 +141,3 @@ class Allocator:
     def allocate(self, problem: Problem) -> Allocation:
         """Return the sparsity of every site; all sites together must reach `problem.sparsity`."""
         raise NotImplementedError
-
-
-def removal(problem: Problem, gone: Iterable[int]) -> Allocation:
-    """The budget that removes whole blocks."""
-    blocks = set(gone)
-    return Allocation({site.name: float(site.block in blocks) for site in problem.anatomy.sites})
-
-
-def budget_of(sites: list[UnitSite], counts: Counts) -> Budget:
-    """Return the share of units to remove at every site, given the number of units to keep."""
-    return {site.name: 1 - counts[site.name] / site.units for site in sites}

@@ -12,9 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from llmprune.allocation.base import Allocation, Allocator, Observed, Problem, budget_of
-from llmprune.model.widths import round_counts
+from llmprune.allocation.base import Allocation, Allocator, Problem
+from llmprune.model.widths import budget_of, round_counts
 from llmprune.tensors import ops
+from llmprune.walk.observation import Observed
 from llmprune.walk.stage import Stage
 
 

@@ -12,12 +12,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llmprune.allocation.base import Allocation, Allocator, Observed, Problem, budget_of
+from llmprune.allocation.base import Allocation, Allocator, Problem
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.unit_site import UnitSite
-from llmprune.model.widths import Allowed, require_reachable, round_counts, unit_sites
+from llmprune.model.widths import Allowed, budget_of, require_reachable, round_counts, unit_sites
 from llmprune.patterns.units import per_input
 from llmprune.tensors.statistics import Nothing
+from llmprune.walk.observation import Observed
 
 
 @dataclass(frozen=True)

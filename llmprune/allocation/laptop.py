@@ -11,7 +11,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from llmprune.allocation.base import Allocation, Allocator, Problem, removal
+from llmprune.allocation.base import Allocation, Allocator, Problem
+from llmprune.model.sites.block import budget_without
 from llmprune.walk.absence import Absence, few_windows
 
 
@@ -30,4 +31,4 @@ class Laptop(Allocator):
         absence = Absence(problem.store, few_windows(problem.batches, self.tokens), problem.probe)
         costs = absence.cost(set(), problem.removable)
         order = sorted(costs, key=lambda block: (costs[block], block))
-        return removal(problem, order[: problem.count])
+        return Allocation(budget_without(problem.anatomy, order[: problem.count]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmprune.allocation.base import Allocation, Allocator, Problem, removal
+from llmprune.allocation.base import Allocation, Allocator, Problem
+from llmprune.model.sites.block import budget_without
 from llmprune.patterns.blocks import Blocks
 
 
@@ -18,4 +19,4 @@ class Listed(Allocator):
     def allocate(self, problem: Problem) -> Allocation:
         """Remove what is listed."""
         assert isinstance(problem.pattern, Blocks)
-        return removal(problem, problem.pattern.remove or [])
+        return Allocation(budget_without(problem.anatomy, problem.pattern.remove or []))

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import yaml
 
-from llmprune.allocation.base import Allocation, Allocator, Problem, budget_of
+from llmprune.allocation.base import Allocation, Allocator, Problem
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
-from llmprune.model.widths import Allowed, round_counts
+from llmprune.model.widths import Allowed, budget_of, round_counts
 
 TOLERANCE = 0.005  # difference allowed between the sparsities of recipe and profile
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmprune.allocation.base import Allocation, Allocator, Problem, removal
+from llmprune.allocation.base import Allocation, Allocator, Problem
+from llmprune.model.sites.block import budget_without
 from llmprune.tensors import ops
 from llmprune.walk.stage import Stage
 
@@ -25,7 +26,7 @@ class Shortgpt(Allocator):
         found = {stage.index: influence(stage) for stage in problem.stages(forward=True)}
         candidates = problem.removable
         order = sorted(candidates, key=lambda block: (found[block], block))
-        return removal(problem, order[: problem.count])
+        return Allocation(budget_without(problem.anatomy, order[: problem.count]))
 
 
 def influence(stage: Stage) -> float:

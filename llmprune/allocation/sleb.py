@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from llmprune.allocation.base import Allocation, Allocator, Problem, removal
+from llmprune.allocation.base import Allocation, Allocator, Problem
+from llmprune.model.sites.block import budget_without
 from llmprune.walk.absence import Absence, few_windows
 
 
@@ -31,4 +32,4 @@ class Sleb(Allocator):
         while len(gone) < problem.count:
             costs = absence.cost(set(gone), problem.removable - set(gone))
             gone.append(min(costs, key=lambda block: (costs[block], block)))
-        return removal(problem, gone)
+        return Allocation(budget_without(problem.anatomy, gone))

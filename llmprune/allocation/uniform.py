@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmprune.allocation.base import Allocation, Allocator, Problem, budget_of
-from llmprune.model.widths import nearest
+from llmprune.allocation.base import Allocation, Allocator, Problem
+from llmprune.model.widths import budget_of, nearest
 
 
 @dataclass(frozen=True)

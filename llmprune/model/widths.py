@@ -8,6 +8,7 @@ from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.unit_site import UnitSite
 
+Budget = dict[str, float]  # the share to remove at every site, 0 to 1, by the site's name
 Counts = dict[str, int]  # units that stay, by the site's name
 Allowed = dict[str, list[int]]  # accepted numbers of units, ascending, by the site's name
 
@@ -102,3 +103,8 @@ def round_counts(
         site = max(growing, key=remainder)
         missing -= step(site, 1)
         at[site.name] += 1
+
+
+def budget_of(sites: list[UnitSite], counts: Counts) -> Budget:
+    """Return the share of units to remove at every site, given the number of units to keep."""
+    return {site.name: 1 - counts[site.name] / site.units for site in sites}

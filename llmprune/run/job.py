@@ -19,8 +19,7 @@ from llmprune.checkpoint.source import Source
 from llmprune.errors import JobError, RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.shapes import Shapes
-from llmprune.model.sites.base import Budget
-from llmprune.model.widths import Allowed
+from llmprune.model.widths import Allowed, Budget
 from llmprune.plugins import Options, sentence
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import load_data

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from llmprune.allocation.base import Observed
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import BlockRecord, RunHeader
 from llmprune.checkpoint.store import Store
@@ -19,7 +18,7 @@ from llmprune.recipe import Recipe
 from llmprune.records import SiteRecord
 from llmprune.run.seam import Seams
 from llmprune.tensors.statistics import Nothing
-from llmprune.walk.observation import Observation
+from llmprune.walk.observation import Observation, Observed
 from llmprune.walk.solutions import Solutions
 from llmprune.walk.solve import Solved, output_error, solve
 from llmprune.walk.stage import Stage

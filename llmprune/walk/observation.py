@@ -1,4 +1,4 @@
-"""What calibration measures of one site.
+"""What calibration measures of sites.
 
 Letters used in shapes: I input features, S sampled tokens.
 """
@@ -33,3 +33,14 @@ class Observation:
     def sample(self) -> Tensor:
         """The sampled inputs [S, I]."""
         return torch.cat(self.rows)
+
+
+@dataclass
+class Observed:
+    """Measurements of the dense model that pruning can reuse instead of repeating them."""
+
+    seen: dict[str, Observation] = field(default_factory=dict)
+    """By site name; empty if pruning must measure for itself."""
+
+    forward_s: dict[int, float] = field(default_factory=dict)
+    """Seconds of one forward pass, by block."""

@@ -90,7 +90,8 @@ from llmprune.methods.base import Weights
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.shapes import Removed, Shapes
 from llmprune.model.site import Site, WeightStore
-from llmprune.model.sites.base import Budget, SizeRequest, Sites
+from llmprune.model.sites.base import SizeRequest, Sites
+from llmprune.model.widths import Budget
 
 
 @dataclass(frozen=True, eq=False)

@@ -95,7 +95,11 @@ COMMANDS: dict[str, tuple[list[str], str, str]] = {
         "text_column",
         "no such option for the text builtin; leave it out",
     ),
-    "eval of a broken table": (["eval", MODEL, "--perplexity", "{tmp}/broken.jsonl"], "perplexity", "is complete"),
+    "eval of a broken table": (
+        ["eval", MODEL, "--perplexity", "{tmp}/broken.jsonl"],
+        "perplexity",
+        "is complete",
+    ),
     "eval without a tokenizer": (
         ["eval", "{tmp}/wordless", "--perplexity", "builtin"],
         "tokenizer",

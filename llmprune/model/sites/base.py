@@ -10,10 +10,8 @@ from llmprune import plugins
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.shapes import Layout, Shapes
 from llmprune.model.site import Site
-from llmprune.model.widths import Allowed
+from llmprune.model.widths import Allowed, Budget
 from llmprune.patterns.base import Pattern
-
-Budget = dict[str, float]  # the share to remove at every site, 0 to 1, by the site's name
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,8 +15,8 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.model.depth import require_countable, with_fewer_blocks
 from llmprune.model.shapes import Removed, Settings, Shapes
 from llmprune.model.site import Site, WeightStore
-from llmprune.model.sites.base import Budget, Sites, SizeRequest
-from llmprune.model.widths import Allowed
+from llmprune.model.sites.base import Sites, SizeRequest
+from llmprune.model.widths import Allowed, Budget
 from llmprune.patterns.blocks import Blocks
 
 
@@ -179,6 +179,12 @@ class WholeBlocks(Sites):
     def shapes(self, anatomy: Anatomy, asked: SizeRequest, budget: Budget) -> FewerBlocks:
         """Without the blocks whose budget is 1."""
         return FewerBlocks(anatomy, {site.block for site in anatomy.sites if budget[site.name] > 0.5})
+
+
+def budget_without(anatomy: Anatomy, gone: Iterable[int]) -> Budget:
+    """The budget that removes some blocks."""
+    blocks = set(gone)
+    return {site.name: float(site.block in blocks) for site in anatomy.sites}
 
 
 def _renumbered(name: str, before: str, after: str) -> str:

@@ -10,10 +10,10 @@ from llmprune.model import layout, unit_config, widths
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.families import Coupling, Part
 from llmprune.model.shapes import Layout
-from llmprune.model.sites.base import Budget, Sites, SizeRequest
+from llmprune.model.sites.base import Sites, SizeRequest
 from llmprune.model.sites.linear import sizes
 from llmprune.model.unit_site import Producer, Span, UnitSite
-from llmprune.model.widths import Allowed
+from llmprune.model.widths import Allowed, Budget
 from llmprune.patterns.units import Units
 
 

@@ -1,0 +1,106 @@
+"""A model without some of its blocks is the dense model that skips them, in every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from llmprune import prune
+from llmprune.checkpoint import reload
+from llmprune.errors import RequestError
+from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites.linear import LinearLayers
+from tests import tiny
+from tests.test_families import PROBE, check_here
+
+TEXT = {"samples": 4, "length": 16}
+LISTED: dict[str, Any] = {"pattern": {"name": "blocks", "remove": [1]}}
+
+
+@pytest.fixture(autouse=True)
+def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "check", check_here)
+
+
+def passed_on(_: nn.Module, given: tuple[Any, ...], output: Any) -> Any:
+    """A block's input in place of its output."""
+    return (given[0], *output[1:]) if isinstance(output, tuple) else given[0]
+
+
+def skipping(folder: Path, gone: set[int]) -> PreTrainedModel:
+    """The dense model whose blocks `gone` pass their input on."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    blocks = Anatomy(model, LinearLayers()).blocks
+    for block in gone:
+        blocks[block].register_forward_hook(passed_on)
+    return model
+
+
+def generated(model: PreTrainedModel, *, cached: bool) -> Tensor:
+    return model.generate(PROBE[:, :8], max_new_tokens=6, do_sample=False, use_cache=cached, pad_token_id=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_result_is_the_dense_model_that_skips_the_block(
+    family: str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    folder = checkpoints(family)
+    report = prune(folder, LISTED, out=tmp_path / "out")
+    pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert pruned.config.llmprune["blocks"] == [0, 2]
+    assert len(Anatomy(pruned, LinearLayers()).blocks) == 2
+    expected = skipping(folder, {1})(PROBE, use_cache=False).logits
+    torch.testing.assert_close(pruned(PROBE, use_cache=False).logits, expected, rtol=0, atol=1e-5)
+    assert torch.equal(generated(pruned, cached=True), generated(pruned, cached=False))
+    dense = tiny.model(family)
+    block = Anatomy(dense, LinearLayers()).blocks[1]
+    assert report.totals["removed_parameters"] == sum(p.numel() for p in block.parameters())
+    assert [site.block for site in report.sites if site.reached] == [1]
+
+
+@torch.no_grad()
+def test_a_model_in_memory_loses_the_same_block(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    folder = checkpoints("gemma2")
+    live = AutoModelForCausalLM.from_pretrained(folder).eval()
+    prune(live, LISTED)
+    prune(folder, LISTED, out=tmp_path / "out")
+    pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(live(PROBE).logits, pruned(PROBE).logits)
+    assert torch.equal(generated(live, cached=True), generated(pruned, cached=True))
+
+
+def test_the_dense_indices_survive_a_second_removal(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    prune(checkpoints("llama"), LISTED, out=tmp_path / "once")
+    again = {"pattern": {"name": "blocks", "remove": [0], "keep_ends": False}}
+    prune(tmp_path / "once", again, out=tmp_path / "twice")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "twice").config.llmprune["blocks"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    {
+        "a block twice": ({"pattern": {"name": "blocks", "remove": [1, 1]}}, "each block to remove once"),
+        "no such block": ({"pattern": {"name": "blocks", "remove": [7]}}, "the model has 0 to 2"),
+        "the first": ({"pattern": {"name": "blocks", "remove": [0]}}, "keep_ends=false"),
+        "all": ({"pattern": {"name": "blocks", "remove": [0, 1, 2], "keep_ends": False}}, "leave at least"),
+        "none": ({"pattern": "blocks", "sparsity": 0.1}, "0.1 of 3 blocks is 0; ask for 0.333 to 0.333"),
+        "too many": ({"pattern": "blocks", "sparsity": 0.7}, "0.7 of 3 blocks is 2"),
+        "a method": ({"pattern": "blocks", "method": "wanda"}, "wanda prunes weights or units"),
+        "an allocation": ({"pattern": "blocks", "allocation": "uniform"}, "cannot share out blocks"),
+        "a repair": ({"pattern": "blocks", "repair": "mean_bias"}, "use --repair none"),
+        "two criteria": ({"method": "sleb", "pattern": "blocks", "allocation": "laptop"}, "give one"),
+    }.values(),
+    ids=str,
+)
+def test_what_cannot_be_removed_is_refused(
+    asked: dict[str, Any], said: str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=said):
+        prune(checkpoints("llama"), {"calibration": TEXT, **asked}, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,96 @@
+"""Several steps of one recipe give what the same steps give as runs of their own, and resume anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llmprune import prune
+from llmprune.checkpoint import reload
+from llmprune.checkpoint.draft import Draft
+from llmprune.errors import JobError, RequestError
+from llmprune.recipe import Recipe
+from tests import tiny
+from tests.resume.children import hashes
+from tests.test_families import PROBE, check_here
+
+TEXT = {"calibration": {"samples": 4, "length": 16}}
+DEPTH: dict[str, Any] = {"pattern": {"name": "blocks", "remove": [1]}, "repair": "span"}
+WIDTH: dict[str, Any] = {
+    "method": "magnitude",
+    "sparsity": 0.3,
+    "pattern": {"name": "units", "multiple": 4},
+}
+MASK: dict[str, Any] = {"method": "wanda", "pattern": "2:4"}
+STEPS = {**TEXT, "steps": [DEPTH, WIDTH, MASK]}
+
+
+@pytest.fixture(autouse=True)
+def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "check", check_here)
+
+
+def test_steps_are_runs_one_after_the_other(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    report = prune(checkpoints("llama"), STEPS, out=tmp_path / "out")
+    source = checkpoints("llama")
+    for number, step in enumerate(STEPS["steps"]):
+        prune(source, TEXT | step, out=tmp_path / str(number))
+        source = tmp_path / str(number)
+    weights = {name: digest for name, digest in hashes(source).items() if name.endswith(".safetensors")}
+    assert weights and weights.items() <= hashes(tmp_path / "out").items()
+    assert [step["recipe"]["method"]["name"] for step in report.steps or []] == ["whole", "magnitude"]
+    assert report.recipe["method"]["name"] == "wanda"
+    assert Recipe.parse(report.recipe).resolved() == report.recipe
+
+
+@pytest.mark.parametrize("cut", [2, 4, 6])
+def test_an_interrupted_step_resumes(
+    cut: int, checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune(checkpoints("llama"), STEPS, out=tmp_path / "whole")
+    written, write = [], Draft.write_block
+
+    def interrupted(self: Draft, *given: Any) -> Any:
+        written.append(given)
+        if len(written) == cut:
+            raise JobError("cut")
+        return write(self, *given)
+
+    monkeypatch.setattr(Draft, "write_block", interrupted)
+    with pytest.raises(JobError, match="cut"):
+        prune(checkpoints("llama"), STEPS, out=tmp_path / "cut")
+    monkeypatch.setattr(Draft, "write_block", write)
+    with pytest.raises(RequestError, match="--resume"):
+        prune(checkpoints("llama"), STEPS, out=tmp_path / "cut")
+    prune(checkpoints("llama"), STEPS, out=tmp_path / "cut", resume=True)
+    assert hashes(tmp_path / "cut") == hashes(tmp_path / "whole")
+
+
+@torch.no_grad()
+def test_a_model_in_memory_takes_the_same_steps(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    live = AutoModelForCausalLM.from_pretrained(checkpoints("llama")).eval()
+    prune(live, STEPS, tokenizer=tiny.tokenizer())
+    prune(checkpoints("llama"), STEPS, out=tmp_path / "out")
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(live(PROBE).logits, stored(PROBE).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([], "a list of recipes is needed"),
+        ([WIDTH, {"method": "nothing"}], "nothing"),
+        ([{"method": "wanda", "sparsity": 3}, WIDTH], "steps.1.sparsity"),
+        ([{"pattern": {"name": "blocks", "remove": [9]}}, WIDTH], "steps.1.pattern.remove"),
+    ],
+)
+def test_a_wrong_step_is_named(
+    steps: list[Any], said: str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        prune(checkpoints("llama"), {**TEXT, "steps": steps}, out=tmp_path / "out")
+    assert said in str(caught.value)
