@@ -21,9 +21,8 @@ from llmprune.errors import RequestError
 from llmprune.paths import existing
 from llmprune.plugins import Options
 from llmprune.recipe import Recipe
-from llmprune.records import Learned
 from llmprune.repair.span import Span
-from llmprune.report import Report
+from llmprune.report import Learned, Report
 from llmprune.run import finish, job, learned
 from llmprune.run.job import Job, Run
 from llmprune.run.plan import Plan

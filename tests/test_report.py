@@ -16,8 +16,7 @@ from llmprune_eval import keeping, runs
 from llmprune import prune, push, recover, report
 from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
-from llmprune.records import SiteRecord
-from llmprune.report import FILE, Report
+from llmprune.report import FILE, Report, SiteRecord
 from tests import tiny
 from tests.test_families import check_here
 

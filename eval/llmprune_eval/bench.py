@@ -16,7 +16,7 @@ from typing import Any
 
 from llmprune.checkpoint import source
 from llmprune.errors import JobError, RequestError
-from llmprune.records import Memory
+from llmprune.report import Memory
 
 
 @dataclass(frozen=True)

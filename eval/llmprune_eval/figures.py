@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from llmprune.records import SiteRecord, Speed
+from llmprune.report import SiteRecord, Speed
 from llmprune_eval.plots import Axis, Chart, Grid, Plot, Series, curve, front
 from llmprune_eval.runs import Run, key_of
 

@@ -14,7 +14,7 @@ from llmprune import report
 from llmprune.checkpoint.files import write_atomically
 from llmprune.errors import RequestError
 from llmprune.progress import say
-from llmprune.records import Evaluation
+from llmprune.report import Evaluation
 from llmprune.run import card, card_results
 from llmprune_eval import evaluation, runs
 from llmprune_eval.perplexity import Protocol

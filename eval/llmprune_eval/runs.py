@@ -8,8 +8,7 @@ from typing import Literal
 
 from llmprune import report
 from llmprune.errors import RequestError
-from llmprune.records import Bench, Judged, Text
-from llmprune.report import Report
+from llmprune.report import Bench, Judged, Report, Text
 
 PROTOCOL = ("dataset", "split", "length", "stride", "windows", "bos", "tokenizer")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from llmprune.records import Memory, SiteRecord, Spent, Text, Time
+from llmprune.report import Memory, SiteRecord, Spent, Text, Time
 from llmprune_eval import figures
 from llmprune_eval.markup import element
 from llmprune_eval.runs import Run, key_of

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from llmprune.errors import RequestError
-from llmprune.records import Refit, SiteRecord
+from llmprune.report import Refit, SiteRecord
 
 Fingerprint = dict[str, object]  # all that the bytes of a result depend on, as JSON
 

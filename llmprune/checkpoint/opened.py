@@ -16,7 +16,7 @@ from llmprune.checkpoint.source import Source
 from llmprune.checkpoint.store import Store
 from llmprune.errors import JobError
 from llmprune.model.anatomy import Anatomy
-from llmprune.records import ModelFacts
+from llmprune.report import ModelFacts
 
 PROBE = 32  # tokens whose logits are compared with those of the reloaded model
 

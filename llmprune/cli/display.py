@@ -12,8 +12,7 @@ from typing import TextIO
 import typer
 
 from llmprune.errors import JobError, RequestError
-from llmprune.records import RecoveryRecord
-from llmprune.report import Report
+from llmprune.report import RecoveryRecord, Report
 
 
 def show_report(report: Report, out: Path, as_json: bool) -> None:

@@ -21,8 +21,8 @@ from llmprune.checkpoint.store import Store
 from llmprune.model.site import Site
 from llmprune.patterns.base import Pattern
 from llmprune.patterns.units import Units
-from llmprune.records import Refit
 from llmprune.recovery.base import Recovered, Recovery, Task
+from llmprune.report import Refit
 from llmprune.tensors.fit import Fit
 from llmprune.tensors.statistics import Gram
 from llmprune.walk.stage import Stage

@@ -15,8 +15,7 @@ from llmprune.checkpoint import reload
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError, first_line
 from llmprune.patterns import base as patterns
-from llmprune.records import CalibrationRecord, Choice, RecoveryRecord, Totals
-from llmprune.report import Report
+from llmprune.report import CalibrationRecord, Choice, RecoveryRecord, Report, Totals
 
 TEXT = """---
 {metadata}

@@ -8,8 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from llmprune.records import Bench, Evaluation, Judged, Text
-from llmprune.report import Report
+from llmprune.report import Bench, Evaluation, Judged, Report, Text
 from llmprune.run.card import opened
 
 CUT_ALIKE = ("dataset", "split", "length", "stride", "bos")  # decides a text's windows, besides its tokens

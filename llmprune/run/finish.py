@@ -23,8 +23,7 @@ from llmprune.plugins import Options
 from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import write_yaml
-from llmprune.records import RecipeRecord, StepRecord, Time
-from llmprune.report import Report
+from llmprune.report import RecipeRecord, Report, StepRecord, Time
 from llmprune.run import card, learned, memory
 from llmprune.run.job import Job, Run
 from llmprune.text.windows import Windows

@@ -23,8 +23,7 @@ from llmprune.model.widths import Allowed, Budget
 from llmprune.plugins import Options, sentence
 from llmprune.recipe import Recipe
 from llmprune.recipe_text import load_data
-from llmprune.records import ModelFacts
-from llmprune.report import Report
+from llmprune.report import ModelFacts, Report
 from llmprune.run import plan
 from llmprune.run.plan import Plan
 from llmprune.walk.pausing import device_of

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from llmprune.records import Memory
+from llmprune.report import Memory
 
 
 def peak(device: torch.device) -> Memory:

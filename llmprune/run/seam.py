@@ -14,8 +14,8 @@ from llmprune.checkpoint.store import Store
 from llmprune.model.site import Site
 from llmprune.model.sites.units import WholeUnits
 from llmprune.patterns.units import Units
-from llmprune.records import Refit
 from llmprune.repair.span import Span
+from llmprune.report import Refit
 from llmprune.tensors.fit import Fit
 from llmprune.walk.stage import Stage
 from llmprune.walk.walk import Walk

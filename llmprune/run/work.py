@@ -15,7 +15,7 @@ from llmprune.methods.base import PruningMethod
 from llmprune.model.shapes import Shapes
 from llmprune.model.site import Site
 from llmprune.recipe import Recipe
-from llmprune.records import SiteRecord
+from llmprune.report import SiteRecord
 from llmprune.run.seam import Seams
 from llmprune.tensors.statistics import Nothing
 from llmprune.walk.observation import Observation, Observed

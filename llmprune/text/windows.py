@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmprune.errors import RequestError
-from llmprune.records import CalibrationRecord
+from llmprune.report import CalibrationRecord
 
 
 @dataclass(frozen=True)
