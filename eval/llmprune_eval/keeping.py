@@ -17,8 +17,8 @@ from llmprune.progress import say
 from llmprune.report import Evaluation
 from llmprune.run import card, card_results
 from llmprune_eval import evaluation, runs
-from llmprune_eval.perplexity import Protocol
 from llmprune_eval.tasks import Ask
+from llmprune_eval.windows import Protocol
 
 # What every pruned model's perplexity can be measured on, offline too, and how.
 TEXT, PROTOCOL = "builtin", Protocol(windows=16)
