@@ -51,6 +51,8 @@ class Speed(TypedDict):
     parameters: NotRequired[int]
     weight_bytes: NotRequired[int]
     kv_bytes_per_token: NotRequired[float]
+    quartiles: NotRequired[dict[str, list[float]]]
+    """Of a figure's repeated measurements, the first and the third."""
 
 
 class Ratio(TypedDict):
@@ -118,13 +120,21 @@ def said(found: Ratio | None) -> str:
 
 
 def speeds(bench: Bench) -> list[Row]:
-    """Speed and size of the pruned model, beside the dense one's where that was measured in turns with it."""
+    """Speed and size of the pruned model, beside the dense one's where that was measured in turns with it.
+
+    A model on its own has quartiles behind its medians.
+    """
     models: list[dict[str, Any]] = [dict(one) for one in bench.get("models", [])]
     rows = []
     for figure, what, style in FIGURES if models else ():
-        dense, pruned = (
-            "" if one.get(figure) is None else f"{one[figure]:{style}}" for one in (models[0], models[-1])
-        )
-        if pruned:
-            rows.append(Row(what, dense if len(models) > 1 else "", pruned, said(ratio(bench, figure))))
-    return rows
+        own = [_written(one.get(figure), style) for one in models]
+        if len(models) > 1:
+            rows.append(Row(what, own[0], own[-1], said(ratio(bench, figure))))
+            continue
+        ends = [_written(end, style) for end in models[0].get("quartiles", {}).get(figure, [])]
+        rows.append(Row(what, "", f"{own[0]} [{', '.join(ends)}]" if ends else own[0], ""))
+    return [row for row in rows if row.pruned]
+
+
+def _written(value: float | None, style: str) -> str:
+    return "" if value is None else f"{value:{style}}"
