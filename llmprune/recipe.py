@@ -68,14 +68,14 @@ class Recipe(BaseModel):
         seed = text.get("seed") if isinstance(text, dict) else None
         usual = {"seed": seed} if type(seed) is int else {}  # any other is the calibration's to refuse
         method = plugins.build("method", METHODS, data["method"], Method, usual)
-        listed = _pattern(data.get("pattern"), method.pattern, method.compete).allocation
+        listed = patterns.with_usual(data.get("pattern"), method.pattern, method.compete).allocation
         budget = listed or method.allocation
         allocation = _with_default(data.get("allocation", budget), budget)
         repair = _with_default(data.get("repair", method.repair), method.repair)
         allocation = plugins.build("allocation", ALLOCATIONS, allocation, Allocator)
         repair = plugins.build("repair", "llmprune.repair", repair, Repair)
         competing = "matrix" if allocation.compares_scores else method.compete
-        pattern = _pattern(data.get("pattern"), method.pattern, competing)
+        pattern = patterns.with_usual(data.get("pattern"), method.pattern, competing)
         data |= {"method": method, "allocation": allocation, "repair": repair, "pattern": pattern}
         if data.get("recovery") is not None:
             data["recovery"] = recovery_of(data["recovery"])
@@ -83,11 +83,11 @@ class Recipe(BaseModel):
             data["calibration"] = with_defaults(text, method.calibration)
         data.setdefault("propagation", method.propagation)
         if data.get("layout") is None:
-            data["layout"] = _sites(pattern).default_layout(uneven=allocation.uneven)
+            data["layout"] = sites_of(pattern).default_layout(uneven=allocation.uneven)
         if listed is not None:
             data.setdefault("sparsity", 0.0)  # follows from the list, once the model is known
         if pattern.only_sparsity is not None:
-            data["sparsity"] = _only(pattern, data.get("sparsity", pattern.only_sparsity))
+            data["sparsity"] = patterns.only_sparsity(pattern, data.get("sparsity", pattern.only_sparsity))
         return data
 
     @model_validator(mode="after")
@@ -290,58 +290,6 @@ def recovery_of(value: object) -> Recovery:
     return plugins.build("recovery", "llmprune.recovery", value, Recovery)
 
 
-def calibration_of(value: Options) -> Calibration:
-    """The text that a mapping asks for.
-
-    Raises:
-        RequestError: it names the first field that is wrong.
-    """
-    try:
-        return Calibration.model_validate(value)
-    except ValidationError as error:
-        raise plugins.sentence(error, "calibration") from error
-
-
 def _with_default(value: object, name: str) -> object:
     """A mapping of options with this name, unless it has one."""
     return {"name": name, **value} if isinstance(value, dict) else value
-
-
-def _pattern(value: object, usual: object, compete: str) -> Pattern:
-    """The pattern that was asked for, with the method's options where it is the method's own."""
-    if isinstance(value, Pattern):
-        return value
-    own, options = (dict(v) if isinstance(v, dict) else {"name": v} for v in (usual, value))
-    if options.get("name") in (None, own["name"]):
-        options = {**own, **{key: v for key, v in options.items() if v is not None}}
-    return patterns.build(options, {"compete": compete})
-
-
-def _sites(pattern: Pattern) -> Sites:
-    try:
-        return sites_of(pattern)
-    except ValueError as error:
-        raise RequestError("pattern", str(error)) from error
-
-
-def _only(pattern: Pattern, asked: object) -> float:
-    """The only sparsity that a pattern has."""
-    fixed = pattern.only_sparsity
-    assert fixed is not None
-    if not abs(_number(asked) - fixed) <= 1e-9:
-        raise RequestError(
-            "sparsity",
-            f"{asked} was asked, and the pattern {pattern} removes exactly "
-            f"{fixed:g}; leave the sparsity out, or change the pattern",
-        )
-    return fixed
-
-
-def _number(value: object) -> float:
-    try:
-        if isinstance(value, str | int | float):
-            return float(value)
-        why = None
-    except (ValueError, OverflowError) as error:
-        why = error
-    raise RequestError("sparsity", f"{value!r} is not a number") from why

@@ -17,14 +17,14 @@ from llmprune.checkpoint.journal import RunHeader
 from llmprune.errors import RequestError
 from llmprune.model.shapes import from_earlier_pruning
 from llmprune.plugins import Options
-from llmprune.recipe import Recipe, calibration_of, recovery_of
+from llmprune.recipe import Recipe, recovery_of
 from llmprune.recovery.base import Recovery, Task
 from llmprune.report import Report
 from llmprune.run import finish, job
 from llmprune.run.job import Run
 from llmprune.run.recovery_job import RecoveryJob, dense_model, opened
 from llmprune.run.windows import windows
-from llmprune.text.calibration import Calibration, with_defaults
+from llmprune.text.calibration import Calibration, calibration_of, with_defaults
 from llmprune.text.windows import batched, size_of
 
 

@@ -20,10 +20,10 @@ from pydantic import (
 from typing_extensions import TypedDict  # Python 3.11's own cannot be checked by pydantic
 
 from llmprune.errors import RequestError, one_line
+from llmprune.measured import Evaluation
 
 FILE = "llmprune_report.json"
 SCHEMA = 1  # raised when what was written before can no longer be read
-Positive = Annotated[float, Field(gt=0)]
 
 
 class ModelFacts(TypedDict):
@@ -159,45 +159,6 @@ class Learned(TypedDict, total=False):
     """How a policy was trained: one curve for each part of the blocks."""
 
     losses: dict[str, list[float]]
-
-
-class Text(TypedDict):
-    """A perplexity; whatever else stands there says how it was measured."""
-
-    perplexity: float
-    dataset: NotRequired[str]
-    protocol: NotRequired[str]
-
-
-class Judged(TypedDict, total=False):
-    """What was measured of one model. A task holds its scores and errors as lm-eval names them."""
-
-    name: str
-    perplexity: list[Text]
-    tasks: dict[str, dict[str, Any]]
-
-
-class Speed(TypedDict):
-    """What a bench measured of one model."""
-
-    prefill_tokens_per_s: Positive
-    decode_tokens_per_s: Positive
-
-
-class Bench(TypedDict, total=False):
-    """Models that were measured in turns, the pruned one last."""
-
-    protocol: str
-    models: list[Speed]
-
-
-class Evaluation(TypedDict, total=False):
-    """What was measured of the pruned model, and of the dense one beside it."""
-
-    baseline: Judged
-    model: Judged
-    bench: Bench
-    asked: dict[str, Any] | None
 
 
 class StepRecord(TypedDict):

@@ -23,7 +23,7 @@ HOMES = {
 }
 # A file imports only from floors below its own, or from its own folder.
 FLOORS = {
-    0: ["errors", "paths", "progress", "llmprune_kernels"],
+    0: ["errors", "measured", "paths", "progress", "llmprune_kernels"],
     1: ["plugins", "report", "tensors"],
     2: ["patterns"],
     3: ["methods", "repair"],

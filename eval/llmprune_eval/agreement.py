@@ -10,7 +10,7 @@ import torch
 from llmprune.progress import track
 from llmprune.tensors import agreement as tensors
 from llmprune_eval import logits
-from llmprune_eval.perplexity import Protocol, settled, windows_of
+from llmprune_eval.windows import Protocol, settled, windows_of
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
@@ -10,8 +10,8 @@ from llmprune.checkpoint import source
 from llmprune.checkpoint.source import Source
 from llmprune.loading import load
 from llmprune_eval import agreement, comparison, perplexity, tasks
-from llmprune_eval.perplexity import Protocol
 from llmprune_eval.tasks import Ask
+from llmprune_eval.windows import Protocol, settled, windows_of
 
 
 def evaluate(
@@ -67,9 +67,11 @@ def _checked(sources: list[Source], texts: list[str], protocol: Protocol) -> Pro
     tokenizers = {perplexity.stamp(one): one for one in each}
     if not texts:
         return protocol
-    protocol = perplexity.settled(protocol, *(one.config for one in sources))
+    protocol = settled(protocol, *(one.config for one in sources))
+    if len(tokenizers) > 1:
+        protocol = replace(protocol, tokenizers=tuple(tokenizers.values()))
     for text, tokenizer in product(texts, tokenizers.values()):
-        next(perplexity.windows_of(tokenizer, text, protocol), None)
+        next(windows_of(tokenizer, text, protocol), None)
     return protocol
 
 
@@ -81,10 +83,10 @@ def _alike(dense: dict[str, Any], pruned: dict[str, Any]) -> bool:
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """One model's figures as a table."""
-    table = [
-        (f"  perplexity on {text['dataset']}", f"{text['perplexity']:.3f}   ({text['protocol']})")
-        for text in found["perplexity"]
-    ]
+    table = []
+    for text in found["perplexity"]:
+        figure = f"{text['perplexity']:.3f}, {text['bits_per_byte']:.4f} bits per byte"
+        table.append((f"  perplexity on {text['dataset']}", f"{figure}   ({text['protocol']})"))
     for name, values in found.get("tasks", {}).items():
         if values["metric"]:
             error = values.get(f"{values['metric']}_stderr")

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from llmprune.report import SiteRecord, Speed
+from llmprune import measured
+from llmprune.report import SiteRecord
 from llmprune_eval.plots import Axis, Chart, Grid, Plot, Series, curve, front
 from llmprune_eval.runs import Run, key_of
 
@@ -174,15 +175,8 @@ def costs(runs: list[Run], found: Quality) -> dict[str, tuple[Axis, dict[int, fl
 
 def speed(run: Run, part: str) -> float | None:
     """How many times as fast as the dense model the pruned one is, where both were measured in turns."""
-    models = run.bench.get("models", [])
-    if len(models) < 2:
-        return None
-    return tokens_per_s(models[-1], part) / tokens_per_s(models[0], part)
-
-
-def tokens_per_s(model: Speed, part: str) -> float:
-    """What a bench measured of `decode` or `prefill`."""
-    return model["decode_tokens_per_s"] if part == "decode" else model["prefill_tokens_per_s"]
+    found = measured.ratio(run.bench, f"{part}_tokens_per_s")
+    return None if found is None else found["ratio"]
 
 
 def best(runs: list[Run], found: Quality, against: str = "size") -> set[int]:

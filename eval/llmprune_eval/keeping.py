@@ -13,12 +13,12 @@ from typing import Any, cast
 from llmprune import report
 from llmprune.checkpoint.files import write_atomically
 from llmprune.errors import RequestError
+from llmprune.measured import Evaluation
 from llmprune.progress import say
-from llmprune.report import Evaluation
 from llmprune.run import card, card_results
 from llmprune_eval import evaluation, runs
-from llmprune_eval.perplexity import Protocol
 from llmprune_eval.tasks import Ask
+from llmprune_eval.windows import Protocol
 
 # What every pruned model's perplexity can be measured on, offline too, and how.
 TEXT, PROTOCOL = "builtin", Protocol(windows=16)

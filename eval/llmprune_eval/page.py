@@ -85,11 +85,11 @@ def _results(run: Run) -> list[Markup]:
         return [head, element("p", "Not measured yet; llmprune eval --save adds it.", class_="note")]
     found = [head]
     if texts:
-        found.append(_table(["text", "dense", "pruned", "ratio", "protocol"], texts))
+        found.append(_table(["text", "measured", "dense", "pruned", "ratio", "protocol"], texts))
     if scores:
         found.append(_table(["task", "metric", "dense", "pruned"], scores))
     if speeds:
-        found.append(_table(["speed, tokens/s", "dense", "pruned", "ratio"], speeds))
+        found.append(_table(["speed and size", "dense", "pruned", "pruned / dense"], speeds))
         how = run.bench.get("protocol")
         found += [element("p", f"Measured with {how}.", class_="note")] if how else []
     return found

@@ -12,54 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from llmprune.errors import JobError, RequestError
 from llmprune.progress import track
-from llmprune.text import sources, tokenizing
+from llmprune.text import sources
 from llmprune_eval import logits
+from llmprune_eval.windows import Protocol, settled, windows_of
 
 LARGEST = 700.0  # nats; beyond, the exponential is no float
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a text is cut into windows."""
-
-    length: int | None = None
-    """Tokens per window; the shortest context of the models or 2048, whichever is less, unless given."""
-
-    windows: int | None = None
-    """Only the first so many."""
-
-    stride: int | None = None
-    """Tokens from one window to the next; those that a window shares with the one before are context only."""
-
-    bos: bool = False
-    """Whether every window begins with the tokenizer's first token, which takes the place of one of text."""
-
-    column: str | None = None
-    """Of a table, the column that holds the text; `text` unless given."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """A part of a text [L], and from which prediction on it counts: the tokens before are context only."""
-
-    ids: Tensor
-    first: int
-
-    @property
-    def predicted(self) -> Tensor:
-        """The tokens whose predictions count."""
-        return self.ids[1 + self.first :]
 
 
 @dataclass(frozen=True)
@@ -76,7 +41,12 @@ class Perplexity:
     tokenizer: str
     windows: int
     predictions: int
+    bytes: int
+    """Of the text that the predicted tokens cover, in UTF-8; `bits_per_byte` is a mean over them."""
+
     dtype: str
+    tokenizers: list[str] | None = None
+    """Of all models that were measured on the same characters, where they differ."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, with the stamp."""
@@ -85,8 +55,11 @@ class Perplexity:
     @property
     def protocol(self) -> str:
         """The stamp that is printed beside the figure."""
+        most, alike = "", ""
+        if self.tokenizers:
+            most, alike = "at most ", f", the same characters under {len(self.tokenizers)} tokenizers"
         return (
-            f"{self.dataset} ({self.split}), {self.windows} windows of {self.length} tokens, "
+            f"{self.dataset} ({self.split}), {self.windows} windows of {most}{self.length} tokens{alike}, "
             f"stride {self.stride}, {'a' if self.bos else 'no'} BOS added, {self.dtype}, "
             f"tokenizer {self.tokenizer}"
         )
@@ -112,7 +85,7 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         require_known(model, int(window.ids.max()))
         total += loss_from(model, window.ids, window.first)
         predictions += len(window.predicted)
-        size += _bytes(tokenizer, window)
+        size += window.bytes(tokenizer)
         count += 1
     mean = total / predictions
     if not mean < LARGEST:
@@ -129,7 +102,9 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         tokenizer=stamp(tokenizer),
         windows=count,
         predictions=predictions,
+        bytes=size,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        tokenizers=sorted(map(stamp, asked.tokenizers)) or None,
     )
 
 
@@ -145,78 +120,11 @@ def require_known(model: Any, largest: int) -> None:
         raise RequestError("tokenizer", said)
 
 
-def _bytes(tokenizer: Any, window: Window) -> int:
-    """What a window predicts of the text; decoded behind its context, as decoders drop a leading space."""
-    context = window.ids[: 1 + window.first]
-    whole, before = (
-        tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (window.ids, context)
-    )
-    return len(whole.encode()) - len(before.encode())
-
-
 def stamp(tokenizer: Any) -> str:
     """The same for tokenizers that give the same ids to the same tokens."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     digest = hashlib.sha256(vocabulary.encode()).hexdigest()[:8]
     return f"{type(tokenizer).__name__}, {len(tokenizer)} tokens ({digest})"
-
-
-def settled(protocol: Protocol, *configs: Any) -> Protocol:
-    """A protocol with the length and stride that models of these configurations all get.
-
-    Raises:
-        RequestError: the windows are longer than the shortest context, or leave gaps.
-    """
-    contexts = [getattr(c.get_text_config(decoder=True), "max_position_embeddings", None) for c in configs]
-    length = _length(protocol, min(filter(None, contexts), default=None))
-    own = length - protocol.bos
-    stride = own if protocol.stride is None else protocol.stride
-    if not 1 <= stride <= own:
-        raise RequestError("stride", f"{stride} was asked, and windows hold {own} tokens of text")
-    return replace(protocol, length=length, stride=stride)
-
-
-def windows_of(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Window]:
-    """The windows of a text under a settled protocol; no more of it is read than they need.
-
-    Raises:
-        RequestError: the text is shorter than one window.
-    """
-    return islice(_windows_of(tokenizer, text, protocol), protocol.windows)
-
-
-def _windows_of(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Window]:
-    assert protocol.length is not None and protocol.stride is not None
-    begin = torch.tensor(_first_token(tokenizer) if protocol.bos else [], dtype=torch.int64)
-    own, stride = protocol.length - len(begin), protocol.stride
-    parts = sources.for_evaluation(text, protocol.column).read("evaluation")
-    left = torch.empty(0, dtype=torch.int64)
-    shared = None  # predictions of a window that the one before has made; before the first, none was made
-    for ids in tokenizing.tokens(parts, tokenizer):
-        left = torch.cat([left, ids])
-        starts = range(0, len(left) - own + 1, stride)
-        for start in starts:
-            yield Window(torch.cat([begin, left[start : start + own]]), shared or 0)
-            shared = max(0, protocol.length - stride - 1)
-        left = left[len(starts) * stride :]
-    if shared is None:
-        raise RequestError("perplexity", f"{text} has {len(left)} tokens, fewer than one window of {own}")
-
-
-def _length(protocol: Protocol, context: int | None) -> int:
-    length = min(2048, context or 2048) if protocol.length is None else protocol.length
-    if length < 2:
-        raise RequestError("length", f"{length} was asked, and a window needs 2 tokens to make a prediction")
-    if context and length > context:
-        raise RequestError("length", f"{length} tokens were asked, and the model's context is {context}")
-    return length
-
-
-def _first_token(tokenizer: Any) -> list[int]:
-    token = tokenizer.bos_token_id
-    if token is None:
-        raise RequestError("bos", "this model's tokenizer has no token for the beginning of a text")
-    return [token]
 
 
 def window_loss(model: Any, window: Tensor) -> float:

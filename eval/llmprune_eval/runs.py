@@ -8,9 +8,10 @@ from typing import Literal
 
 from llmprune import report
 from llmprune.errors import RequestError
-from llmprune.report import Bench, Judged, Report, Text
+from llmprune.measured import WINDOWS, Bench, Judged, Text
+from llmprune.report import Report
 
-PROTOCOL = ("dataset", "split", "length", "stride", "windows", "bos", "tokenizer")
+PROTOCOL = (*WINDOWS, "tokenizer")
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from llmprune.report import Memory, SiteRecord, Spent, Text, Time
+from llmprune import measured
+from llmprune.measured import same_characters, same_tokens
+from llmprune.report import Memory, SiteRecord, Spent, Time
 from llmprune_eval import figures
 from llmprune_eval.markup import element
-from llmprune_eval.runs import Run, key_of
+from llmprune_eval.runs import Run
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -109,17 +111,24 @@ def calibration(run: Run) -> list[tuple[str, object]]:
 
 
 def texts(run: Run) -> list[list[object]]:
-    """Perplexities beside the dense model's, where that was measured alike."""
-    dense = {key_of(text): text["perplexity"] for text in run.texts("baseline")}
+    """Perplexities and bits per byte beside the dense model's, each where it can be compared."""
+    rows: list[list[object]] = []
+    for text in run.texts():
+        name, how = text.get("dataset", figures.UNNAMED), text.get("protocol", "-")
+        tokens = [other for other in run.texts("baseline") if same_tokens(text, other)]
+        characters = [other for other in run.texts("baseline") if same_characters(text, other)]
+        after, before = text["perplexity"], tokens[0]["perplexity"] if tokens else None
+        rows.append([name, "perplexity", *_compared(before, after, ".3f"), how])
+        if bits := text.get("bits_per_byte"):
+            before = characters[0].get("bits_per_byte") if characters else None
+            rows.append([name, "bits per byte", *_compared(before, bits, ".4f"), how])
+    return rows
 
-    def row(text: Text) -> list[object]:
-        before, after = dense.get(key_of(text)), text["perplexity"]
-        compared = ["-", f"{after:.3f}", "-"]
-        if before:
-            compared = [f"{before:.3f}", f"{after:.3f}", f"{after / before:.3f}"]
-        return [text.get("dataset", figures.UNNAMED), *compared, text.get("protocol", "-")]
 
-    return [row(text) for text in run.texts()]
+def _compared(before: float | None, after: float, style: str) -> list[object]:
+    if not before:
+        return ["-", f"{after:{style}}", "-"]
+    return [f"{before:{style}}", f"{after:{style}}", f"{after / before:.3f}"]
 
 
 def scores(run: Run) -> list[list[object]]:
@@ -151,15 +160,8 @@ def _score(values: dict[str, Any], metric: str) -> str:
 
 
 def speeds(run: Run) -> list[list[object]]:
-    """Tokens per second, and their ratio where the dense model was measured in turns."""
-    models = run.bench.get("models", [])
-    rows: list[list[object]] = []
-    for part in ("prefill", "decode") if models else ():
-        pruned = f"{figures.tokens_per_s(models[-1], part):.1f}"
-        ratio = figures.speed(run, part)
-        dense = "-" if ratio is None else f"{figures.tokens_per_s(models[0], part):.1f}"
-        rows.append([part, dense, pruned, "-" if ratio is None else f"{ratio:.2f}"])
-    return rows
+    """Speed and size, and their ratio where the dense model was measured in turns."""
+    return [[cell or "-" for cell in row] for row in measured.speeds(run.bench)]
 
 
 def sites(run: Run) -> list[list[str]]:

@@ -20,22 +20,27 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 1,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 512,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens written after it.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements, or the fewest pairs of them.")] = 6,
+    seconds: Annotated[float, typer.Option(min=0, help="After which no further pair is measured.")] = 120.0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     save: Save = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Measure how fast MODEL reads and writes, and its memory; with --baseline, in turns with that."""
+    """Measure how fast MODEL reads and writes, and its memory; with --baseline, in turns with that.
+
+    Two models are measured in pairs until the 95 % intervals of the ratios of their speeds are within 3 %.
+    """
     from llmprune_eval import keeping
-    from llmprune_eval.bench import Load, compare, rows
+    from llmprune_eval.bench import compare, rows
+    from llmprune_eval.runner import Load
 
     if save:
         keeping.require_ours([model])
     display.quiet()
     names = [model] if baseline is None else [baseline, model]
-    load = Load(batch, prompt, new_tokens, repeats)
+    load = Load(batch, prompt, new_tokens, repeats, seconds)
     found = compare(names, load, device=device, dtype=dtype, trust=trust_remote_code)
     if as_json:
         display.print_json(found)

@@ -21,7 +21,7 @@ def demo(
 ) -> None:
     """Prune a real model (SmolLM2-135M-Instruct) to 2:4 with Wanda, and measure what it cost."""
     from llmprune_eval.evaluation import evaluate
-    from llmprune_eval.perplexity import Protocol
+    from llmprune_eval.windows import Protocol
 
     from llmprune.checkpoint import draft
     from llmprune.cli import demo_model
@@ -38,7 +38,11 @@ def demo(
         return display.print_json({"out": str(out), **measured})
     zeros = {"dense": 0, "pruned": report.totals["sparsity"]}
     rows = [
-        (role, f"perplexity {one['perplexity']:8.2f}   zeros in the layers {zeros[role]:4.0%}")
+        (
+            role,
+            f"perplexity {one['perplexity']:8.2f}   bits per byte {one['bits_per_byte']:.3f}   "
+            f"zeros in the layers {zeros[role]:4.0%}",
+        )
         for role, one in measured.items()
     ]
     display.table([*rows, ("protocol", measured["dense"]["protocol"])], sys.stdout)

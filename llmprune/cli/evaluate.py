@@ -50,7 +50,7 @@ def evaluate(
     """Measure MODELS; with --baseline, beside the dense model under the same protocol."""
     from llmprune_eval import evaluation, keeping
     from llmprune_eval import tasks as scored
-    from llmprune_eval.perplexity import Protocol
+    from llmprune_eval.windows import Protocol
 
     if not perplexity and tasks is None:
         raise RequestError("perplexity", "nothing was asked to be measured; give a text, or --tasks")

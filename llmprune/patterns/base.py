@@ -100,6 +100,39 @@ def build(value: object, defaults: Options) -> Pattern:
     return plugins.build("pattern", PACKAGE, value, Pattern, defaults)
 
 
+def with_usual(value: object, usual: object, compete: str) -> Pattern:
+    """The pattern that was asked for, with the method's options where it is the method's own."""
+    if isinstance(value, Pattern):
+        return value
+    own, options = (dict(v) if isinstance(v, dict) else {"name": v} for v in (usual, value))
+    if options.get("name") in (None, own["name"]):
+        options = {**own, **{key: v for key, v in options.items() if v is not None}}
+    return build(options, {"compete": compete})
+
+
+def only_sparsity(pattern: Pattern, asked: object) -> float:
+    """The only sparsity that a pattern has."""
+    fixed = pattern.only_sparsity
+    assert fixed is not None
+    if not abs(_number(asked) - fixed) <= 1e-9:
+        raise RequestError(
+            "sparsity",
+            f"{asked} was asked, and the pattern {pattern} removes exactly "
+            f"{fixed:g}; leave the sparsity out, or change the pattern",
+        )
+    return fixed
+
+
+def _number(value: object) -> float:
+    try:
+        if isinstance(value, str | int | float):
+            return float(value)
+        why = None
+    except (ValueError, OverflowError) as error:
+        why = error
+    raise RequestError("sparsity", f"{value!r} is not a number") from why
+
+
 def _parsed(word: str) -> tuple[str, dict[str, object]]:
     """Return the file's name and the options that a word stands for."""
     known = {name: plugins.find(PACKAGE, name, Pattern) for name in plugins.names(PACKAGE)}

@@ -8,12 +8,16 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from llmprune.report import Bench, Evaluation, Judged, Report, Text
+from llmprune import measured
+from llmprune.measured import Bench, Evaluation, Judged, Text, same_characters, same_tokens
+from llmprune.report import Report
 from llmprune.run.card import opened
 
-CUT_ALIKE = ("dataset", "split", "length", "stride", "bos")  # decides a text's windows, besides its tokens
 QUALITY, SPEED = "## Quality", "## Speed"
-HEAD = ["| measured | dense | pruned | protocol |", "|---|---|---|---|"]
+HEADS = {
+    QUALITY: ["| measured | dense | pruned | protocol |", "|---|---|---|---|"],
+    SPEED: ["| measured | dense | pruned | pruned / dense |", "|---|---|---|---|"],
+}
 
 
 def evaluated(folder: Path, report: Report) -> str:
@@ -39,13 +43,9 @@ def evaluated(folder: Path, report: Report) -> str:
 
 
 def _speeds(bench: Bench) -> list[str]:
-    """Tokens per second, the dense model's where it was measured in turns with the pruned one."""
-    rates = [(one["prefill_tokens_per_s"], one["decode_tokens_per_s"]) for one in bench["models"]]
-    lines = []
-    for part, dense, pruned in zip(("prefill", "decode"), rates[0], rates[-1], strict=True):
-        own = f"{dense:.1f}" if len(rates) > 1 else ""
-        lines.append(f"| {part}, tokens per second | {own} | {pruned:.1f} | {bench['protocol']} |")
-    return lines
+    """Speed and size, the dense model's where it was measured in turns with the pruned one."""
+    lines = [f"| {' | '.join(row)} |" for row in measured.speeds(bench)]
+    return [*lines, f"| {_cell(bench['protocol'])} | | | |"]
 
 
 def _table(evaluation: Evaluation) -> list[str]:
@@ -53,9 +53,11 @@ def _table(evaluation: Evaluation) -> list[str]:
     pruned, lines = evaluation["model"], []
     dense: Judged = evaluation.get("baseline", {})
     for text in pruned["perplexity"]:
-        own, name = _dense_figure(text, dense.get("perplexity", [])), _cell(Path(text["dataset"]).name)
-        how = _cell(text["protocol"])
+        own, bits = _dense_figures(text, dense.get("perplexity", []))
+        name, how = _cell(Path(text["dataset"]).name), _cell(text["protocol"])
         lines.append(f"| perplexity, {name} | {own} | {text['perplexity']:.3f} | {how} |")
+        if "bits_per_byte" in text:
+            lines.append(f"| bits per byte, {name} | {bits} | {text['bits_per_byte']:.4f} | {how} |")
     for name, values in pruned.get("tasks", {}).items():
         if metric := values["metric"]:
             other = dense.get("tasks", {}).get(name)
@@ -67,14 +69,14 @@ def _table(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def _dense_figure(text: Text, dense: list[Text]) -> str:
-    """The dense model's perplexity, where it was measured alike: per token, and so of the same tokens."""
-    alike = [other for other in dense if all(text.get(key) == other.get(key) for key in CUT_ALIKE)]
-    same = [other for other in alike if text.get("tokenizer") == other.get("tokenizer")]
-    found = [other["perplexity"] for other in same if text.get("windows") == other.get("windows")]
-    if found:
-        return f"{found[0]:.3f}"
-    return "another tokenizer" if alike and not same else ""
+def _dense_figures(text: Text, dense: list[Text]) -> tuple[str, str]:
+    """The dense model's perplexity and bits per byte: of the same tokens, and of the same characters."""
+    tokens = [f"{other['perplexity']:.3f}" for other in dense if same_tokens(text, other)]
+    characters = [other for other in dense if same_characters(text, other)]
+    bits = [f"{other['bits_per_byte']:.4f}" for other in characters if "bits_per_byte" in other]
+    about = [other for other in dense if other.get("dataset") == text.get("dataset")]
+    foreign = about and all(other.get("tokenizer") != text.get("tokenizer") for other in about)
+    return next(iter(tokens), "another tokenizer" if foreign else ""), next(iter(bits), "")
 
 
 def _cell(text: str) -> str:
@@ -108,7 +110,7 @@ def _result(task: str, name: str, kind: str, metric: str, value: float) -> EvalR
 
 def _with(text: str, title: str, lines: list[str]) -> str:
     """A card's text with this section's table, in place of the one that stands under that title."""
-    section = f"{title}\n\n" + "\n".join(HEAD + lines) + "\n"
+    section = f"{title}\n\n" + "\n".join(HEADS[title] + lines) + "\n"
     found = re.compile(rf"^{title}[ \t]*\n+(?:\|.*(?:\n|\Z))*\n*", re.MULTILINE)
     text = text.rstrip() + "\n"
     if not found.search(text):

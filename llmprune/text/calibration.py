@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from llmprune import plugins
 from llmprune.errors import RequestError
+from llmprune.plugins import Options
 from llmprune.text import sources
 from llmprune.text.sources.base import TextSource
 
@@ -49,6 +59,18 @@ class Calibration(BaseModel):
         amount = {key: getattr(self, key) for key in AMOUNT}
         options = {key: getattr(self.source, key) for key in self.source.option_names()}
         return {"dataset": self.source.dataset, **amount, **options}
+
+
+def calibration_of(value: Options) -> Calibration:
+    """The text that a mapping asks for.
+
+    Raises:
+        RequestError: it names the first field that is wrong.
+    """
+    try:
+        return Calibration.model_validate(value)
+    except ValidationError as error:
+        raise plugins.sentence(error, "calibration") from error
 
 
 def with_defaults(asked: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, Any]:

@@ -66,20 +66,25 @@ class Absence:
         found = dict.fromkeys(trials, Agreement())
         with self._store.head():
             for batch, whole in enumerate(dense):
-                # Nothing follows the last token of a window, so its prediction cannot matter.
-                parts = whole[:, :-1].flatten(0, 1).split(rows)
-                others = {
-                    key: states[batch][:, :-1].flatten(0, 1).split(rows) for key, states in trials.items()
-                }
-                for number, part in enumerate(parts):
-                    expected = self._logits(part)
-                    for key, split in others.items():
-                        found[key] += agreement(expected, self._logits(split[number]))
+                others = {key: _predicting(states[batch], rows) for key, states in trials.items()}
+                for number, part in enumerate(_predicting(whole, rows)):
+                    self._add(found, part, {key: parts[number] for key, parts in others.items()})
         return {key: total.kl / total.predictions for key, total in found.items()}
+
+    def _add(self, found: dict[int, Agreement], part: Tensor, others: dict[int, Tensor]) -> None:
+        """Add what a few rows [R, D] of all trials diverge from the dense model's."""
+        expected = self._logits(part)
+        for key, states in others.items():
+            found[key] += agreement(expected, self._logits(states))
 
     def _logits(self, states: Tensor) -> Tensor:
         """float32 [R, V] of hidden states [R, D] that left the last block."""
         return self._walk.logits(states[:, None])[:, 0].float()
+
+
+def _predicting(states: Tensor, rows: int) -> list[Tensor]:
+    """Hidden states [B, T, D] but those of the last token, which predicts nothing, in parts [R, D]."""
+    return list(states[:, :-1].flatten(0, 1).split(rows))
 
 
 def few_windows(batches: list[Tensor], tokens: int) -> list[Tensor]:

@@ -23,7 +23,7 @@ WRONG: dict[str, tuple[list[str], str, str]] = {
     "multiple above the width": (["--method", "flap"], "pattern.multiple", "64 was asked"),
     "all heads": (["--method", "flap", "--multiple", "8", "--sparsity", "0.97"], "sparsity", "at most"),
     "one size for all": (["--method", "flap", "--layout", "uniform"], "layout", "--allocation uniform"),
-    "repair of loose weights": ([*USUAL, "--repair", "affine"], "repair", "use none"),
+    "repair of loose weights": ([*USUAL, "--repair", "affine"], "repair", "use --repair none"),
     "multiple of loose weights": ([*USUAL, "--multiple", "8"], "pattern.multiple", "no such option"),
     "unknown recovery": ([*USUAL, "--recover", "laura"], "recovery", "did you mean 'lora'"),
     "2:4 with 0.3": ([*USUAL, "--pattern", "2:4", "--sparsity", "0.3"], "sparsity", "removes exactly 0.5"),
@@ -191,7 +191,7 @@ def test_how_a_command_ends_shows_in_its_exit_code(
     def fail(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr("llmprune.pruning.begin", fail)
+    monkeypatch.setattr("llmprune.run.job.checkpoint_job", fail)
     assert main(monkeypatch, filled(["prune", MODEL, "--out", OUT, *USUAL], place)) == code
     assert capsys.readouterr() == ("", said)
 

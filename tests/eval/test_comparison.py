@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from llmprune_eval import agreement, comparison, logits
-from llmprune_eval.perplexity import Protocol
+from llmprune_eval.windows import Protocol
 
 from llmprune.text import sources
 from llmprune.text.tokenizing import tokenize

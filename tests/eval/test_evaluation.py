@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from llmprune_eval import evaluation, perplexity
-from llmprune_eval.perplexity import Protocol
+from llmprune_eval.windows import Protocol
 
 from llmprune.errors import RequestError
 from tests import tiny

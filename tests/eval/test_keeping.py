@@ -34,7 +34,7 @@ def figures(
     name: object, texts: dict[str, float], tasks: dict[str, float], length: int = 8
 ) -> dict[str, Any]:
     """What an evaluation of a model gives, in short."""
-    stamp = {"protocol": "p", "length": length, "tokenizer": "t"}
+    stamp = {"protocol": "p", "length": length, "tokenizer": "t", "bits_per_byte": 1.0}
     perplexity = [{"dataset": text, "perplexity": value, **stamp} for text, value in texts.items()]
     scored = {task: {"metric": "acc", "acc": value, "examples": {}} for task, value in tasks.items()}
     return {"name": str(name), "perplexity": perplexity, "tasks": scored}

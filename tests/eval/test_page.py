@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llmprune_eval import beside, figures, page, plots
+from llmprune_eval import beside, figures, page, plots, tables
 from llmprune_eval.markup import EMPTY, Markup, element
 from llmprune_eval.plots import Axis
 from llmprune_eval.runs import read, read_all
@@ -22,6 +22,7 @@ from llmprune import prune, recover
 from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.report import FILE as REPORT
+from llmprune.run import card_results
 from tests import tiny
 from tests.test_families import check_here
 
@@ -171,6 +172,32 @@ def test_results_are_shown_beside_the_dense_model(folders, tmp_path):
         "batch 1, prompt 8",
     ):
         assert shown in words
+
+
+def test_figures_stand_beside_the_dense_model_s_where_they_can_be_compared(folders, tmp_path):
+    """Perplexities of the same tokens, bits per byte of the same characters; a ratio with its interval."""
+    evaluation = judged(12.5, 1.5)
+    for role, tokenizer, bits in (("baseline", "a", 1.25), ("model", "b", 1.5)):
+        stamp = {"tokenizer": tokenizer, "tokenizers": ["a", "b"], "bits_per_byte": bits}
+        evaluation[role]["perplexity"][0].update(stamp)
+    evaluation["bench"]["ratios"] = {"decode_tokens_per_s": {"ratio": 1.45, "interval": [1.4, 1.5]}}
+    evaluation["bench"]["models"][1] |= {"kv_bytes_per_token": 9216.0, "first_token_s": 0.25}
+    (run,) = read_all([copied(folders["cut"], tmp_path / "a", evaluation=evaluation)])
+    assert [row[1:5] for row in tables.texts(run)] == [
+        ["perplexity", "-", "12.500", "-"],
+        ["bits per byte", "1.2500", "1.5000", "1.200"],
+    ]
+    shown = {row[0]: row[1:] for row in tables.speeds(run)}
+    assert shown["decode, tokens per second"] == ["10.0", "15.0", "1.450 [1.400, 1.500]"]
+    assert shown["KV cache, bytes per token"] == ["-", "9,216", "-"]
+    assert figures.speed(run, "decode") == 1.45 and figures.speed(run, "prefill") == 1.5
+    card = card_results.evaluated(tmp_path / "a", run.record)
+    assert "| perplexity, wikitext2 | another tokenizer | 12.500 |" in card
+    assert "| bits per byte, wikitext2 | 1.2500 | 1.5000 |" in card
+    assert "| decode, tokens per second | 10.0 | 15.0 | 1.450 [1.400, 1.500] |" in card
+    evaluation["model"]["perplexity"][0]["tokenizers"] = None
+    (alone,) = read_all([copied(folders["cut"], tmp_path / "b", evaluation=evaluation)])
+    assert tables.texts(alone)[1][2] == "-"
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from llmprune_eval import logits, perplexity
-from llmprune_eval.perplexity import Protocol
+from llmprune_eval import logits, perplexity, windows
+from llmprune_eval.windows import Protocol
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -162,8 +162,8 @@ def test_no_more_is_read_than_the_windows_need(text, monkeypatch):
             yield words
 
     monkeypatch.setattr(Documents, "read", parts)
-    monkeypatch.setattr(perplexity.tokenizing, "PIECE", 1000)
-    monkeypatch.setattr(perplexity.tokenizing, "NEAR", 100)
+    monkeypatch.setattr(windows.tokenizing, "PIECE", 1000)
+    monkeypatch.setattr(windows.tokenizing, "NEAR", 100)
     found = perplexity.measure(tiny.model("llama"), tiny.tokenizer(), text, Protocol(16, 3))
     assert found.windows == 3
     assert len(read) < 5

@@ -98,7 +98,7 @@ def test_wikitext_has_the_tokens_of_the_whole() -> None:
 PEAK = """
 import resource, sys
 from llmprune_eval import perplexity
-from llmprune_eval.perplexity import Protocol
+from llmprune_eval.windows import Protocol
 from tests import tiny
 
 def peak():

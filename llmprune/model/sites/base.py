@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llmprune import plugins
+from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.shapes import Layout, Shapes
 from llmprune.model.site import Site
@@ -87,6 +88,9 @@ def sites_of(pattern: Pattern) -> Sites:
     """The kind of site that a pattern prunes.
 
     Raises:
-        ValueError: there is no such kind.
+        RequestError: there is no such kind.
     """
-    return plugins.find(__package__, pattern.prunes, Sites)(pattern)
+    try:
+        return plugins.find(__package__, pattern.prunes, Sites)(pattern)
+    except ValueError as error:
+        raise RequestError("pattern", str(error)) from error

@@ -1,0 +1,140 @@
+"""What was measured of a model, typed: quality, speed and size, the dense model's beside it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NamedTuple, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict  # Python 3.11's own cannot be checked by pydantic
+
+Positive = Annotated[float, Field(gt=0)]
+# What decides which characters of a text are predicted, besides the tokenizer.
+WINDOWS = ("dataset", "split", "length", "stride", "windows", "bos", "tokenizers")
+# Of a bench: the figure, its name in tables, and how it is written.
+FIGURES = (
+    ("prefill_tokens_per_s", "prefill, tokens per second", ".1f"),
+    ("prefill_characters_per_s", "prefill, characters per second", ".1f"),
+    ("first_token_s", "time to first token, seconds", ".4f"),
+    ("decode_tokens_per_s", "decode, tokens per second", ".1f"),
+    ("decode_characters_per_s", "decode, characters per second", ".1f"),
+    ("parameters", "parameters", ","),
+    ("weight_bytes", "bytes of weights", ","),
+    ("kv_bytes_per_token", "KV cache, bytes per token", ",.0f"),
+)
+
+
+class Text(TypedDict):
+    """A perplexity; whatever else stands there says how it was measured."""
+
+    perplexity: float
+    bits_per_byte: NotRequired[float]
+    dataset: NotRequired[str]
+    protocol: NotRequired[str]
+
+
+class Judged(TypedDict, total=False):
+    """What was measured of one model. A task holds its scores and errors as lm-eval names them."""
+
+    name: str
+    perplexity: list[Text]
+    tasks: dict[str, dict[str, Any]]
+
+
+class Speed(TypedDict):
+    """What a bench measured of one model."""
+
+    prefill_tokens_per_s: Positive
+    decode_tokens_per_s: Positive
+    prefill_characters_per_s: NotRequired[Positive]
+    decode_characters_per_s: NotRequired[Positive]
+    first_token_s: NotRequired[Positive]
+    parameters: NotRequired[int]
+    weight_bytes: NotRequired[int]
+    kv_bytes_per_token: NotRequired[float]
+    quartiles: NotRequired[dict[str, list[float]]]
+    """Of a figure's repeated measurements, the first and the third."""
+
+
+class Ratio(TypedDict):
+    """The pruned model's figure over the dense one's, and its 95 % interval if there were enough pairs."""
+
+    ratio: Positive
+    interval: list[float] | None
+
+
+class Bench(TypedDict, total=False):
+    """Models that were measured in turns, the pruned one last."""
+
+    protocol: str
+    models: list[Speed]
+    ratios: dict[str, Ratio]
+
+
+class Evaluation(TypedDict, total=False):
+    """What was measured of the pruned model, and of the dense one beside it."""
+
+    baseline: Judged
+    model: Judged
+    bench: Bench
+    asked: dict[str, Any] | None
+
+
+class Row(NamedTuple):
+    """A figure in a table; what was not measured is empty."""
+
+    what: str
+    dense: str
+    pruned: str
+    ratio: str
+
+
+def same_characters(one: Text, other: Text) -> bool:
+    """Whether two figures are of the same characters, so that their bits per byte can be compared."""
+    alike = all(one.get(key) == other.get(key) for key in WINDOWS)
+    return alike and (bool(one.get("tokenizers")) or one.get("tokenizer") == other.get("tokenizer"))
+
+
+def same_tokens(one: Text, other: Text) -> bool:
+    """Whether two figures are of the same tokens, so that their perplexities can be compared."""
+    return same_characters(one, other) and one.get("tokenizer") == other.get("tokenizer")
+
+
+def ratio(bench: Bench, figure: str) -> Ratio | None:
+    """The pruned model's figure over the dense one's, where both were measured."""
+    if found := bench.get("ratios", {}).get(figure):
+        return found
+    models: list[dict[str, Any]] = [dict(one) for one in bench.get("models", [])]
+    if len(models) < 2 or not (models[0].get(figure) and models[-1].get(figure)):
+        return None
+    return {"ratio": models[-1][figure] / models[0][figure], "interval": None}
+
+
+def said(found: Ratio | None) -> str:
+    """A ratio with its interval."""
+    if found is None:
+        return ""
+    if found["interval"] is None:
+        return f"{found['ratio']:.3f}"
+    low, high = found["interval"]
+    return f"{found['ratio']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def speeds(bench: Bench) -> list[Row]:
+    """Speed and size of the pruned model, beside the dense one's where that was measured in turns with it.
+
+    A model on its own has quartiles behind its medians.
+    """
+    models: list[dict[str, Any]] = [dict(one) for one in bench.get("models", [])]
+    rows = []
+    for figure, what, style in FIGURES if models else ():
+        own = [_written(one.get(figure), style) for one in models]
+        if len(models) > 1:
+            rows.append(Row(what, own[0], own[-1], said(ratio(bench, figure))))
+            continue
+        ends = [_written(end, style) for end in models[0].get("quartiles", {}).get(figure, [])]
+        rows.append(Row(what, "", f"{own[0]} [{', '.join(ends)}]" if ends else own[0], ""))
+    return [row for row in rows if row.pruned]
+
+
+def _written(value: float | None, style: str) -> str:
+    return "" if value is None else f"{value:{style}}"
