@@ -24,6 +24,7 @@ from llmprune.text.calibration import Calibration, with_defaults
 from llmprune.walk.demand import Demand
 
 METHODS, ALLOCATIONS = "llmprune.methods", "llmprune.allocation"
+SERVED = {"weights": "single weights", "units": "whole units", "blocks": "whole blocks"}
 
 
 class Recipe(BaseModel):
@@ -112,7 +113,7 @@ class Recipe(BaseModel):
         method, allocation, repair = map(name_of, (self.method, self.allocation, self.repair))
         whole, shares = self.sites.changes_sizes, self.sites.shares
         if shares not in self.method.serves:
-            kinds = " or ".join(self.method.serves)
+            kinds = " or ".join(SERVED[kind] for kind in self.method.serves)
             raise RequestError(
                 "pattern",
                 f"{method} prunes {kinds}, and {self.pattern} was asked; use {_fitting(self.method)}",
@@ -223,15 +224,22 @@ def _unfolded(data: object) -> object:
     if not isinstance(data, dict):
         return data
     if "before" in data:
-        return data | {"before": tuple(_step(step, n) for n, step in enumerate(data["before"], 1))}
+        before = _listed("before", data["before"])
+        return data | {"before": tuple(_step(step, number) for number, step in enumerate(before, 1))}
     if "steps" not in data:
         return data
     shared = {key: value for key, value in data.items() if key != "steps"}
-    steps = data["steps"]
-    if not isinstance(steps, list) or not steps or not all(isinstance(step, dict) for step in steps):
-        raise RequestError("steps", f"a list of recipes is needed (found {steps!r})")
+    steps = _listed("steps", data["steps"])
+    if not steps:
+        raise RequestError("steps", "a list of recipes is needed (found none)")
     *first, last = ({**shared, **step} for step in steps)
     return {**last, "before": tuple(_step(step, number) for number, step in enumerate(first, 1))}
+
+
+def _listed(field: str, steps: object) -> list[Any]:
+    if not isinstance(steps, list | tuple) or not all(isinstance(step, dict | Recipe) for step in steps):
+        raise RequestError(field, f"a list of recipes is needed (found {steps!r})")
+    return list(steps)
 
 
 def _step(data: object, number: int) -> Recipe:

@@ -60,6 +60,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         "layout",
         "--allocation uniform, or --layout per_layer",
     ),
+    "steps before that are no list": ({"method": "wanda", "before": 3}, "before", "a list of recipes"),
     "loose weights of a method for units": ({"method": "flap", "pattern": "2:4"}, "pattern", "whole units"),
     "units of a method for weights": (
         {"method": "sparsegpt", "pattern": "units"},
