@@ -119,7 +119,8 @@ class Recipe(BaseModel):
                 f"{method} prunes {kinds}, and {self.pattern} was asked; use {_fitting(self.method)}",
             )
         if shares not in self.allocation.serves:
-            raise RequestError("allocation", f"{allocation} cannot share out {shares}; use {_share(shares)}")
+            use = "sleb" if shares == "blocks" else "uniform"
+            raise RequestError("allocation", f"{allocation} cannot share out {shares}; use {use}")
         if shares not in self.repair.serves:
             kinds = " or ".join(self.repair.serves)
             raise RequestError(
@@ -223,31 +224,29 @@ def _unfolded(data: object) -> object:
     """
     if not isinstance(data, dict):
         return data
-    if "before" in data:
-        before = _listed("before", data["before"])
-        return data | {"before": tuple(_step(step, number) for number, step in enumerate(before, 1))}
-    if "steps" not in data:
+    field = "before" if "before" in data else "steps"
+    if field not in data:
         return data
-    shared = {key: value for key, value in data.items() if key != "steps"}
-    steps = _listed("steps", data["steps"])
-    if not steps:
-        raise RequestError("steps", "a list of recipes is needed (found none)")
-    *first, last = ({**shared, **step} for step in steps)
-    return {**last, "before": tuple(_step(step, number) for number, step in enumerate(first, 1))}
-
-
-def _listed(field: str, steps: object) -> list[Any]:
-    if not isinstance(steps, list | tuple) or not all(isinstance(step, dict | Recipe) for step in steps):
+    steps = data[field]
+    if not isinstance(steps, list | tuple) or not (steps or field == "before"):
         raise RequestError(field, f"a list of recipes is needed (found {steps!r})")
-    return list(steps)
+    data = {key: value for key, value in data.items() if key != field}
+    if field == "steps":
+        *steps, data = ({**data, **_mapping(step, number)} for number, step in enumerate(steps, 1))
+    return data | {"before": tuple(_step(step, number) for number, step in enumerate(steps, 1))}
 
 
-def _step(data: object, number: int) -> Recipe:
+def _mapping(step: object, number: int) -> dict[str, Any]:
+    if not isinstance(step, dict):
+        raise RequestError(f"steps.{number}", f"a recipe is needed (found {step!r})")
+    return step
+
+
+def _step(step: object, number: int) -> Recipe:
     """One step as a recipe; what is wrong with it is named by its number."""
-    if isinstance(data, Recipe):
-        return data
+    data = step if isinstance(step, Recipe) else _mapping(step, number)
     try:
-        return Recipe.parse(dict(data) if isinstance(data, dict) else {})
+        return data if isinstance(data, Recipe) else Recipe.parse(data)
     except RequestError as error:
         raise RequestError(f"steps.{number}.{error.field}", error.said) from error
 
@@ -282,11 +281,6 @@ def _fitting(method: Method[Any]) -> str:
     """Patterns that a method can prune by, in words."""
     words = {"weights": "unstructured or N:M", "units": "units", "blocks": "blocks"}
     return " or ".join(words[kind] for kind in method.serves)
-
-
-def _share(kind: str) -> str:
-    """An allocation for each kind of thing that is shared out, in words."""
-    return "sleb" if kind == "blocks" else "uniform"
 
 
 def recovery_of(value: object) -> Recovery:

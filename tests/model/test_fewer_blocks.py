@@ -91,7 +91,7 @@ def test_the_dense_indices_survive_a_second_removal(checkpoints: tiny.Checkpoint
         "all": ({"pattern": {"name": "blocks", "remove": [0, 1, 2], "keep_ends": False}}, "leave at least"),
         "none": ({"pattern": "blocks", "sparsity": 0.1}, "0.1 of 3 blocks is 0; ask for 0.333 to 0.333"),
         "too many": ({"pattern": "blocks", "sparsity": 0.7}, "0.7 of 3 blocks is 2"),
-        "a method": ({"pattern": "blocks", "method": "wanda"}, "wanda prunes weights or units"),
+        "a method": ({"pattern": "blocks", "method": "wanda"}, "wanda prunes single weights or whole units"),
         "an allocation": ({"pattern": "blocks", "allocation": "uniform"}, "cannot share out blocks"),
         "a repair": ({"pattern": "blocks", "repair": "mean_bias"}, "use --repair none"),
         "two criteria": ({"method": "sleb", "pattern": "blocks", "allocation": "laptop"}, "give one"),
