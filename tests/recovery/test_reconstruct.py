@@ -15,7 +15,7 @@ from llmprune import prune, recover
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import Draft
 from llmprune.model.site import Site
-from llmprune.recovery.reconstruct import Fit, _conjugate_gradients
+from llmprune.tensors.fit import Fit, _conjugate_gradients
 from llmprune.text import sources
 from llmprune.text.tokenizing import tokenize
 from tests import tiny
