@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune, recover
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import Draft
-from llmprune.model.site import Site
 from llmprune.tensors.fit import Fit, _conjugate_gradients
 from llmprune.text import sources
 from llmprune.text.tokenizing import tokenize
@@ -104,8 +102,7 @@ def test_a_recovery_that_was_cut_off_ends_with_the_same_bytes(
 
 def test_the_fit_is_that_of_a_textbook() -> None:
     x, lacking = torch.randn(90, 6) + 1, torch.randn(90, 3)
-    layer = nn.Linear(6, 3)
-    fit = Fit(Site("x", 0, 0, "x", lambda _: layer, 6, 3))
+    fit = Fit(6, 3, biased=True, device=x.device)
     for part, lack in zip(x.split(20), lacking.split(20), strict=True):
         fit.update(part[None], lack[None], lack[None])
     step = fit.solve(1e-9, None)
