@@ -17,7 +17,8 @@ from llmprune.checkpoint.journal import RunHeader
 from llmprune.errors import RequestError
 from llmprune.model.shapes import from_earlier_pruning
 from llmprune.plugins import Options
-from llmprune.recipe import Recipe, recovery_of
+from llmprune.recipe import Recipe
+from llmprune.recipe.parts import recovery_of
 from llmprune.recovery.base import Recovery, Task
 from llmprune.report import Report
 from llmprune.run import finish, job
@@ -157,7 +158,8 @@ def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     batches = batched(text.tokens, header.batch)
     layout = asked.earlier.recipe["layout"]
     with job.within_memory():
-        done = asked.recovery.recover(Task(pruned, dense, batches, draft, header.together, layout))
+        task = Task(pruned, dense, batches, draft, header.together, asked.counterparts, layout)
+        done = asked.recovery.recover(task)
     spent = {"total_s": time.perf_counter() - start}
     result = asked.earlier.model_copy(
         update={

@@ -34,12 +34,11 @@ FLOORS = {
     8: ["allocation", "training"],
     9: ["recovery"],
     10: ["recipe"],
-    11: ["recipe_text"],
-    12: ["run"],
-    13: ["hub", "recovering"],
-    14: ["pruning"],
-    15: ["__init__", "llmprune_eval"],
-    16: ["cli"],
+    11: ["run"],
+    12: ["hub", "recovering"],
+    13: ["pruning"],
+    14: ["__init__", "llmprune_eval"],
+    15: ["cli"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Packages with folders inside, which keep floors of their own.
@@ -65,7 +64,7 @@ INNER_FLOOR = {
     for package, floors in INNER.items()
 }
 MAY_IMPORT_TRANSFORMERS = ("model", "checkpoint", "walk", "text", "run", "pruning", "loading", "cli")
-TENSORS_ONLY = ("plugins", "tensors", "methods", "recipe_text")
+TENSORS_ONLY = ("plugins", "tensors", "methods", "recipe")
 FILE, PLUGIN, FUNCTION, NESTING = 300, 150, 60, 3
 # Kernels are long by nature: many pointers and strides, and a tile of code that must not be cut up.
 # A command's function is its list of options, one a line, and that is what `--help` shows.

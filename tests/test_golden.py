@@ -22,7 +22,7 @@ import transformers
 
 from llmprune import prune, recover
 from llmprune.checkpoint import reload
-from llmprune.recipe_text import load_data, shipped
+from llmprune.recipe.text import load_data, shipped
 from tests import tiny
 from tests.conftest import SHARED
 from tests.test_families import check_here

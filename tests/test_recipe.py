@@ -10,7 +10,7 @@ import pytest
 
 from llmprune.errors import RequestError
 from llmprune.recipe import Recipe
-from llmprune.recipe_text import is_recipe, load_data, override, read_yaml
+from llmprune.recipe.text import is_recipe, load_data, override, read_yaml
 from llmprune.run.job import request
 
 LARGE = 10**400

@@ -17,7 +17,7 @@ from llmprune.methods.base import Method
 from llmprune.patterns.units import Units
 from llmprune.patterns.unstructured import Unstructured
 from llmprune.recipe import Recipe
-from llmprune.recipe_text import read_yaml, write_yaml
+from llmprune.recipe.text import read_yaml, write_yaml
 from llmprune.repair.base import Repair
 from llmprune.text.calibration import Calibration
 from llmprune.text.sources.base import TextSource

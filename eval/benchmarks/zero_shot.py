@@ -22,7 +22,7 @@ from tables import RESULTS, rows_of
 
 import llmprune
 from llmprune.recipe import Recipe
-from llmprune.recipe_text import load_data
+from llmprune.recipe.text import load_data
 from llmprune.text.sources.base import Documents
 
 RECIPES = (

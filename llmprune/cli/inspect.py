@@ -61,11 +61,11 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what pruning MODEL would take; loads no weights."""
-    from llmprune.recipe_text import from_options
+    from llmprune.recipe.text import from_options
     from llmprune.run.job import Run, checkpoint_job
 
     run = Run(None, False, device, dtype, max_memory, trust_remote_code)
-    name, asked = from_options(context.params, {"method": "wanda"})
+    name, asked = from_options(context.params, method="wanda")
     display.quiet()
     todo = checkpoint_job(name, asked, run)
     if as_json:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from llmprune import plugins, recipe_text
+from llmprune import plugins
 from llmprune.allocation.base import Allocator
 from llmprune.methods.base import Method
+from llmprune.patterns.base import Pattern
+from llmprune.recipe.text import SHIPPED, shipped
 from llmprune.recovery.base import Recovery
 from llmprune.repair.base import Repair
 from llmprune.text.sources.base import TextSource
 
 KINDS: dict[str, tuple[str, type[Any]]] = {
     "methods": ("llmprune.methods", Method),
+    "patterns": ("llmprune.patterns", Pattern),
     "allocations": ("llmprune.allocation", Allocator),
     "repairs": ("llmprune.repair", Repair),
     "recoveries": ("llmprune.recovery", Recovery),
@@ -27,7 +30,7 @@ def everything() -> dict[str, Any]:
         kind: [_part(package, name, base) for name in plugins.names(package)]
         for kind, (package, base) in KINDS.items()
     }
-    found["recipes"] = [{"name": name, "about": _comment(name)} for name in recipe_text.shipped()]
+    found["recipes"] = [{"name": name, "about": _comment(name)} for name in shipped()]
     return found
 
 
@@ -46,12 +49,12 @@ def _part(package: str, name: str, base: type[Any]) -> dict[str, Any]:
     cls = plugins.find(package, name, base)
     options = [field for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
     return {
-        "name": name,
+        "name": getattr(cls, "word", "") or name,
         "about": plugins.about(cls),
         "options": {field.name: field.default for field in options},
     }
 
 
 def _comment(name: str) -> str:
-    first = (recipe_text.SHIPPED / f"{name}.yaml").read_text().splitlines()[0]
+    first = (SHIPPED / f"{name}.yaml").read_text().splitlines()[0]
     return first.removeprefix("#").strip()

@@ -85,7 +85,7 @@ def prune(
 ) -> None:
     """Prune MODEL into a new folder that plain transformers loads."""
     from llmprune.hub.pushing import require_pushable_name
-    from llmprune.recipe_text import from_options
+    from llmprune.recipe.text import from_options
 
     if push_to_hub is not None:
         require_pushable_name(push_to_hub)

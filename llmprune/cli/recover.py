@@ -56,7 +56,7 @@ def recover_(
     The text is that with which it was pruned, unless another is named.
     """
     from llmprune import recovering
-    from llmprune.recipe_text import set_options, text_options
+    from llmprune.recipe.text import set_options, text_options
     from llmprune.run.job import Run
 
     how = {"name": _name(method, {"lora": lora, "reconstruct": reconstruct}), **set_options(context.params)}

@@ -15,6 +15,17 @@ SHARING = ("num_kv_shared_layers",)  # later blocks read the keys and values of 
 PERIODS = ("sliding_window_pattern", "no_rope_layer_interval", "full_attention_interval")
 
 
+def dense_indices(anatomy: Anatomy) -> list[int]:
+    """The index of every block in the dense model, before any pruning removed blocks."""
+    return kept_blocks(anatomy) or list(range(len(anatomy.blocks)))
+
+
+def kept_blocks(anatomy: Anatomy) -> list[int]:
+    """The dense model's indices of the blocks that an earlier pruning kept; empty if it removed none."""
+    mark = getattr(anatomy.model.config, "llmprune", None) or {}
+    return list(mark.get("blocks", ()))
+
+
 def require_countable(anatomy: Anatomy) -> None:
     """Refuse families whose blocks cannot be removed one by one.
 

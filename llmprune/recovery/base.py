@@ -30,6 +30,9 @@ class Task:
     together: bool
     """True if the activations of all batches inside one block fit into memory."""
 
+    counterparts: list[int]
+    """The dense block of every pruned block; not all, where whole blocks were removed."""
+
     layout: str | None
     """How the pruned checkpoint stores its sizes; None for a masked one, whose zeros must stay."""
 

@@ -48,15 +48,16 @@ class Reconstruct(Recovery):
         walk = Walk(pruned, task.batches, task.pruned.probe())
         sites: list[Refit] = []
         done = len(task.draft.done)
-        pairs = zip(walk.stages("reconstructing"), dense_walk.stages(""), strict=True)
-        for stage, dense_stage in pairs:
+        dense_stages = dense_walk.stages("")
+        for stage in walk.stages("reconstructing"):
+            dense_stage = _reach(dense_stages, task.counterparts[stage.index])
             if stage.index < done:  # of a resumed run: restore its weights and pass the hidden states on
                 dense_stage.outputs = dense_stage.run()
                 for site in stage.sites:
                     pruned.restore(site, task.draft.shard(stage.index))
                 sites += task.draft.done[stage.index].refits
                 continue
-            targets = _outputs_of(dense_stage, task.together)
+            targets = _outputs_of(dense_stage, stage, task.together)
             fits = _fits(stage, dense_stage, targets, task.together)
             masked = task.layout is None  # padding needs no mask: its inputs are zero, so its weights stay
             # One at a time: the inputs of the next site depend on the weight of this one.
@@ -78,10 +79,19 @@ class Reconstruct(Recovery):
         )
 
 
-def _outputs_of(stage: Stage, together: bool) -> dict[str, list[Tensor]]:
-    """Return the outputs of the sites of one dense block by name: [B, T, O] per batch, on the CPU."""
+def _reach(stages: Iterable[Stage], block: int) -> Stage:
+    """The stage of a block; those before it, which the pruned model lacks, pass their outputs on."""
+    return next(stage for stage in stages if stage.index == block)
+
+
+def _outputs_of(stage: Stage, pruned: Stage, together: bool) -> dict[str, list[Tensor]]:
+    """Return the outputs of the sites of one dense block: [B, T, O] per batch, on the CPU.
+
+    They are named as the pruned block's sites are, whose numbers differ where whole blocks were removed.
+    """
+    names = {site.kind: site.name for site in pruned.sites}
     observed = stage.site_inputs(together=together)
-    return {site.name: [_output(site, x).cpu() for x in inputs] for site, inputs in observed}
+    return {names[site.kind]: [_output(site, x).cpu() for x in inputs] for site, inputs in observed}
 
 
 def _fits(

@@ -18,11 +18,12 @@ from llmprune.checkpoint.journal import BlockRecord
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
 from llmprune.model import modelling_file
+from llmprune.model.depth import kept_blocks
 from llmprune.model.shapes import Shapes, from_earlier_pruning
 from llmprune.plugins import Options
 from llmprune.progress import say
 from llmprune.recipe import Recipe
-from llmprune.recipe_text import write_yaml
+from llmprune.recipe.text import write_yaml
 from llmprune.report import RecipeRecord, Report, StepRecord, Time
 from llmprune.run import card, learned, memory
 from llmprune.run.job import Job, Run
@@ -190,12 +191,14 @@ def _stored_parameters(todo: Job, draft: Draft) -> int:
 
 def mark(todo: Job, shapes: Shapes) -> dict[str, Any]:
     """The `llmprune` key of a pruned model's config."""
+    kept = kept_blocks(todo.model.anatomy)
     return {
         "version": versions.installed()["llmprune"],
         "method": plugins.name_of(todo.recipe.method),
         "pattern": str(todo.recipe.pattern),
         "sparsity": todo.recipe.sparsity,
         "recipe": todo.recipe.hash,
+        **({"blocks": kept} if kept else {}),
         **shapes.mark(),
     }
 

@@ -22,7 +22,7 @@ from llmprune.model.shapes import Shapes
 from llmprune.model.widths import Allowed, Budget
 from llmprune.plugins import Options, sentence
 from llmprune.recipe import Recipe
-from llmprune.recipe_text import load_data
+from llmprune.recipe.text import load_data
 from llmprune.report import ModelFacts, Report
 from llmprune.run import plan
 from llmprune.run.plan import Plan

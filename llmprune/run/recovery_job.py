@@ -11,6 +11,7 @@ from llmprune.checkpoint import reader, source
 from llmprune.checkpoint.opened import Opened
 from llmprune.checkpoint.resources import resources
 from llmprune.errors import RequestError
+from llmprune.model.depth import dense_indices, kept_blocks
 from llmprune.model.sites.base import sites_of
 from llmprune.recovery.base import Recovery
 from llmprune.report import Report
@@ -32,6 +33,12 @@ class RecoveryJob:
     """Of the pruned checkpoint."""
     pruned: Opened
     dense: Opened
+
+    @property
+    def counterparts(self) -> list[int]:
+        """The dense block of every pruned block."""
+        dense = dense_indices(self.dense.anatomy)
+        return [dense.index(index) for index in dense_indices(self.pruned.anatomy)]
 
     @property
     def plan(self) -> Plan:
@@ -93,12 +100,16 @@ def _require_alike(pruned: Opened, dense: Opened) -> None:
         RequestError: it names the first size in which they differ.
     """
     ours, theirs = pruned.anatomy, dense.anatomy
-    for what, own, other in (
+    sizes: list[tuple[str, object, object]] = [
         ("family", ours.family, theirs.family),
-        ("depth", len(ours.blocks), len(theirs.blocks)),
         ("hidden size", ours.hidden_size, theirs.hidden_size),
         ("vocabulary", ours.vocabulary, theirs.vocabulary),
-    ):
+    ]
+    if kept := kept_blocks(ours):
+        sizes.append(("blocks", kept, sorted(set(kept) & set(dense_indices(theirs)))))
+    else:
+        sizes.append(("depth", len(ours.blocks), len(theirs.blocks)))
+    for what, own, other in sizes:
         if own != other:
             raise RequestError(
                 "baseline",

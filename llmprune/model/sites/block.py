@@ -12,7 +12,7 @@ from torch import Tensor
 from llmprune.errors import RequestError
 from llmprune.methods.base import Weights
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.depth import require_countable, with_fewer_blocks
+from llmprune.model.depth import dense_indices, require_countable, with_fewer_blocks
 from llmprune.model.shapes import Removed, Settings, Shapes
 from llmprune.model.site import Site, WeightStore
 from llmprune.model.sites.base import Sites, SizeRequest
@@ -99,9 +99,8 @@ class FewerBlocks(Shapes):
 
     def mark(self) -> Settings:
         """Each block's index in the dense model, beside what an earlier pruning left."""
-        before = getattr(self.anatomy.model.config, "llmprune", None) or {}
-        indices = before.get("blocks") or range(len(self.anatomy.blocks))
-        return super().mark() | {"blocks": [list(indices)[block] for block in self.kept]}
+        indices = dense_indices(self.anatomy)
+        return super().mark() | {"blocks": [indices[block] for block in self.kept]}
 
     def apply(self, keeps: Mapping[str, Tensor], mark: Settings) -> None:
         """Delete the blocks of a model in memory, and renumber the others for their caches."""

@@ -17,14 +17,20 @@ from llmprune.model.sites.base import Sites, SizeRequest, sites_of
 from llmprune.patterns import base as patterns
 from llmprune.patterns.base import Pattern
 from llmprune.plugins import Options, name_of
+from llmprune.recipe.parts import (
+    ALLOCATIONS,
+    METHODS,
+    SERVED,
+    fitting,
+    recovery_of,
+    with_default,
+    with_method,
+)
 from llmprune.recovery.base import Recovery
 from llmprune.repair.base import LayerRepair, Repair
 from llmprune.tensors.statistics import Nothing, Statistic, joined
 from llmprune.text.calibration import Calibration, with_defaults
 from llmprune.walk.demand import Demand
-
-METHODS, ALLOCATIONS = "llmprune.methods", "llmprune.allocation"
-SERVED = {"weights": "single weights", "units": "whole units", "blocks": "whole blocks"}
 
 
 class Recipe(BaseModel):
@@ -64,15 +70,15 @@ class Recipe(BaseModel):
     @classmethod
     def _build(cls, data: object) -> object:
         """Replace every name by what it stands for, and fill in what depends on the method."""
-        data = _with_method(_unfolded(data))
+        data = with_method(_unfolded(data))
         text = data.get("calibration", {})
         seed = text.get("seed") if isinstance(text, dict) else None
         usual = {"seed": seed} if type(seed) is int else {}  # any other is the calibration's to refuse
         method = plugins.build("method", METHODS, data["method"], Method, usual)
         listed = patterns.with_usual(data.get("pattern"), method.pattern, method.compete).allocation
         budget = listed or method.allocation
-        allocation = _with_default(data.get("allocation", budget), budget)
-        repair = _with_default(data.get("repair", method.repair), method.repair)
+        allocation = with_default(data.get("allocation", budget), budget)
+        repair = with_default(data.get("repair", method.repair), method.repair)
         allocation = plugins.build("allocation", ALLOCATIONS, allocation, Allocator)
         repair = plugins.build("repair", "llmprune.repair", repair, Repair)
         competing = "matrix" if allocation.compares_scores else method.compete
@@ -116,7 +122,7 @@ class Recipe(BaseModel):
             kinds = " or ".join(SERVED[kind] for kind in self.method.serves)
             raise RequestError(
                 "pattern",
-                f"{method} prunes {kinds}, and {self.pattern} was asked; use {_fitting(self.method)}",
+                f"{method} prunes {kinds}, and {self.pattern} was asked; use {fitting(self.method)}",
             )
         if shares not in self.allocation.serves:
             use = "sleb" if shares == "blocks" else "uniform"
@@ -249,49 +255,3 @@ def _step(step: object, number: int) -> Recipe:
         return data if isinstance(data, Recipe) else Recipe.parse(data)
     except RequestError as error:
         raise RequestError(f"steps.{number}.{error.field}", error.said) from error
-
-
-def _with_method(data: object) -> dict[str, Any]:
-    """A recipe's data with its method: the pattern's own where none is asked for.
-
-    Where whole blocks go, the criterion is an allocation, and can be asked for as the method.
-
-    Raises:
-        RequestError: there is no method.
-    """
-    data = dict(data) if isinstance(data, dict) else {}
-    asked = data.get("method")
-    name = asked.get("name") if isinstance(asked, dict) else asked
-    if asked is None and "pattern" in data:
-        data["method"] = patterns.build(data["pattern"], {}).method
-    elif name in plugins.names(ALLOCATIONS) and name not in plugins.names(METHODS):
-        if data.get("allocation") not in (None, asked):
-            raise RequestError(
-                "allocation", f"{data['allocation']} and the method {name} were asked; give one"
-            )
-        serves = plugins.find(ALLOCATIONS, str(name), Allocator).serves
-        if "blocks" in serves:
-            data |= {"method": "whole", "allocation": asked}
-    if data.get("method") is None:
-        raise RequestError("method", "none was given; `llmprune methods` lists them")
-    return data
-
-
-def _fitting(method: Method[Any]) -> str:
-    """Patterns that a method can prune by, in words."""
-    words = {"weights": "unstructured or N:M", "units": "units", "blocks": "blocks"}
-    return " or ".join(words[kind] for kind in method.serves)
-
-
-def recovery_of(value: object) -> Recovery:
-    """The recovery that a name, or a mapping of its name and options, asks for.
-
-    Raises:
-        RequestError: there is none of that name, or it has no such option.
-    """
-    return plugins.build("recovery", "llmprune.recovery", value, Recovery)
-
-
-def _with_default(value: object, name: str) -> object:
-    """A mapping of options with this name, unless it has one."""
-    return {"name": name, **value} if isinstance(value, dict) else value

@@ -14,11 +14,11 @@ from llmprune.errors import RequestError
 from llmprune.methods.base import Method
 from llmprune.paths import existing
 from llmprune.plugins import Options
-from llmprune.recipe import Recipe
+from llmprune.recipe.parts import METHODS, method_of
+from llmprune.recipe.recipe import Recipe
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 SHIPPED = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent / "recipes"
-METHODS = "llmprune.methods"
 SUFFIXES = (".yaml", ".yml")
 WHOLE = r"[-+]?(?:0|[1-9][0-9]*)$"
 RECIPE = ("method", "pattern", "sparsity", "allocation", "repair", "layout", "propagation")
@@ -97,12 +97,12 @@ def override(data: dict[str, Any], key: str, value: object) -> None:
     data[last] = value
 
 
-def from_options(options: Options, otherwise: Options | None = None) -> tuple[str, Recipe]:
+def from_options(options: Options, method: str | None = None) -> tuple[str, Recipe]:
     """The model's name, and the recipe that a command's options describe.
 
     Args:
         options: of the command by their names, None where the user gave none. `set_` holds `key=value` texts.
-        otherwise: the recipe where none is named.
+        method: the one where neither is named, nor a recipe or a pattern that has one.
 
     Raises:
         RequestError: the options contradict one another, or the recipe is wrong.
@@ -112,7 +112,7 @@ def from_options(options: Options, otherwise: Options | None = None) -> tuple[st
         if recipe is not None:
             raise RequestError("recipe", f"both {name} and --recipe {recipe} are recipes; give one")
         recipe = name
-    data = load_data(str(recipe)) if recipe is not None else dict(otherwise or {})
+    data = load_data(str(recipe)) if recipe is not None else {}
     model = data.get("model") if recipe == name else name
     if not model:
         raise RequestError("model", f"the recipe {recipe} names none; give one before --recipe {recipe}")
@@ -123,6 +123,8 @@ def from_options(options: Options, otherwise: Options | None = None) -> tuple[st
         data["recovery"] = options["recovery"]
     if options["policy"] is not None:
         data.setdefault("method", _method_with("policy"))
+    if recipe is None and data.get("method") is None and method_of(data.get("pattern")) is None:
+        data["method"] = method
     nested = {f"calibration.{key}": value for key, value in text_options(options).items()}
     nested |= {"pattern.multiple": options["multiple"], "method.policy": options["policy"]}
     asked = {key: value for key, value in nested.items() if value is not None} | set_options(options)
