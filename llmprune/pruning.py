@@ -162,7 +162,6 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     recipe, model, out = todo.recipe, todo.model, todo.run.folder
     if model.source is None and out is not None:
         tokenizer = model.tokenizer(tokenizer)  # before the caller's model changes
-    learned.require_readable(recipe.method)
     text = windows(model, recipe.calibration, todo.plan, tokenizer, tokens)
     fingerprint = finish.fingerprint(todo, text)
     draft = Draft(out, todo.plan.blocks) if out is not None else None

@@ -70,7 +70,8 @@ def _kinds(config: PreTrainedConfig, kept: list[int]) -> Settings:
     found: Settings = {}
     for name in ("layer_types", "no_rope_layers"):
         value = getattr(config, name, None)
-        if isinstance(value, list | tuple) and len(value) == config.num_hidden_layers:
+        computed = isinstance(getattr(type(config), name, None), property)
+        if not computed and isinstance(value, list | tuple) and len(value) == config.num_hidden_layers:
             found[name] = [value[block] for block in kept]
     return found
 

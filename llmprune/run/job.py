@@ -24,7 +24,7 @@ from llmprune.plugins import Options, sentence
 from llmprune.recipe import Recipe
 from llmprune.recipe.text import load_data
 from llmprune.report import ModelFacts, Report
-from llmprune.run import plan
+from llmprune.run import learned, plan
 from llmprune.run.plan import Plan
 from llmprune.walk.pausing import device_of
 
@@ -165,6 +165,7 @@ def _agreed(anatomy: Anatomy, recipe: Recipe) -> tuple[Allowed, int]:
     recipe.allocation.require_possible(anatomy, allowed, recipe.sparsity)
     length = plan.require_length(anatomy, recipe.calibration.length)
     plan.require_groups(anatomy, recipe.pattern)
+    learned.require_readable(recipe.method)
     return allowed, length
 
 

@@ -24,6 +24,12 @@ WRONG: dict[str, tuple[list[str], str, str]] = {
     "all heads": (["--method", "flap", "--multiple", "8", "--sparsity", "0.97"], "sparsity", "at most"),
     "one size for all": (["--method", "flap", "--layout", "uniform"], "layout", "--allocation uniform"),
     "repair of loose weights": ([*USUAL, "--repair", "affine"], "repair", "use --repair none"),
+    "2:4 by a criterion of blocks": (["--method", "sleb", "--pattern", "2:4"], "pattern", "use blocks"),
+    "a criterion with no tokens": (
+        ["--method", "sleb", "--pattern", "blocks", "--set", "allocation.tokens=0"],
+        "allocation.tokens",
+        "greater than",
+    ),
     "multiple of loose weights": ([*USUAL, "--multiple", "8"], "pattern.multiple", "no such option"),
     "unknown recovery": ([*USUAL, "--recover", "laura"], "recovery", "did you mean 'lora'"),
     "2:4 with 0.3": ([*USUAL, "--pattern", "2:4", "--sparsity", "0.3"], "sparsity", "removes exactly 0.5"),
@@ -95,6 +101,7 @@ COMMANDS: dict[str, tuple[list[str], str, str]] = {
         "text_column",
         "no such option for the text builtin; leave it out",
     ),
+    "a plan with a policy that is none": (["inspect", MODEL, "--policy", "nofile"], "policy", "no policy"),
     "eval of a broken table": (
         ["eval", MODEL, "--perplexity", "{tmp}/broken.jsonl"],
         "perplexity",
