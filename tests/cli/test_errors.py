@@ -101,7 +101,11 @@ COMMANDS: dict[str, tuple[list[str], str, str]] = {
         "text_column",
         "no such option for the text builtin; leave it out",
     ),
-    "a plan with a policy that is none": (["inspect", MODEL, "--policy", "nofile"], "policy", "no policy"),
+    "a plan with a policy that is none": (
+        ["inspect", MODEL, "--policy", "nofile", "--multiple", "8"],
+        "policy",
+        "no policy",
+    ),
     "eval of a broken table": (
         ["eval", MODEL, "--perplexity", "{tmp}/broken.jsonl"],
         "perplexity",
