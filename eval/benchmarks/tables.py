@@ -1,4 +1,4 @@
-"""The tables of README.md, written from the figures in eval/results: run this after measuring.
+"""Write the tables of README.md and eval/RESULTS.md from the figures in eval/results, after measuring.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is around it is prose and stays.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-RESULTS, README = ROOT / "eval" / "results", ROOT / "README.md"
+RESULTS, PAGES = ROOT / "eval" / "results", (ROOT / "README.md", ROOT / "eval" / "RESULTS.md")
 MODEL = "smollm2-135m"
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOT_MEASURED = "not measured"
@@ -241,4 +241,5 @@ def written(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text()))
+    for page in PAGES:
+        page.write_text(written(page.read_text()))

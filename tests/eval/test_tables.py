@@ -1,4 +1,4 @@
-"""What README.md and the recipes say is what was measured."""
+"""What README.md, eval/RESULTS.md and the recipes say is what was measured."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def perplexities() -> dict[str, float]:
     return {name.replace("-", "_"): row["perplexity"] for name, row in rows.items()}
 
 
-def test_the_tables_of_the_readme_are_current() -> None:
-    text = tables.README.read_text()
+def test_the_tables_are_current() -> None:
+    text = "".join(page.read_text() for page in tables.PAGES)
     assert sorted(name for _, name, _ in tables.MARKED.findall(text)) == sorted(tables.TABLES)
     assert tables.written(text) == text, "run python eval/benchmarks/tables.py"
 
@@ -36,9 +36,9 @@ def test_every_result_says_what_was_measured_and_how() -> None:
             assert told["name"] == file.stem, file
 
 
-def test_every_model_was_asked_as_many_questions_as_the_readme_says() -> None:
+def test_every_model_was_asked_as_many_questions_as_we_say() -> None:
     (asked,) = {row["questions"] for row in tables.rows("zero_shot").values()}
-    assert f"**{asked} questions a task**" in tables.README.read_text()
+    assert f"**{asked} questions a task**" in tables.PAGES[1].read_text()
 
 
 def words(file: Path) -> str:
@@ -48,9 +48,9 @@ def words(file: Path) -> str:
 
 @pytest.mark.parametrize("share", ["20", "30"])
 def test_who_wins_without_text_is_what_we_say(share: str) -> None:
-    readme, recipes = (words(tables.ROOT / place / "README.md") for place in (".", "recipes"))
-    assert "Without text, the policy wins, though Wanda comes close" in readme
-    assert "What looks at weights alone is worse than chance" in readme
+    results, recipes = map(words, (tables.PAGES[1], tables.ROOT / "recipes" / "README.md"))
+    assert "Without text, the policy wins, though Wanda comes close" in results
+    assert "What looks at weights alone is worse than chance" in results
     assert (
         "`row_norm` and `spectral`, PruneNet's baselines, have no recipe: on SmolLM2-135M both lose"
         in recipes
