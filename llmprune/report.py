@@ -136,7 +136,7 @@ class Reload(TypedDict):
 
 
 class Refit(TypedDict):
-    """A layer that was solved anew, its relative output errors, and the penalty on moving its weights."""
+    """A refitted layer: its relative output errors, and the penalty on moving its weights."""
 
     name: str
     error_before: float

@@ -26,9 +26,12 @@ class Laptop(Allocator):
     tokens: Annotated[int, Field(ge=1)] = 4096
     """Calibration tokens that costs are measured on; whole windows."""
 
+    def absence(self, problem: Problem) -> Absence:
+        """What measures the cost."""
+        return Absence(problem.store, few_windows(problem.batches, self.tokens), problem.probe)
+
     def allocate(self, problem: Problem) -> Allocation:
         """Remove the blocks whose absence costs least."""
-        absence = Absence(problem.store, few_windows(problem.batches, self.tokens), problem.probe)
-        costs = absence.cost(set(), problem.removable)
+        costs = self.absence(problem).cost(set(), problem.removable)
         order = sorted(costs, key=lambda block: (costs[block], block))
         return Allocation(budget_without(problem.anatomy, order[: problem.count]))

@@ -16,7 +16,7 @@ from llmprune import prune, recover
 from llmprune.methods.wanda import Wanda
 from tests import tiny
 from tests.adding.conftest import Add
-from tests.adding.interrupted import pruned_twice
+from tests.resume.interrupted import pruned_twice
 
 TEXT = {"samples": 4, "length": 16}
 SCORE = '''
@@ -125,23 +125,19 @@ def zeros(folder: Path) -> dict[str, float]:
     return {key: float((t == 0).float().mean()) for key, t in tensors.items() if "proj.weight" in key}
 
 
-def test_a_score(
-    add: Add, checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_score(add: Add, checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     method = {"name": add("middle", SCORE), "power": 0.5}
     asked = {"method": method, "pattern": "2:4", "calibration": TEXT}
-    report = pruned_twice(checkpoints("llama"), asked, tmp_path, monkeypatch)
+    report = pruned_twice(checkpoints("llama"), asked, tmp_path)
     assert report.recipe["method"] == method
     assert report.about == "The middle weights go."
     assert set(zeros(tmp_path / "out").values()) == {0.5}
 
 
-def test_a_repair(
-    add: Add, checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repair(add: Add, checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     pattern = {"name": "units", "multiple": 8}
     asked = {"method": "wanda", "pattern": pattern, "repair": add("scaled", REPAIR), "calibration": TEXT}
-    report = pruned_twice(checkpoints("llama"), asked, tmp_path, monkeypatch)
+    report = pruned_twice(checkpoints("llama"), asked, tmp_path)
     assert all(site.notes["scale"] > 1 for site in report.sites)
 
 
@@ -182,6 +178,6 @@ def test_an_allocation_that_has_solved_the_sites_already(
     assert len(solved) == 2 * len(report.sites)  # by the allocation alone
     shares = zeros(tmp_path / "once")
     assert {round(share, 1) for share in shares.values()} == {0.4, 0.6}
-    pruned_twice(checkpoints("llama"), asked, tmp_path, monkeypatch)
+    pruned_twice(checkpoints("llama"), asked, tmp_path)
     assert zeros(tmp_path / "out") == shares
     assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import tiny
 from tests.adding.conftest import Add
-from tests.adding.interrupted import pruned_twice
+from tests.resume.interrupted import pruned_twice
 
 EXPERT_SITES = '''
 """One expert's slice of a fused parameter [E, I, O]: stored at a key and an index."""
@@ -193,9 +193,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("propagation", ["dense", "layer"])
-def test_experts_inside_a_fused_parameter(
-    propagation: str, add: Add, mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_experts_inside_a_fused_parameter(propagation: str, add: Add, mixture: Path, tmp_path: Path) -> None:
     add("expert_sites", EXPERT_SITES)
     pattern = add("inside_experts", EXPERT_PATTERN)
     asked = {
@@ -204,7 +202,7 @@ def test_experts_inside_a_fused_parameter(
         "propagation": propagation,
         "calibration": {"samples": 4, "length": 16},
     }
-    report = pruned_twice(mixture, asked, tmp_path, monkeypatch)
+    report = pruned_twice(mixture, asked, tmp_path)
     assert len(report.sites) == 3 * 4
     before, after = tensors(mixture), tensors(tmp_path / "out")
     assert before.keys() == after.keys()
@@ -216,14 +214,12 @@ def test_experts_inside_a_fused_parameter(
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
-def test_whole_blocks(
-    add: Add, checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whole_blocks(add: Add, checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     add("block_sites", BLOCK_SITES)
     pattern = add("whole_blocks", BLOCK_PATTERN)
     allocation = {"name": "profile", "blocks": [0.0, 0.99, 0.0]}
     asked = {"method": "random", "pattern": pattern, "sparsity": 0.33, "allocation": allocation}
-    report = pruned_twice(checkpoints("llama"), asked, tmp_path, monkeypatch)
+    report = pruned_twice(checkpoints("llama"), asked, tmp_path)
     assert report.totals["removed_parameters"] == report.sites[1].weights
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 2
     assert "Whole blocks are gone" in (tmp_path / "out" / "README.md").read_text()

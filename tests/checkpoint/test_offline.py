@@ -1,4 +1,4 @@
-"""What the Hub's client raises is told from a bug by its own words."""
+"""Network errors of the Hub's client are recognised; bugs are not taken for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the client raises while it pushes is told in a sentence, and a bug stays a bug."""
+"""Errors of the Hub's client during a push become one sentence; bugs are raised unchanged."""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from llmprune import prune
 from llmprune.checkpoint import reload
-from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
 from llmprune.recipe import Recipe
 from llmprune.run import job
 from llmprune.run.job import Run
 from llmprune.run.learned import FILE
 from tests import tiny
+from tests.resume.interrupted import interrupted
 from tests.test_families import check_here
 
 METHOD = "learners_of_a_test.tempered"
@@ -139,18 +139,10 @@ def test_the_plan_tells_what_it_takes_to_learn(passes: list[int], checkpoints: t
 
 
 def test_a_resumed_run_takes_what_it_learned_from_its_own_folder(
-    passes: list[int], checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    passes: list[int], checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
     prune(checkpoints("llama"), asked(), out=tmp_path / "whole")
-    write = Draft.write_block
-
-    def stop(self: Draft, block: int, *rest: Any) -> None:
-        if block == 1:
-            raise KeyboardInterrupt
-        write(self, block, *rest)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Draft, "write_block", stop)
+    with interrupted(after=1):
         prune(checkpoints("llama"), asked(), out=tmp_path / "cut")
     assert len(passes) == 2
     report = prune(checkpoints("llama"), asked(), out=tmp_path / "cut", resume=True)

@@ -1,4 +1,4 @@
-"""A model whose layers were cut is cut or masked again."""
+"""A pruned model can be cut or masked again."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llmprune import prune
 from llmprune.checkpoint import reload
-from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
 from llmprune.model.families import FAMILIES
 from llmprune.report import Report
 from tests import tiny
+from tests.resume.interrupted import interrupted
 from tests.test_families import check_here
 
 LAYOUTS = ("uniform", "per_layer", "padded")
@@ -194,24 +194,14 @@ def test_a_survey_of_the_dense_model_serves_no_other_propagation(
     assert errors["dense"][2:] != errors["block"][2:]
 
 
-def test_an_interrupted_run_resumes_to_the_same_bytes(
-    checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bytes(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     flap = {"method": "flap", "sparsity": 0.4, "pattern": {"multiple": 8}, "calibration": CALIBRATION}
-    write = Draft.write_block
-
-    def stop(self: Draft, block: int, *rest: Any) -> None:
-        if block == 2:
-            raise KeyboardInterrupt
-        write(self, block, *rest)
-
     for repair in ("mean_bias", "affine"):
         recipe = flap | {"repair": repair}
         whole = tmp_path / f"whole-{repair}"
         prune(checkpoints("llama"), recipe, out=whole)
         out = tmp_path / f"cut-{repair}"
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Draft, "write_block", stop)
+        with interrupted(after=2):
             prune(checkpoints("llama"), recipe, out=out)
         report = prune(checkpoints("llama"), recipe, out=out, resume=True)
         for file in whole.glob("*.safetensors"):

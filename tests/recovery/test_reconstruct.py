@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from llmprune import prune, recover
 from llmprune.checkpoint import reload
-from llmprune.checkpoint.draft import Draft
 from llmprune.tensors.fit import Fit, _conjugate_gradients
 from llmprune.text import sources
 from llmprune.text.tokenizing import tokenize
 from tests import tiny
+from tests.resume.interrupted import interrupted
 from tests.test_families import check_here
 
 CALIBRATION = {"samples": 16, "length": 32}
@@ -78,21 +78,13 @@ def test_padding_stays_zero(checkpoints: tiny.Checkpoints, tmp_path: Path) -> No
 
 
 def test_a_recovery_that_was_cut_off_ends_with_the_same_bytes(
-    checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
     prune(
         checkpoints("llama"), PRUNED["units with biases"] | {"calibration": CALIBRATION}, out=tmp_path / "out"
     )
     recover(tmp_path / "out", "reconstruct", out=tmp_path / "whole")
-    write = Draft.write_block
-
-    def stop(self: Draft, block: int, *rest: Any) -> None:
-        if block == 2:
-            raise KeyboardInterrupt
-        write(self, block, *rest)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Draft, "write_block", stop)
+    with interrupted(after=2):
         recover(tmp_path / "out", "reconstruct", out=tmp_path / "cut")
     report = recover(tmp_path / "out", "reconstruct", out=tmp_path / "cut", resume=True)
     for file in (tmp_path / "whole").glob("*.safetensors"):

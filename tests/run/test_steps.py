@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from llmprune import prune
 from llmprune.checkpoint import reload
-from llmprune.checkpoint.draft import Draft
-from llmprune.errors import JobError, RequestError
+from llmprune.errors import RequestError
 from llmprune.recipe import Recipe
 from tests import tiny
 from tests.resume.children import hashes
+from tests.resume.interrupted import interrupted
 from tests.test_families import PROBE, check_here
 
 TEXT = {"calibration": {"samples": 4, "length": 16}}
@@ -48,22 +48,10 @@ def test_steps_are_runs_one_after_the_other(checkpoints: tiny.Checkpoints, tmp_p
 
 
 @pytest.mark.parametrize("cut", [2, 4, 6])
-def test_an_interrupted_step_resumes(
-    cut: int, checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_step_resumes(cut: int, checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     prune(checkpoints("llama"), STEPS, out=tmp_path / "whole")
-    written, write = [], Draft.write_block
-
-    def interrupted(self: Draft, *given: Any) -> Any:
-        written.append(given)
-        if len(written) == cut:
-            raise JobError("cut")
-        return write(self, *given)
-
-    monkeypatch.setattr(Draft, "write_block", interrupted)
-    with pytest.raises(JobError, match="cut"):
+    with interrupted(after=cut - 1):
         prune(checkpoints("llama"), STEPS, out=tmp_path / "cut")
-    monkeypatch.setattr(Draft, "write_block", write)
     with pytest.raises(RequestError, match="--resume"):
         prune(checkpoints("llama"), STEPS, out=tmp_path / "cut")
     prune(checkpoints("llama"), STEPS, out=tmp_path / "cut", resume=True)

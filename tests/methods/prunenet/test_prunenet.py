@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from llmprune import prune
 from llmprune.checkpoint import reload
-from llmprune.checkpoint.draft import Draft
 from llmprune.errors import RequestError
 from llmprune.methods.prunenet import training
 from llmprune.model.anatomy import FAMILIES
 from llmprune.run.learned import FILE
 from tests import tiny
+from tests.resume.interrupted import interrupted
 from tests.test_families import check_here
 
 QUICK = {"name": "prunenet", "passes": 1, "steps": 2, "draws": 2}
@@ -77,15 +77,7 @@ def test_a_run_that_was_cut_off_goes_on_with_what_it_learned(
     checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prune(checkpoints("llama"), asked(), out=tmp_path / "whole")
-    write = Draft.write_block
-
-    def stop(self: Draft, block: int, *rest: Any) -> None:
-        if block == 1:
-            raise KeyboardInterrupt
-        write(self, block, *rest)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Draft, "write_block", stop)
+    with interrupted(after=1):
         prune(checkpoints("llama"), asked(), out=tmp_path / "cut")
     monkeypatch.setattr(training, "trained", lambda *_: pytest.fail("a policy was trained"))
     prune(checkpoints("llama"), asked(), out=tmp_path / "cut", resume=True)
