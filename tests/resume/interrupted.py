@@ -19,11 +19,11 @@ def interrupted(after: int) -> Iterator[None]:
     """Interrupt what runs inside once it has written so many blocks."""
     write, written = Draft.write_block, []
 
-    def stop(self: Draft, *block: Any) -> None:
+    def stop(self: Draft, *block: Any) -> Any:
         if len(written) == after:
             raise KeyboardInterrupt
         written.append(block)
-        write(self, *block)
+        return write(self, *block)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Draft, "write_block", stop)
