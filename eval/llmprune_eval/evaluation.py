@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
@@ -67,10 +67,11 @@ def _checked(sources: list[Source], texts: list[str], protocol: Protocol) -> Pro
     tokenizers = {perplexity.stamp(one): one for one in each}
     if not texts:
         return protocol
-    protocol = perplexity.settled(protocol, *(one.config for one in sources))
-    for text, tokenizer in product(texts, tokenizers.values()):
-        next(perplexity.windows_of(tokenizer, text, protocol), None)
-    return protocol
+    configs = [one.config for one in sources]
+    asked = [(one, perplexity.settled(protocol, one, *configs)) for one in tokenizers.values()]
+    for text, (tokenizer, alike) in product(texts, asked):
+        next(perplexity.windows_of(tokenizer, text, alike), None)
+    return replace(protocol, length=asked[0][1].length)  # tokenizers may begin a text with or without BOS
 
 
 def _alike(dense: dict[str, Any], pruned: dict[str, Any]) -> bool:

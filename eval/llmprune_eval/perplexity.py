@@ -1,8 +1,9 @@
 """How surprised a model is by a text: exp of the mean negative log-likelihood per token.
 
-Unless asked otherwise windows do not overlap, the tail that fills no window is dropped, no special token is
-added, and each window of L tokens makes L - 1 predictions. A figure means nothing without these choices, so
-they travel with it.
+Unless asked otherwise windows do not overlap, the tail that fills no window is dropped, every window begins
+as its tokenizer begins a text (with BOS, or with no special token), and each window of L tokens makes L - 1
+predictions, so that of the token after BOS counts. A figure means nothing without these choices, so they
+travel with it.
 
 Letters used in shapes: N windows, L tokens of one window.
 """
@@ -23,10 +24,12 @@ from torch.nn.functional import cross_entropy
 
 from llmprune.errors import JobError, RequestError
 from llmprune.progress import track
-from llmprune.text import sources, tokenizing
+from llmprune.text import bos, sources, tokenizing
+from llmprune.text.bos import Bos
 from llmprune_eval import logits
 
 LARGEST = 700.0  # nats; beyond, the exponential is no float
+BOS = {True: "a BOS in front of each, whose prediction counts", False: "no BOS added"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Protocol:
     stride: int | None = None
     """Tokens from one window to the next; those that a window shares with the one before are context only."""
 
-    bos: bool = False
-    """Whether every window begins with the tokenizer's first token, which takes the place of one of text."""
+    bos: Bos = "auto"
+    """Whether every window begins with BOS, in the place of a token of text; `auto` as the tokenizer does."""
 
     column: str | None = None
     """Of a table, the column that holds the text; `text` unless given."""
@@ -87,7 +90,7 @@ class Perplexity:
         """The stamp that is printed beside the figure."""
         return (
             f"{self.dataset} ({self.split}), {self.windows} windows of {self.length} tokens, "
-            f"stride {self.stride}, {'a' if self.bos else 'no'} BOS added, {self.dtype}, "
+            f"stride {self.stride}, {BOS[self.bos]}, {self.dtype}, "
             f"tokenizer {self.tokenizer}"
         )
 
@@ -106,7 +109,7 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
             tokenizer another model's.
         JobError: the loss is no number.
     """
-    asked = settled(protocol or Protocol(), model.config)
+    asked = settled(protocol or Protocol(), tokenizer, model.config)
     total, predictions, size, count = 0.0, 0, 0, 0
     for window in track(windows_of(tokenizer, text, asked), f"perplexity on {text}", asked.windows):
         require_known(model, int(window.ids.max()))
@@ -117,7 +120,7 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
     mean = total / predictions
     if not mean < LARGEST:
         raise JobError(f"the model's mean loss on {text} is {mean}, so its perplexity is not a number")
-    assert asked.length is not None and asked.stride is not None
+    assert asked.length is not None and asked.stride is not None and asked.bos != "auto"
     return Perplexity(
         perplexity=math.exp(mean),
         bits_per_byte=total / math.log(2) / max(size, 1),
@@ -161,19 +164,20 @@ def stamp(tokenizer: Any) -> str:
     return f"{type(tokenizer).__name__}, {len(tokenizer)} tokens ({digest})"
 
 
-def settled(protocol: Protocol, *configs: Any) -> Protocol:
-    """A protocol with the length and stride that models of these configurations all get.
+def settled(protocol: Protocol, tokenizer: Any, *configs: Any) -> Protocol:
+    """A protocol with the length and stride that models of these configurations all get, and BOS decided.
 
     Raises:
-        RequestError: the windows are longer than the shortest context, or leave gaps.
+        RequestError: the windows are longer than the shortest context, or leave gaps, or there is no BOS.
     """
     contexts = [getattr(c.get_text_config(decoder=True), "max_position_embeddings", None) for c in configs]
     length = _length(protocol, min(filter(None, contexts), default=None))
-    own = length - protocol.bos
+    begin = bos.tokens(tokenizer, protocol.bos, "bos")
+    own = length - len(begin)
     stride = own if protocol.stride is None else protocol.stride
     if not 1 <= stride <= own:
         raise RequestError("stride", f"{stride} was asked, and windows hold {own} tokens of text")
-    return replace(protocol, length=length, stride=stride)
+    return replace(protocol, length=length, stride=stride, bos=bool(begin))
 
 
 def windows_of(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Window]:
@@ -187,16 +191,17 @@ def windows_of(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Window
 
 def _windows_of(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Window]:
     assert protocol.length is not None and protocol.stride is not None
-    begin = torch.tensor(_first_token(tokenizer) if protocol.bos else [], dtype=torch.int64)
+    begin = torch.tensor(bos.tokens(tokenizer, protocol.bos, "bos"), dtype=torch.int64)
     own, stride = protocol.length - len(begin), protocol.stride
     parts = sources.for_evaluation(text, protocol.column).read("evaluation")
     left = torch.empty(0, dtype=torch.int64)
+    unmade = max(0, len(begin) - 1)  # predictions within a beginning of several tokens, which is no text
     shared = None  # predictions of a window that the one before has made; before the first, none was made
     for ids in tokenizing.tokens(parts, tokenizer):
         left = torch.cat([left, ids])
         starts = range(0, len(left) - own + 1, stride)
         for start in starts:
-            yield Window(torch.cat([begin, left[start : start + own]]), shared or 0)
+            yield Window(torch.cat([begin, left[start : start + own]]), shared or unmade)
             shared = max(0, protocol.length - stride - 1)
         left = left[len(starts) * stride :]
     if shared is None:
@@ -210,13 +215,6 @@ def _length(protocol: Protocol, context: int | None) -> int:
     if context and length > context:
         raise RequestError("length", f"{length} tokens were asked, and the model's context is {context}")
     return length
-
-
-def _first_token(tokenizer: Any) -> list[int]:
-    token = tokenizer.bos_token_id
-    if token is None:
-        raise RequestError("bos", "this model's tokenizer has no token for the beginning of a text")
-    return [token]
 
 
 def window_loss(model: Any, window: Tensor) -> float:

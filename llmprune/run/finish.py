@@ -26,6 +26,7 @@ from llmprune.recipe_text import write_yaml
 from llmprune.report import RecipeRecord, Reload, Report, Time
 from llmprune.run import card, learned, memory
 from llmprune.run.job import Job, Run
+from llmprune.text.calibration import as_now
 from llmprune.text.windows import Windows
 from llmprune.walk.walk import Walk
 
@@ -66,8 +67,9 @@ def already_done(name: str, asked: Recipe, run: Run) -> Report | None:
     done = finished(out)
     if done is None:
         return None
-    now, then = asked.resolved(), done.recipe
-    now["calibration"]["length"] = now["calibration"]["length"] or then["calibration"]["length"]
+    now, then = asked.resolved(), dict(done.recipe)
+    then["calibration"] = as_now(done.recipe["calibration"])
+    now["calibration"]["length"] = now["calibration"]["length"] or done.recipe["calibration"]["length"]
     now["model"] = name
     differing = [key for key in now if now[key] != then.get(key)]
     if differing:
