@@ -25,7 +25,7 @@ from llmprune.run import finish, job
 from llmprune.run.job import Run
 from llmprune.run.recovery_job import RecoveryJob, dense_model, opened
 from llmprune.run.windows import windows
-from llmprune.text.calibration import Calibration, calibration_of, with_defaults
+from llmprune.text.calibration import Calibration, as_now, calibration_of, with_defaults
 from llmprune.text.windows import batched, size_of
 
 
@@ -124,7 +124,7 @@ def _already_done(
         ("recovery", then.get("recovery"), _asked(recovery)),
         ("model", then.get("model", [None])[0], str(folder)),
         ("pruning", done.recipe, earlier.recipe),
-        ("calibration", then.get("text"), text.model_dump()),
+        ("calibration", as_now(then.get("text", {})), text.model_dump()),
     ]
     if baseline and (dense := dense_model(baseline, recovery, text, run).source):
         compared.append(("dense model", then.get("dense"), dense.hashes))

@@ -67,6 +67,8 @@ class CalibrationRecord(TypedDict):
     tokens: int
     seed: int | None
     sha256: str
+    bos: NotRequired[bool]
+    """Whether every window begins with BOS; absent for the caller's own tokens and in earlier reports."""
 
 
 class SiteRecord(BaseModel):

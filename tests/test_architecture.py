@@ -53,7 +53,7 @@ INNER = {
         "acceleration __init__",
     ),
     "llmprune.text": (
-        "windows tables tokenizing cache",
+        "windows tables tokenizing cache bos",
         "sampling",
         "sources",
         "calibration __init__",

@@ -52,6 +52,7 @@ AMOUNTS = {
     "samples": st.integers(1, 10**6),
     "length": st.none() | st.integers(2, 10**6),
     "seed": st.integers(0, 2**31 - 1),
+    "bos": st.sampled_from(["auto", True, False]),
 }
 
 

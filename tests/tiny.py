@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from llmprune.checkpoint import reader, source
@@ -91,13 +91,19 @@ def model(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     return made.to(dtype)
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Every word is one of a hundred ids, by its first letters; enough to turn any text into tokens."""
+def tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
+    """Every word is one of a hundred ids, by its first letters; enough to turn any text into tokens.
+
+    A template such as `<s> $A` puts special tokens around a text, as those of many families do.
+    """
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["<pad>", "<s>", "</s>", "<unk>", *letters, *(a + b for a in "aeionrst" for b in letters[:12])]
     vocabulary = {word: number for number, word in enumerate(words[:VOCABULARY])}
     made = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>", continuing_subword_prefix=""))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
+    if template:
+        special = [(token, vocabulary[token]) for token in words[:4]]
+        made.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
     return PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )

@@ -31,7 +31,7 @@ class Agreement:
 def measure(dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protocol) -> Agreement:
     """Compare two models that share a tokenizer, on the windows that their perplexity is measured on."""
     total = tensors.Agreement()
-    protocol = settled(protocol, dense.config, pruned.config)
+    protocol = settled(protocol, tokenizer, dense.config, pruned.config)
     for window in track(windows_of(tokenizer, text, protocol), f"agreement on {text}", protocol.windows):
         ids = window.ids
         both = zip(logits.pieces(dense, ids), logits.pieces(pruned, ids), strict=True)

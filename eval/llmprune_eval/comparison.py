@@ -62,7 +62,7 @@ def of(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"tasks": {}, "perplexity": []}
     for before, after in zip(dense.get("perplexity", []), pruned.get("perplexity", []), strict=True):
-        alike = before["tokenizer"] == after["tokenizer"]
+        alike = all(before.get(key) == after.get(key) for key in ("tokenizer", "bos"))
         measure = "perplexity" if alike else "bits_per_byte"
         found["perplexity"].append(
             {
@@ -99,7 +99,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """A comparison as a table."""
     table = []
     for text in found["perplexity"]:
-        note = "" if text["comparable"] else " (other tokenizer: perplexities cannot be compared)"
+        note = "" if text["comparable"] else " (other tokenizer or BOS: perplexities cannot be compared)"
         table.append((text["dataset"], f"{text['measure']} times {text['ratio']:.3f}{note}"))
     means = {"mean": found["mean"]} if "mean" in found else {}
     for name, row in [*found["tasks"].items(), *means.items()]:

@@ -67,18 +67,19 @@ def _checked(sources: list[Source], texts: list[str], protocol: Protocol) -> Pro
     tokenizers = {perplexity.stamp(one): one for one in each}
     if not texts:
         return protocol
-    protocol = settled(protocol, *(one.config for one in sources))
-    if len(tokenizers) > 1:
+    configs = [one.config for one in sources]
+    if len(tokenizers) > 1:  # one stride for all, so that their windows cover the same characters
         protocol = replace(protocol, tokenizers=tuple(tokenizers.values()))
+    protocol = replace(protocol, length=settled(protocol, each[0], *configs).length)
     for text, tokenizer in product(texts, tokenizers.values()):
-        next(windows_of(tokenizer, text, protocol), None)
+        next(windows_of(tokenizer, text, settled(protocol, tokenizer, *configs)), None)
     return protocol
 
 
 def _alike(dense: dict[str, Any], pruned: dict[str, Any]) -> bool:
-    """Whether both models cut the texts into the same tokens."""
+    """Whether both models cut the texts into the same windows of the same tokens."""
     pairs = zip(dense["perplexity"], pruned["perplexity"], strict=True)
-    return all(before["tokenizer"] == after["tokenizer"] for before, after in pairs)
+    return all(before[key] == after[key] for before, after in pairs for key in ("tokenizer", "bos"))
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:

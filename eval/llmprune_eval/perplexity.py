@@ -1,8 +1,9 @@
 """How surprised a model is by a text: exp of the mean negative log-likelihood per token.
 
-Unless asked otherwise windows do not overlap, the tail that fills no window is dropped, no special token is
-added, and each window of L tokens makes L - 1 predictions. A figure means nothing without these choices, so
-they travel with it.
+Unless asked otherwise windows do not overlap, the tail that fills no window is dropped, every window begins
+as its tokenizer begins a text (with BOS, or with no special token), and each window of L tokens makes L - 1
+predictions, so that of the token after BOS counts. A figure means nothing without these choices, so they
+travel with it.
 
 Letters used in shapes: N windows, L tokens of one window.
 """
@@ -20,11 +21,12 @@ from torch.nn.functional import cross_entropy
 
 from llmprune.errors import JobError, RequestError
 from llmprune.progress import track
-from llmprune.text import sources
+from llmprune.text import bos, sources
 from llmprune_eval import logits
 from llmprune_eval.windows import Protocol, settled, windows_of
 
 LARGEST = 700.0  # nats; beyond, the exponential is no float
+BOS = {True: "a BOS in front of each, whose prediction counts", False: "no BOS added"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Perplexity:
             most, alike = "at most ", f", the same characters under {len(self.tokenizers)} tokenizers"
         return (
             f"{self.dataset} ({self.split}), {self.windows} windows of {most}{self.length} tokens{alike}, "
-            f"stride {self.stride}, {'a' if self.bos else 'no'} BOS added, {self.dtype}, "
+            f"stride {self.stride}, {BOS[self.bos]}, {self.dtype}, "
             f"tokenizer {self.tokenizer}"
         )
 
@@ -79,7 +81,7 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
             tokenizer another model's.
         JobError: the loss is no number.
     """
-    asked = settled(protocol or Protocol(), model.config)
+    asked = settled(protocol or Protocol(), tokenizer, model.config)
     total, predictions, size, count = 0.0, 0, 0, 0
     for window in track(windows_of(tokenizer, text, asked), f"perplexity on {text}", asked.windows):
         require_known(model, int(window.ids.max()))
@@ -98,7 +100,7 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         split=sources.for_evaluation(text).evaluation_split,
         length=asked.length,
         stride=asked.stride,
-        bos=asked.bos,
+        bos=bool(bos.tokens(tokenizer, asked.bos, "bos")),
         tokenizer=stamp(tokenizer),
         windows=count,
         predictions=predictions,

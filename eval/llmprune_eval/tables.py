@@ -103,6 +103,7 @@ def calibration(run: Run) -> list[tuple[str, object]]:
         rows = [
             ("text", found["dataset"]),
             ("windows", f"{found['samples']:,} windows of {found['length']:,} tokens"),
+            ("BOS in front of each", {True: "yes", False: "no", None: "-"}[found.get("bos")]),
             ("seed", "-" if found["seed"] is None else found["seed"]),
             ("tokens' sha256", element("code", found["sha256"])),
         ]

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmprune.errors import RequestError
-from llmprune.text import sources, tokenizing
+from llmprune.text import bos, sources, tokenizing
+from llmprune.text.bos import Bos
 from llmprune.text.sources.base import characters_for
 
 
@@ -36,8 +37,8 @@ class Protocol:
     stride: int | None = None
     """Tokens from one window to the next; those that a window shares with the one before are context only."""
 
-    bos: bool = False
-    """Whether every window begins with the tokenizer's first token, which takes the place of one of text."""
+    bos: Bos = "auto"
+    """Whether every window begins with BOS, in the place of a token of text; `auto` as the tokenizer does."""
 
     column: str | None = None
     """Of a table, the column that holds the text; `text` unless given."""
@@ -72,15 +73,15 @@ class Window:
         return len(whole.encode()) - len(before.encode())
 
 
-def settled(protocol: Protocol, *configs: Any) -> Protocol:
+def settled(protocol: Protocol, tokenizer: Any, *configs: Any) -> Protocol:
     """A protocol with the length and stride that models of these configurations all get.
 
     Raises:
-        RequestError: the windows are longer than the shortest context, or leave gaps.
+        RequestError: the windows are longer than the shortest context, or leave gaps, or there is no BOS.
     """
     contexts = [getattr(c.get_text_config(decoder=True), "max_position_embeddings", None) for c in configs]
     length = _length(protocol, min(filter(None, contexts), default=None))
-    own = length - protocol.bos
+    own = length - max(map(len, _begins(protocol, tokenizer)))
     stride = own if protocol.stride is None else protocol.stride
     if not 1 <= stride <= own:
         raise RequestError("stride", f"{stride} was asked, and windows hold {own} tokens of text")
@@ -100,16 +101,17 @@ def windows_of(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Window
 def _own(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Window]:
     """Windows of exactly `length` tokens."""
     assert protocol.length is not None and protocol.stride is not None
-    begin = torch.tensor(_first_token(tokenizer) if protocol.bos else [], dtype=torch.int64)
+    begin = torch.tensor(bos.tokens(tokenizer, protocol.bos, "bos"), dtype=torch.int64)
     own, stride = protocol.length - len(begin), protocol.stride
     parts = sources.for_evaluation(text, protocol.column).read("evaluation")
     left = torch.empty(0, dtype=torch.int64)
+    unmade = max(0, len(begin) - 1)  # predictions within a beginning of several tokens, which is no text
     shared = None  # predictions of a window that the one before has made; before the first, none was made
     for ids in tokenizing.tokens(parts, tokenizer):
         left = torch.cat([left, ids])
         starts = range(0, len(left) - own + 1, stride)
         for start in starts:
-            yield Window(torch.cat([begin, left[start : start + own]]), shared or 0)
+            yield Window(torch.cat([begin, left[start : start + own]]), shared or unmade)
             shared = max(0, protocol.length - stride - 1)
         left = left[len(starts) * stride :]
     if shared is None:
@@ -130,16 +132,17 @@ def _shared(tokenizer: Any, text: str, protocol: Protocol) -> Iterator[Window]:
     ends = [own, *(_with_ends(one, whole)[1] for one in protocol.tokenizers)]
     cuts = np.union1d([0], reduce(np.intersect1d, ends))
     before = [np.searchsorted(each, cuts, side="right") for each in ends]  # tokens before each cut [C]
-    begin = torch.tensor(_first_token(tokenizer) if protocol.bos else [], dtype=torch.int64)
-    overlap = protocol.length - len(begin) - protocol.stride
+    begin, *others = _begins(protocol, tokenizer)
+    overlap = protocol.length - max(map(len, (begin, *others))) - protocol.stride
     parts = list(_between(before, protocol.stride))
     if not parts:
         said = f"{text} has fewer than one window of {protocol.stride} tokens under every tokenizer"
         raise RequestError("perplexity", f"{said}; give a longer text or a smaller --length")
     for start, end in parts:
         first = max(0, before[0][start] - overlap)
-        known = start if protocol.bos or (start and overlap) else start + 1
-        part = torch.cat([begin, ids[first : before[0][end]]])
+        # With nothing in front of it, the first token of a window is predicted by no model.
+        known = start if all((begin, *others)) or (start and overlap) else start + 1
+        part = torch.cat([torch.tensor(begin, dtype=torch.int64), ids[first : before[0][end]]])
         size = len(whole[cuts[known] : cuts[end]].encode())
         yield Window(part, int(before[0][known] - first + len(begin) - 1), size)
 
@@ -184,8 +187,6 @@ def _length(protocol: Protocol, context: int | None) -> int:
     return length
 
 
-def _first_token(tokenizer: Any) -> list[int]:
-    token = tokenizer.bos_token_id
-    if token is None:
-        raise RequestError("bos", "this model's tokenizer has no token for the beginning of a text")
-    return [token]
+def _begins(protocol: Protocol, tokenizer: Any) -> list[tuple[int, ...]]:
+    """What a window begins with: under this tokenizer, then under those that it is compared with."""
+    return [bos.tokens(one, protocol.bos, "bos") for one in (tokenizer, *protocol.tokenizers)]

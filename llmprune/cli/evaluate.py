@@ -11,7 +11,7 @@ import typer
 
 from llmprune.cli import display
 from llmprune.cli.app import app
-from llmprune.cli.options import Column, Device, Dtype, Json, Length, Save, Trust
+from llmprune.cli.options import Bos, Column, Device, Dtype, Json, Length, Save, Trust
 from llmprune.errors import RequestError
 
 
@@ -25,7 +25,7 @@ def evaluate(
     length: Length = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Only the first so many windows.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Tokens between windows (their length).")] = None,
-    bos: Annotated[bool, typer.Option("--bos", help="Begin every window with the BOS token.")] = False,
+    bos: Bos = None,
     tasks: Annotated[
         str | None, typer.Option(help="lm-eval's tasks a,b; or the suites quick, paper, mmlu.")
     ] = None,
@@ -52,6 +52,8 @@ def evaluate(
     from llmprune_eval import tasks as scored
     from llmprune_eval.windows import Protocol
 
+    from llmprune.text.bos import parse
+
     if not perplexity and tasks is None:
         raise RequestError("perplexity", "nothing was asked to be measured; give a text, or --tasks")
     if out is not None:
@@ -65,7 +67,7 @@ def evaluate(
     display.quiet()
     names = {} if baseline is None else {"baseline": baseline}
     names |= {"model" if not i else f"model-{i + 1}": name for i, name in enumerate(models)}
-    protocol = Protocol(length, windows, stride, bos, text_column)
+    protocol = Protocol(length, windows, stride, parse(bos or "auto", "bos"), text_column)
     where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     results = evaluation.evaluate(names, perplexity or [], protocol, asked, where)
     _tell(results, as_json)  # first: a full disk must not lose what took hours

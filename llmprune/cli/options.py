@@ -39,6 +39,10 @@ Length = Annotated[
     typer.Option(help="Tokens per window (2048 or the model's context; some methods have their own)."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Draws the calibration windows (0).")]
+Bos = Annotated[
+    str | None,
+    typer.Option(help="Begin every window with BOS: auto (as the tokenizer begins a text), true or false."),
+]
 Column = Annotated[
     str | None, typer.Option(help="The column that holds the text, of a table or a Hub data set (text).")
 ]

@@ -12,6 +12,7 @@ from llmprune.cli import display
 from llmprune.cli.app import app
 from llmprune.cli.options import (
     Allocation,
+    Bos,
     Column,
     Device,
     Dtype,
@@ -60,6 +61,7 @@ def prune(
     samples: Samples = None,
     length: Length = None,
     seed: Seed = None,
+    bos: Bos = None,
     text_column: Column = None,
     device: Device = "auto",
     dtype: Dtype = "auto",

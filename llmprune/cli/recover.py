@@ -11,6 +11,7 @@ import typer
 from llmprune.cli import display
 from llmprune.cli.app import app
 from llmprune.cli.options import (
+    Bos,
     Column,
     Device,
     Dtype,
@@ -40,6 +41,7 @@ def recover_(
     samples: Samples = None,
     length: Length = None,
     seed: Seed = None,
+    bos: Bos = None,
     text_column: Column = None,
     device: Device = "auto",
     dtype: Dtype = "auto",

@@ -143,7 +143,7 @@ def _method_with(option: str) -> str:
 
 def text_options(options: Options) -> dict[str, object]:
     """The fields of a recipe's `calibration` that a command's options set."""
-    found = {key: options[key] for key in ("samples", "length", "seed", "text_column")}
+    found = {key: options[key] for key in ("samples", "length", "seed", "bos", "text_column")}
     found["dataset"] = options["calibration"]
     return {key: value for key, value in found.items() if value is not None}
 

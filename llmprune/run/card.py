@@ -187,7 +187,8 @@ def _calibration(record: CalibrationRecord | None) -> str:
     if record is None:
         return "none"
     windows = f"{record['samples']} windows of {record['length']} tokens"
-    return f"{record['dataset']}, {windows}, seed {record['seed']}"
+    bos = {True: ", BOS in front of each", False: ", no BOS", None: ""}[record.get("bos")]
+    return f"{record['dataset']}, {windows}{bos}, seed {record['seed']}"
 
 
 def _recovered(record: RecoveryRecord | None) -> str:

@@ -27,6 +27,7 @@ from llmprune.recipe.text import write_yaml
 from llmprune.report import RecipeRecord, Report, StepRecord, Time
 from llmprune.run import card, learned, memory
 from llmprune.run.job import Job, Run
+from llmprune.text.calibration import as_now
 from llmprune.text.windows import Windows
 from llmprune.walk.walk import Walk
 
@@ -67,8 +68,9 @@ def already_done(name: str, asked: Recipe, run: Run) -> Report | None:
     done = finished(out)
     if done is None:
         return None
-    now, then = asked.resolved(), done.recipe
-    now["calibration"]["length"] = now["calibration"]["length"] or then["calibration"]["length"]
+    now, then = asked.resolved(), dict(done.recipe)
+    then["calibration"] = as_now(done.recipe["calibration"])
+    now["calibration"]["length"] = now["calibration"]["length"] or done.recipe["calibration"]["length"]
     now["model"] = name
     if asked.pattern.allocation is not None:  # a list, whose share the model decided
         now["sparsity"] = then["sparsity"]

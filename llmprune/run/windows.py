@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -9,7 +11,7 @@ from llmprune.checkpoint.opened import Opened
 from llmprune.errors import RequestError
 from llmprune.run.plan import Plan
 from llmprune.text.calibration import Calibration
-from llmprune.text.sources.base import Access, Amount
+from llmprune.text.sources.base import Access
 from llmprune.text.windows import Windows
 
 
@@ -56,11 +58,11 @@ def _windows(
     if tokens is not None:
         return Windows(tokens.cpu(), "tokens given by the caller", None)
     access = Access(
-        tokenizer=lambda: model.tokenizer(tokenizer),
+        tokenizer=cache(lambda: model.tokenizer(tokenizer)),  # a large vocabulary takes seconds to load
         whole_model=model.whole,
         store=lambda: model.store,
         cache_key=lambda: model.identity,
         batch=plan.batch,
         vocabulary=model.anatomy.vocabulary,
     )
-    return asked.source.windows(Amount(asked.samples, plan.length, asked.seed), access)
+    return asked.windows(plan.length, access)

@@ -11,6 +11,7 @@ from pydantic import (
     Field,
     InstanceOf,
     ValidationError,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -18,10 +19,13 @@ from pydantic import (
 from llmprune import plugins
 from llmprune.errors import RequestError
 from llmprune.plugins import Options
+from llmprune.text import bos as beginning
 from llmprune.text import sources
-from llmprune.text.sources.base import TextSource
+from llmprune.text.bos import Bos
+from llmprune.text.sources.base import Access, Amount, TextSource
+from llmprune.text.windows import Windows
 
-AMOUNT = ("samples", "length", "seed")
+AMOUNT = ("samples", "length", "seed", "bos")
 
 
 class Calibration(BaseModel):
@@ -41,6 +45,13 @@ class Calibration(BaseModel):
     """Tokens per window; by default 2048, or the model's context length if that is shorter."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of the windows' positions, or of their tokens where a source draws tokens."""
+    bos: Bos = "auto"
+    """Whether windows begin with BOS, in the place of a token of text; `auto` as the tokenizer does."""
+
+    @field_validator("bos", mode="before")
+    @classmethod
+    def _parse_bos(cls, value: object) -> Bos:
+        return beginning.parse(value, "calibration.bos")
 
     @model_validator(mode="before")
     @classmethod
@@ -59,6 +70,22 @@ class Calibration(BaseModel):
         amount = {key: getattr(self, key) for key in AMOUNT}
         options = {key: getattr(self.source, key) for key in self.source.option_names()}
         return {"dataset": self.source.dataset, **amount, **options}
+
+    def windows(self, length: int, access: Access) -> Windows:
+        """Return windows of `length` tokens, BOS included.
+
+        Raises:
+            RequestError: the text does not exist or is too short, or there is no BOS, or no room for text.
+            JobError: the text is out of reach, or the model does not fit.
+        """
+        bos = beginning.tokens(access.tokenizer(), self.bos, "calibration.bos") if self.bos else ()
+        if len(bos) >= length:
+            raise RequestError(
+                "calibration.length", f"{length} was asked, and BOS takes {len(bos)}; give a larger one"
+            )
+        return self.source.windows(Amount(self.samples, length - len(bos), self.seed, bos), access).behind(
+            bos
+        )
 
 
 def calibration_of(value: Options) -> Calibration:
@@ -84,6 +111,11 @@ def with_defaults(asked: Mapping[str, object], defaults: Mapping[str, object]) -
     # An unknown option that the user asked for stays, so that it is refused later.
     known = (*AMOUNT, "dataset", *sources.source_class(_dataset(merged)).option_names())
     return {key: value for key, value in merged.items() if key in known or key in asked}
+
+
+def as_now(recorded: Mapping[str, object]) -> dict[str, Any]:
+    """Return a recorded mapping with the field that earlier versions did not write."""
+    return {"bos": "auto", **recorded}
 
 
 def _dataset(data: Mapping[str, object]) -> str:

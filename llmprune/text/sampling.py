@@ -4,8 +4,8 @@ After k redraws of a whole window, its first k tokens are those that the model w
 one. The noise at each position is the same in every pass, so most tokens settle much earlier (Jacobi
 iteration; Song et al., 2021, arXiv:2002.03629).
 
-Letters used in shapes: N windows, L tokens, B windows of one batch, R rows of one chunk, T = L - 1,
-D hidden size, V vocabulary.
+Letters used in shapes: N windows, L tokens, B windows of one batch, R rows of one chunk, T tokens that are
+drawn, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,13 +23,24 @@ from llmprune.walk.walk import Walk
 
 
 @torch.no_grad()
-def generate(model: PreTrainedModel, samples: int, length: int, temperature: float, seed: int) -> Tensor:
-    """Generate windows int64 [samples, length] by sampling the whole vocabulary, without an end token."""
+def generate(
+    model: PreTrainedModel,
+    samples: int,
+    length: int,
+    temperature: float,
+    seed: int,
+    bos: tuple[int, ...] = (),
+) -> Tensor:
+    """Generate windows int64 [samples, length] by sampling the whole vocabulary, without an end token.
+
+    They continue `bos`, or the model's own first token if there is none, and do not contain it.
+    """
     config = model.generation_config
     first = next(
         t for t in (config.bos_token_id, model.config.bos_token_id, config.eos_token_id, 0) if t is not None
     )
-    start = torch.full((samples, 1), first[0] if isinstance(first, list) else first, device=model.device)
+    begin = bos or (first[0] if isinstance(first, list) else first,)
+    start = torch.tensor([begin] * samples, device=model.device)
     ours = GenerationConfig(
         do_sample=True,
         temperature=temperature,
@@ -50,11 +61,11 @@ def generate(model: PreTrainedModel, samples: int, length: int, temperature: flo
             ids: Tensor = model.generate(start, attention_mask=torch.ones_like(start), use_cache=True)
         finally:
             model.generation_config = kept
-    return ids[:, 1:].cpu()
+    return ids[:, len(begin) :].cpu()
 
 
-def redraw(store: Store, tokens: Tensor, batch: int, seed: int) -> Tensor:
-    """Redraw every token [N, L] but the first of a window, given the tokens before it.
+def redraw(store: Store, tokens: Tensor, batch: int, seed: int, kept: int = 1) -> Tensor:
+    """Redraw every token [N, L] but the first `kept` of a window, given the tokens before it.
 
     Takes one forward pass. A seed gives the same noise at each position, whatever the tokens are.
     """
@@ -65,15 +76,15 @@ def redraw(store: Store, tokens: Tensor, batch: int, seed: int) -> Tensor:
         if stage.index == len(anatomy.blocks) - 1:
             hidden = stage.run()
     # Allocated once: many small tensors between the large logits would fragment the heap.
-    redrawn = torch.empty_like(tokens[:, 1:])
+    redrawn = torch.empty_like(tokens[:, kept:])
     rows = max(1, ops.CHUNK // anatomy.vocabulary)  # logits [R, V] of all positions would not fit
     with store.head():
         device = walk.logits(hidden[0][:1, :1]).device
         generator = torch.Generator(device).manual_seed(seed)
         for out, states in zip(redrawn.split(batch), hidden, strict=True):
-            for ids, part in _chunks(rows, out, states[:, :-1]):
+            for ids, part in _chunks(rows, out, states[:, kept - 1 : -1]):
                 ids.copy_(_draw(walk.logits(part[:, None])[:, 0].float(), generator))
-    return torch.cat([tokens[:, :1], redrawn], 1)
+    return torch.cat([tokens[:, :kept], redrawn], 1)
 
 
 def _chunks(rows: int, ids: Tensor, states: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,11 +19,18 @@ class Windows:
     tokens: Tensor
     dataset: str
     seed: int | None
+    bos: bool | None = None
+    """Whether every window begins with BOS; None if unknown."""
+
+    def behind(self, bos: tuple[int, ...]) -> Windows:
+        """Return the windows with these tokens in front of each: [N, B + L] for B tokens."""
+        front = torch.tensor(bos, dtype=self.tokens.dtype).expand(len(self.tokens), -1)
+        return replace(self, tokens=torch.cat([front, self.tokens], 1), bos=bool(bos))
 
     def record(self) -> CalibrationRecord:
         """Return the entry of the report."""
         samples, length = self.tokens.shape
-        return {
+        record: CalibrationRecord = {
             "dataset": self.dataset,
             "samples": samples,
             "length": length,
@@ -31,6 +38,9 @@ class Windows:
             "seed": self.seed,
             "sha256": hashlib.sha256(self.tokens.to(torch.int64).numpy().tobytes()).hexdigest(),
         }
+        if self.bos is not None:
+            record["bos"] = self.bos
+        return record
 
 
 def size_of(tokens: Tensor) -> dict[str, int]:

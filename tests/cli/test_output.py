@@ -72,7 +72,17 @@ def test_flags_win_over_the_recipe_and_set_over_both(
     file = Path(place["tmp"], "mine.yaml")
     file.write_text("method: magnitude\nsparsity: 0.1\ncalibration: {seed: 5, samples: 9}\n")
     words = ["inspect", MODEL, "--recipe", str(file), "--method", "sparsegpt", "--sparsity", "0.2"]
-    words += ["--samples", "3", "--set", "sparsity=3e-1", "--set", "method.damping=0.5", "--json"]
+    words += [
+        "--samples",
+        "3",
+        "--bos",
+        "false",
+        "--set",
+        "sparsity=3e-1",
+        "--set",
+        "method.damping=0.5",
+        "--json",
+    ]
     assert main(monkeypatch, filled(words, place)) == 0
     recipe = json.loads(capsys.readouterr().out)["recipe"]
     assert recipe["sparsity"] == 0.3
@@ -84,6 +94,7 @@ def test_flags_win_over_the_recipe_and_set_over_both(
     }
     assert recipe["calibration"]["samples"] == 3
     assert recipe["calibration"]["seed"] == 5
+    assert recipe["calibration"]["bos"] is False
 
 
 def test_inspect_keeps_to_the_method_of_the_recipe(

@@ -31,6 +31,19 @@ def test_models_of_different_contexts_are_measured_on_the_same_windows(tmp_path,
     assert own["perplexity"] == pytest.approx(dense["perplexity"])
 
 
+def test_models_that_begin_texts_differently_are_compared_by_their_bits(tmp_path, checkpoints, text):
+    begun = tiny.save("llama", tmp_path / "begun")
+    tiny.tokenizer("<s> $A").save_pretrained(begun)
+    names = {"model": str(begun), "baseline": str(checkpoints("llama"))}
+    found = evaluation.evaluate(names, [text], Protocol(16))
+    (own,), (dense,) = found["model"]["perplexity"], found["baseline"]["perplexity"]
+    assert (own["bos"], own["stride"], dense["bos"], dense["stride"]) == (True, 15, False, 16)
+    (row,) = found["model"]["comparison"]["perplexity"]
+    assert (row["measure"], row["comparable"]) == ("bits_per_byte", False)
+    alike = evaluation.evaluate(names, [text], Protocol(16, bos=True))
+    assert alike["model"]["comparison"]["perplexity"][0]["ratio"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("others", "texts", "said"),
     [

@@ -147,6 +147,35 @@ def word_by_word(words):
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>")
 
 
+@pytest.mark.parametrize(("template", "bos"), [(None, False), ("<s> $A", True), ("$A </s>", False)])
+@pytest.mark.parametrize("stride", [None, 5])
+def test_windows_begin_as_the_tokenizer_begins_a_text(text, template, bos, stride):
+    model, tokenizer = tiny.model("llama"), tiny.tokenizer(template)
+    found = perplexity.measure(model, tokenizer, text, Protocol(16, 3, stride))
+    asked = perplexity.measure(model, tiny.tokenizer(), text, Protocol(16, 3, stride, bos))
+    assert found.to_dict() == asked.to_dict()
+    assert found.bos is bos
+    assert ("a BOS in front of each, whose prediction counts" in found.protocol) is bos
+    assert ("no BOS added" in found.protocol) is not bos
+
+
+def test_a_tokenizer_without_bos_is_refused_one(text):
+    tokenizer = tiny.tokenizer()
+    tokenizer.bos_token = None
+    with pytest.raises(RequestError, match=r"^bos: true was asked, .* no BOS token; give auto"):
+        perplexity.measure(tiny.model("llama"), tokenizer, text, Protocol(16, 3, bos=True))
+
+
+@pytest.mark.parametrize(("stride", "new"), [(14, 14), (5, 5)])
+def test_of_a_beginning_of_several_tokens_no_prediction_counts(text, stride, new):
+    tokenizer = tiny.tokenizer("<s> <pad> $A")
+    found = list(perplexity.windows_of(tokenizer, text, Protocol(16, 3, stride)))
+    assert [window.ids[:2].tolist() for window in found] == [[1, 0]] * 3
+    ids = tokenize(sources.for_evaluation(text).text("evaluation"), tokenizer)
+    assert [len(window.predicted) for window in found] == [14, new, new]
+    assert torch.cat([window.predicted for window in found]).tolist() == ids[: 14 + 2 * new].tolist()
+
+
 @pytest.mark.parametrize("stride", [0, 17])
 def test_a_stride_that_leaves_gaps_is_refused(text, stride):
     with pytest.raises(RequestError, match="stride"):

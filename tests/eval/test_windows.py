@@ -46,7 +46,7 @@ def text(tmp_path: Path) -> str:
 def test_every_tokenizer_predicts_the_same_characters(text: str, stride: int | None, bos: bool) -> None:
     tokenizers = (by_bytes(), by_words(), tiny.tokenizer())
     protocol = Protocol(32, None, stride, bos, tokenizers=tokenizers)
-    protocol = settled(protocol, tiny.config("llama"))
+    protocol = settled(protocol, tokenizers[0], tiny.config("llama"))
     each = [list(windows_of(tokenizer, text, protocol)) for tokenizer in tokenizers]
     assert len({len(found) for found in each}) == 1 and len(each[0]) > 5
     for found in zip(*each, strict=True):
@@ -90,15 +90,30 @@ def test_a_model_on_its_own_keeps_its_windows(checkpoints: Any, text: str) -> No
     assert "3 windows of 16 tokens, stride" in alone["protocol"]
 
 
+@pytest.mark.parametrize("stride", [None, 16])
+def test_tokenizers_that_begin_a_text_differently_predict_the_same(text: str, stride: int | None) -> None:
+    tokenizers = (by_words(), tiny.tokenizer("<s> $A"))
+    asked = Protocol(32, None, stride, tokenizers=tokenizers)
+    each = [
+        list(windows_of(tokenizer, text, settled(asked, tokenizer, tiny.config("llama"))))
+        for tokenizer in tokenizers
+    ]
+    assert [window.size for window in each[0]] == [window.size for window in each[1]]
+    assert all(window.ids[0] == tokenizers[1].bos_token_id for window in each[1])
+    assert max(len(window.ids) for windows in each for window in windows) <= 32
+
+
 def test_what_cannot_be_cut_by_characters_is_refused(text: str, tmp_path: Path) -> None:
     class Slow:
         is_fast = False
 
-    both = settled(Protocol(16, tokenizers=(tiny.tokenizer(), Slow())), tiny.config("llama"))
+    asked = Protocol(16, bos=False, tokenizers=(tiny.tokenizer(), Slow()))
+    both = settled(asked, tiny.tokenizer(), tiny.config("llama"))
     with pytest.raises(RequestError, match="Slow does not say which characters a token covers"):
         next(windows_of(tiny.tokenizer(), text, both))
     short = tmp_path / "short.txt"
     short.write_text("one two three")
-    pair = settled(Protocol(16, tokenizers=(tiny.tokenizer(), by_words())), tiny.config("llama"))
+    asked = Protocol(16, tokenizers=(tiny.tokenizer(), by_words()))
+    pair = settled(asked, tiny.tokenizer(), tiny.config("llama"))
     with pytest.raises(RequestError, match="fewer than one window of 16 tokens under every tokenizer"):
         next(windows_of(tiny.tokenizer(), str(short), pair))

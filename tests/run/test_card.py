@@ -54,7 +54,7 @@ def test_a_recovered_model_tells_its_base_and_how_it_was_recovered(dense: Path, 
     for name in ("out", "out-recovered", "again"):
         told = metadata(tmp_path / name)
         assert (told["base_model"], told["license"]) == ("org/base", "mit")
-    said = "| recovered by | reconstruct, on builtin, 4 windows of 16 tokens, seed 0 |\n"
+    said = "| recovered by | reconstruct, on builtin, 4 windows of 16 tokens, no BOS, seed 0 |\n"
     assert said in (tmp_path / "out-recovered" / "README.md").read_text()
     assert "recovered by" not in (tmp_path / "out" / "README.md").read_text()
 

@@ -23,7 +23,7 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"dataset": "org/name", "text_column": "text", "subset": "en", "split": "train"},
     ),
 }
-USUAL = {"samples": 128, "length": None, "seed": 0}
+USUAL = {"samples": 128, "length": None, "seed": 0, "bos": "auto"}
 
 
 @pytest.mark.parametrize(("asked", "found"), ASKED.values(), ids=ASKED)
@@ -45,7 +45,8 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "split of a file": ({"dataset": "my.jsonl", "split": "train"}, "split", "text_column"),
     "temperature of ranks": ({"dataset": "synthetic", "temperature": 1}, "temperature", "redraws"),
     "redraws of generated text": ({"dataset": "self", "redraws": 0}, "redraws", "temperature"),
-    "mistyped": ({"sample": 4}, "sample", "samples, length, seed"),
+    "mistyped": ({"sample": 4}, "sample", "samples, length, seed, bos"),
+    "BOS in other words": ({"bos": "yes"}, "bos", "'yes' was asked; give auto, true or false"),
     "a temperature of 0": ({"dataset": "self", "temperature": 0}, "temperature", "found 0"),
     "a redraw too few": ({"dataset": "synthetic", "redraws": -1}, "redraws", "found -1"),
     "a source in words": ({"source": "builtin"}, "source", "no such option"),

@@ -51,6 +51,18 @@ def test_redraws_settle_on_a_text_from_its_beginning(checkpoints: tiny.Checkpoin
     assert not torch.equal(sampling.redraw(store, tokens, 2, 8), met[1])
 
 
+@pytest.mark.parametrize("kept", [1, 2, 5])
+@torch.no_grad()
+def test_the_beginning_is_kept_and_the_rest_follows_from_it(
+    checkpoints: tiny.Checkpoints, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    tokens = torch.randint(0, tiny.VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(2))
+    likeliest = tiny.model("llama")(tokens).logits.argmax(-1)[:, kept - 1 : -1]
+    monkeypatch.setattr(sampling, "_draw", lambda logits, _: logits.argmax(-1))
+    drawn = sampling.redraw(tiny.streamed(checkpoints("llama")), tokens, 2, 0, kept)
+    assert torch.equal(drawn, torch.cat([tokens[:, :kept], likeliest], 1))
+
+
 def test_a_draw_follows_the_probabilities() -> None:
     logits = torch.randn(50, generator=torch.Generator().manual_seed(0)).mul(3)
     drawn = sampling._draw(logits.repeat(20000, 1), torch.Generator().manual_seed(1))

@@ -168,10 +168,10 @@ def test_one_file_adds_a_source(
     monkeypatch.syspath_prepend(tmp_path)
     asked = {"dataset": "somebodys_texts.constant", "samples": 2, "length": 8, "first": 3}
     report = prune(checkpoints("llama"), method="wanda", calibration=asked, out=tmp_path / "out")
-    assert report.recipe["calibration"] == asked | {"seed": 0}
+    assert report.recipe["calibration"] == asked | {"seed": 0, "bos": "auto"}
     assert report.calibration is not None
     assert (report.calibration["dataset"], report.calibration["tokens"]) == ("somebodys_texts.constant", 16)
-    with pytest.raises(RequestError, match=r"^calibration.redraws: there is no such option .* seed, first\)"):
+    with pytest.raises(RequestError, match=r"^calibration.redraws: there is no such .* seed, bos, first\)"):
         sources.for_calibration("somebodys_texts.constant", {"redraws": 1})
     with pytest.raises(RequestError, match=r"is not builtin.* must define one Documents, and defines 0"):
         sources.for_evaluation("somebodys_texts.constant")

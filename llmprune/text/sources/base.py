@@ -30,11 +30,15 @@ CHARACTERS = 16  # to read per token needed: enough for random windows, without 
 
 @dataclass(frozen=True)
 class Amount:
-    """Number of windows, tokens per window, and seed."""
+    """Number of windows, tokens of text in each, seed, and the tokens (BOS) that the caller puts in front.
+
+    A source that generates text continues these tokens, and returns what follows them.
+    """
 
     samples: int
     length: int
     seed: int
+    bos: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class TextSource:
         return 0
 
     def windows(self, amount: Amount, access: Access) -> Windows:
-        """Return the windows, which depend on the options, the amount and the model only.
+        """Return the windows without BOS; they depend on the options, the amount and the model only.
 
         Raises:
             RequestError: the text does not exist, or is too short.

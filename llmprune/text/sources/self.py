@@ -29,7 +29,7 @@ MOST = 128  # windows generated at a time
 
 @dataclass(frozen=True)
 class SelfGenerated(TextSource):
-    """Continuations of the first token, beyond the end-of-text token."""
+    """Continuations of BOS, or of the model's first token where windows have none; no end token ends them."""
 
     needs_whole_model: ClassVar = True
 
@@ -40,7 +40,9 @@ class SelfGenerated(TextSource):
         """Return the windows in the order of their batches; load the model only if a batch is missing."""
         length, size = amount.length, batch_size(amount.length)
         options = {"length": length, "seed": amount.seed, "temperature": self.temperature, "batch": size}
-        folder = cache.folder("self", options, access.cache_key())
+        # Absent without BOS, so that what earlier versions cached is found.
+        begun = {"bos": amount.bos} if amount.bos else {}
+        folder = cache.folder("self", {**options, **begun}, access.cache_key())
         batches: list[Tensor] = []
         model: PreTrainedModel | None = None
         for number in track(range(-(-amount.samples // size)), "generating calibration text"):
@@ -50,7 +52,7 @@ class SelfGenerated(TextSource):
                 continue
             model = model or access.whole_model()
             seed = (amount.seed << 20) + number  # a batch does not depend on those before it
-            batches.append(sampling.generate(model, size, length, self.temperature, seed))
+            batches.append(sampling.generate(model, size, length, self.temperature, seed, amount.bos))
             if file:
                 save_atomically({"tokens": batches[-1]}, file)
         return Windows(torch.cat(batches)[: amount.samples], self.dataset, amount.seed)

@@ -13,7 +13,7 @@ Letters used in shapes: V vocabulary.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -50,21 +50,24 @@ class Synthetic(TextSource):
         size = amount.samples * amount.length
         tokens = torch.multinomial(often, size, replacement=True, generator=generator)
         drawn = Windows(tokens.reshape(amount.samples, amount.length), self.dataset, amount.seed)
-        return self._redrawn(drawn, amount.seed, access) if self.redraws else drawn
+        return self._redrawn(drawn, amount, access) if self.redraws else drawn
 
-    def _redrawn(self, drawn: Windows, seed: int, access: Access) -> Windows:
+    def _redrawn(self, drawn: Windows, amount: Amount, access: Access) -> Windows:
         # The batch is part of the cache key: it decides how sums are rounded, and so which tokens win.
         options = {**drawn.record(), "redraws": self.redraws, "batch": access.batch}
-        folder = cache.folder("synthetic", options, access.cache_key())
+        begun = {"bos": amount.bos} if amount.bos else {}  # absent without, so that earlier texts are found
+        folder = cache.folder("synthetic", {**options, **begun}, access.cache_key())
         file = folder / "tokens.safetensors" if folder else None
         if file and file.is_file():
-            return Windows(load_file(file)["tokens"], self.dataset, seed)
-        tokens = drawn.tokens
+            return replace(drawn, tokens=load_file(file)["tokens"])
+        tokens = drawn.behind(amount.bos).tokens
+        kept = len(amount.bos) or 1  # without BOS, nothing precedes the first token to redraw it from
         for _ in range(self.redraws):
-            tokens = sampling.redraw(access.store(), tokens, access.batch, seed)
+            tokens = sampling.redraw(access.store(), tokens, access.batch, amount.seed, kept)
+        tokens = tokens[:, len(amount.bos) :].contiguous()
         if file:
             save_atomically({"tokens": tokens}, file)
-        return Windows(tokens, self.dataset, seed)
+        return replace(drawn, tokens=tokens)
 
 
 def frequencies(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor:
