@@ -108,7 +108,8 @@ class Recipe(BaseModel):
     def _agree_on_kind(self) -> None:
         """Refuse what does not go with the kind of site that the pattern prunes."""
         method, allocation, repair = map(name_of, (self.method, self.allocation, self.repair))
-        whole, shares = self.sites.whole, self.sites.shares
+        shares = self.sites.shares
+        whole = self.sites.whole and shares != "rows"
         if shares not in self.method.serves:
             kinds = " or ".join(self.method.serves)
             raise RequestError(
@@ -117,6 +118,12 @@ class Recipe(BaseModel):
             )
         if shares not in self.allocation.serves:
             raise RequestError("allocation", f"{allocation} cannot share out {shares}; use {_share(shares)}")
+        if shares == "rows" and self.recovery is not None:
+            raise RequestError(
+                "recovery",
+                f"{name_of(self.recovery)} compares logits of one vocabulary, and {self.pattern} changes it; "
+                "recover before the vocabulary is cut",
+            )
         if not whole and repair != "none":
             raise RequestError(
                 "repair", f"{repair} compensates for whole units, not {self.pattern}; use none"
@@ -236,7 +243,7 @@ def _with_method(data: object) -> dict[str, Any]:
 
 def _fitting(method: Method[Any]) -> str:
     """Patterns that a method can prune by, in words."""
-    words = {"weights": "unstructured or N:M", "units": "units", "blocks": "blocks"}
+    words = {"weights": "unstructured or N:M", "units": "units", "blocks": "blocks", "rows": "vocabulary"}
     return " or ".join(words[kind] for kind in method.serves)
 
 

@@ -91,6 +91,16 @@ class SiteRecord(BaseModel):
     """What the method has to say, such as SparseGPT's damping."""
 
 
+class VocabularyRecord(TypedDict):
+    """Rows of the vocabulary before and after, and the tokens of the text that they were chosen on."""
+
+    rows_before: int
+    rows_after: int
+    text: str | None
+    text_tokens_before: int | None
+    text_tokens_after: int | None
+
+
 class Totals(TypedDict):
     """Counts over all sites, and over the whole model; sparsities are shares from 0 to 1."""
 
@@ -218,6 +228,8 @@ class Report(BaseModel):
     reload: Reload | None = None
     evaluation: Evaluation | None = None
     recovery: RecoveryRecord | None = None
+    vocabulary: VocabularyRecord | None = None
+    """What became of the vocabulary, where it was cut."""
     learned: Learned | None = None
     """How the policy was trained, or which one was used."""
     versions: dict[str, str]

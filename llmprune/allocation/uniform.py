@@ -12,7 +12,7 @@ class Uniform(Allocator):
     """Needs no measurement. Where whole units go, all blocks end with the same sizes."""
 
     uneven: ClassVar = False
-    serves: ClassVar = ("weights", "units")
+    serves: ClassVar = ("weights", "units", "rows")
 
     def allocate(self, problem: Problem) -> Allocation:
         """The target for every site; channels make up for the rounding to whole groups of heads."""

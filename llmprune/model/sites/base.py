@@ -12,6 +12,7 @@ from llmprune.model.shapes import Layout, Shapes
 from llmprune.model.site import Site
 from llmprune.model.widths import Allowed
 from llmprune.patterns.base import Pattern
+from llmprune.vocabulary.choice import Kept
 
 Budget = dict[str, float]  # the share that goes at every site, by the site's name
 
@@ -24,6 +25,8 @@ class Asked:
     layout: Layout | None = None
     biased: bool = False
     """Whether the repair gives the sites a bias."""
+    kept: Kept | None = None
+    """The tokens that stay, where rows of the vocabulary go."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Sites:
     that was written is pruned again on resume rather than read back."""
 
     shares: ClassVar[str] = "weights"
-    """What an allocator shares out: single `weights`, or whole `units`, of which each site has a number."""
+    """What an allocator shares out: single `weights`, `units`, `blocks`, or `rows` of the vocabulary."""
 
     sample: ClassVar[int] = 512
     """Tokens of a site's inputs that are kept to report its output error."""
