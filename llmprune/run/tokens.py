@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -81,10 +80,9 @@ def _literals(templates: str | dict[str, str] | None) -> list[str]:
     reader = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # as transformers renders it
     try:
         for template in [templates] if isinstance(templates, str) else templates.values():
-            for _, kind, value in reader.lex(template):
-                found += [value] if kind == "data" else []
-                found += [str(ast.literal_eval(value))] if kind == "string" else []
-    except (jinja2.TemplateError, SyntaxError, ValueError) as error:
+            pieces = reader.lexer.tokenize(template)
+            found += [str(piece.value) for piece in pieces if piece.type in ("data", "string")]
+    except jinja2.TemplateError as error:
         raise RequestError("tokenizer", f"its chat template cannot be read ({error}); mend it") from error
     return [text for text in found if text]
 

@@ -1,10 +1,11 @@
 """Cut a byte-pair tokenizer (Sennrich et al., 2016, arXiv:1508.07909), as its tokenizer.json describes it.
 
-Encoding splits a word into characters, then joins neighbours, always the pair whose merge has the lowest rank,
-until no pair has a merge. Inside a token this happens the same way whatever stands around it: had a pair across
-its border been joined, the token would not have come out. So every token has one last pair of parts, found by
-encoding the token alone, and needs these, as they need theirs. A tokenizer that keeps tokens with their parts,
-and all merges among kept tokens, takes the same steps as before on every text whose tokens it has kept.
+Encoding splits a word into characters, then joins neighbours, always the pair whose merge has the lowest
+rank, until no pair has a merge. Inside a token this happens the same way whatever stands around it: had a
+pair across its border been joined, the token would not have come out. So every token has one last pair of
+parts, found by encoding the token alone, and needs these, as they need theirs. A tokenizer that keeps tokens
+with their parts, and all merges among kept tokens, takes the same steps as before on every text whose tokens
+it has kept.
 """
 
 from __future__ import annotations
