@@ -38,6 +38,11 @@ def kept(found: Source, recipe: Recipe, anatomy: Anatomy) -> Kept | None:
         return None
     data = bpe.read(found.folder)
     tokenizer = source.tokenizer(found.folder, trust_remote_code=found.trust_remote_code)
+    listed = bpe.vocabulary(data)
+    unlisted = {
+        token: number for token, number in sorted(tokenizer.get_vocab().items()) if token not in listed
+    }
+    data = bpe.completed(data, unlisted)
     _require_rows(bpe.vocabulary(data), total)
     made_of = bpe.parts(data)
     needed = closed(_required(data, found, tokenizer, total), made_of)
@@ -45,7 +50,7 @@ def kept(found: Source, recipe: Recipe, anatomy: Anatomy) -> Kept | None:
     counts = uses(recipe.calibration.source, tokenizer, total)
     order = ordered(counts.tolist(), made_of, bpe.ranks(data), needed)
     text = int(counts.sum()) if isinstance(recipe.calibration.source, Documents) else None
-    return Kept(tuple(sorted(order[: pattern.rows])), total, text)
+    return Kept(tuple(sorted(order[: pattern.rows])), total, text, unlisted)
 
 
 def _require_rows(known: dict[str, int], total: int) -> None:

@@ -82,6 +82,13 @@ def vocabulary(data: Json) -> dict[str, int]:
     return {**data["model"]["vocab"], **added}
 
 
+def completed(data: Json, unlisted: Mapping[str, int]) -> Json:
+    """The tokenizer with special tokens that its file lacks: once ids are new, each must be told its own."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    more = [{"id": number, "content": token, **flags, "special": True} for token, number in unlisted.items()]
+    return {**data, "added_tokens": [*(data.get("added_tokens") or ()), *more]}
+
+
 def required(data: Json) -> set[int]:
     """The ids of bytes, of the unknown token, and of all added and special tokens."""
     model = data["model"]

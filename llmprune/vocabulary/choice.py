@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 Parts = Mapping[int, tuple[int, ...]]
@@ -24,6 +24,9 @@ class Kept:
     total: int
     text_tokens: int | None = None
     """Tokens of the text that they were chosen on; None without a text."""
+
+    unlisted: Mapping[str, int] = field(default_factory=dict)
+    """Tokens that tokenizer.json lacks, and transformers adds when it loads it."""
 
     @cached_property
     def new(self) -> dict[int, int]:

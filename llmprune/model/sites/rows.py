@@ -79,12 +79,17 @@ class FewerRows(Shapes):
         return {key: self._cut(key, tensor) for key, tensor in tensors.items()}
 
     def _cut(self, key: str, tensor: Tensor) -> Tensor:
-        # The checkpoint's prefix may differ from the model's (`transformer.wte` without its first word).
-        for path, rows in self._tables.items():
-            for own in (f".{path}.weight", f".{path}.bias"):
-                if own.endswith(f".{key}") or f".{key}".endswith(own):
-                    return tensor[torch.tensor(self._staying(rows))]
-        return tensor
+        rows = self._rows_of(key, tensor)
+        return tensor if rows is None else tensor[torch.tensor(self._staying(rows))]
+
+    def _rows_of(self, key: str, tensor: Tensor) -> int | None:
+        """The rows of a tensor of a table, by its key in the checkpoint; None of any other."""
+        for name in self.anatomy.model.state_dict():
+            # The checkpoint's prefix may differ from the model's (`transformer.wte` without its first word).
+            if f".{name}".endswith(f".{key}") or f".{key}".endswith(f".{name}"):
+                return self._tables.get(name.rpartition(".")[0])
+        # Some heads have another name in their checkpoints (`embed_out` for `lm_head`).
+        return len(tensor) if len(tensor) in self._tables.values() else None
 
     def config(self, settings_: dict[str, Any]) -> dict[str, Any]:
         """config.json with the new ids and sizes."""
@@ -97,7 +102,7 @@ class FewerRows(Shapes):
     def files(self, folder: Path) -> dict[str, str | None]:
         """The tokenizer of the tokens that stay, and the new ids wherever a file names one."""
         found: dict[str, str | None] = dict.fromkeys(settings.REPLACED)
-        found[bpe.FILE] = _json(bpe.cut(bpe.read(folder), self.kept.new))
+        found[bpe.FILE] = _json(bpe.cut(bpe.completed(bpe.read(folder), self.kept.unlisted), self.kept.new))
         for name in settings.FILES:
             if (folder / name).is_file():
                 said = json.loads((folder / name).read_text(encoding="utf-8"))

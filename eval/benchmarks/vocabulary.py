@@ -1,0 +1,106 @@
+"""Bits per byte of a model whose vocabulary was cut, beside the dense model's.
+
+Tokens are chosen on C4 without its last 40 documents, Wikipedia, and WikiText-2 validation, read whole.
+Bits per byte are measured on the beginnings of WikiText-2 test and of those last 40 documents, of the same
+characters for every model: the negative log2-likelihood of all tokens over the text's UTF-8 bytes, in windows
+of 1,024 tokens of the model's own tokenizer, the first of which is <|endoftext|> and not counted. What has a
+result already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import llmprune
+from llmprune.progress import track
+
+HELD_OUT = 40  # documents of C4 that only report
+LENGTH = 1024
+FIRST = "<|endoftext|>"
+
+
+def column(data: Path, file: str) -> list[str]:
+    """The texts of one table."""
+    return [str(text) for text in pandas.read_parquet(data / file)["text"]]
+
+
+def texts(data: Path, characters: int) -> dict[str, str]:
+    """What is measured, by name."""
+    wikitext = column(data, "Salesforce/wikitext/wikitext-2-raw-v1/test.parquet")
+    c4 = column(data, "calib/c4/train.parquet")[-HELD_OUT:]
+    found = {"wikitext2-test": "\n\n".join(wikitext), "c4-held-out": "\n\n".join(c4)}
+    return {name: text[:characters] for name, text in found.items()}
+
+
+def calibration(data: Path, work: Path) -> str:
+    """The texts that tokens are chosen on, as a recipe names them."""
+    known = work / "c4-known.jsonl"
+    lines = [json.dumps({"text": text}) for text in column(data, "calib/c4/train.parquet")[:-HELD_OUT]]
+    known.write_text("\n".join(lines))
+    validation = data / "Salesforce/wikitext/wikitext-2-raw-v1/validation.parquet"
+    return ",".join(map(str, (known, data / "calib/wikipedia/train.parquet", validation)))
+
+
+@torch.no_grad()
+def bits_per_byte(folder: Path, measured: dict[str, str], dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+    """Of every text, with its number of tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    first = torch.tensor([tokenizer.convert_tokens_to_ids(FIRST)])
+    found = {}
+    for name, text in measured.items():
+        ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        nats = 0.0
+        for window in track(ids.split(LENGTH - 1), name):
+            logits = model(torch.cat([first, window])[None, :-1], use_cache=False).logits[0]
+            nats += float(cross_entropy(logits.float(), window, reduction="sum"))
+        bits = nats / torch.log(torch.tensor(2.0)).item()
+        found[name] = {"bits_per_byte": bits / len(text.encode()), "tokens": len(ids)}
+    return found
+
+
+def main() -> None:
+    """Measure the dense model, then one of each size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="the folder with calib/ and Salesforce/")
+    parser.add_argument("--keep", type=int, nargs="+", required=True)
+    parser.add_argument("--characters", type=int, default=10**9, help="of each text, from its beginning")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--work", type=Path, required=True, help="a folder for the pruned models")
+    parser.add_argument("--out", type=Path, required=True, help="a folder for the results")
+    asked = parser.parse_args()
+    for folder in (asked.work, asked.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    measured, chosen_on = texts(asked.data, asked.characters), calibration(asked.data, asked.work)
+    dense: dict[str, Any] = {}
+    for keep in (None, *asked.keep):
+        file = asked.out / f"{'dense' if keep is None else keep}.json"
+        if not file.exists():
+            folder, result = asked.model, {"characters": asked.characters, "dtype": asked.dtype}
+            if keep is not None:
+                folder = asked.work / f"{asked.out.parent.name}-{keep}"
+                pattern = {"name": "vocabulary", "keep": keep}
+                recipe = {"pattern": pattern, "calibration": {"dataset": chosen_on}}
+                said = llmprune.prune(asked.model, recipe, out=folder, resume=True).vocabulary
+                assert said is not None
+                result["vocabulary"] = said | {"text": "C4 but its last 40, Wikipedia, WikiText-2 validation"}
+            result["texts"] = bits_per_byte(folder, measured, getattr(torch, asked.dtype))
+            for name, of_text in result["texts"].items():
+                if keep is not None:
+                    of_text["times_dense"] = of_text["bits_per_byte"] / dense[name]["bits_per_byte"]
+            file.write_text(json.dumps(result, indent=1) + "\n")
+        print(file, file.read_text())
+        dense = dense or json.loads(file.read_text())["texts"]
+
+
+if __name__ == "__main__":
+    main()
