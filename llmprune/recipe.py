@@ -41,7 +41,7 @@ class Recipe(BaseModel):
     method: InstanceOf[Method[Any]]
     """Which weights go, and whether the others change: a file of `llmprune/methods/`."""
     pattern: InstanceOf[Pattern]
-    """`unstructured`, N:M (N of every M are kept), or `units` (whole channels and groups of heads)."""
+    """A file of `llmprune/patterns/`: `unstructured`, N:M, `units`, `blocks` or `vocabulary`."""
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the sites' parameters that go, 0 to 1; an N:M pattern fixes it."""
     allocation: InstanceOf[Allocator]

@@ -20,6 +20,7 @@ from pydantic import (
 from typing_extensions import TypedDict  # Python 3.11's own cannot be checked by pydantic
 
 from llmprune.errors import RequestError, one_line
+from llmprune.vocabulary.choice import VocabularyRecord
 
 FILE = "llmprune_report.json"
 SCHEMA = 1  # raised when what was written before can no longer be read
@@ -89,16 +90,6 @@ class SiteRecord(BaseModel):
     error: float | None
     notes: dict[str, float] = {}
     """What the method has to say, such as SparseGPT's damping."""
-
-
-class VocabularyRecord(TypedDict):
-    """Rows of the vocabulary before and after, and the tokens of the text that they were chosen on."""
-
-    rows_before: int
-    rows_after: int
-    text: str | None
-    text_tokens_before: int | None
-    text_tokens_after: int | None
 
 
 class Totals(TypedDict):

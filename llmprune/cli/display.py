@@ -12,7 +12,8 @@ from typing import TextIO
 import typer
 
 from llmprune.errors import JobError, RequestError
-from llmprune.report import RecoveryRecord, Report, VocabularyRecord
+from llmprune.report import RecoveryRecord, Report
+from llmprune.vocabulary.choice import VocabularyRecord
 
 
 def show_report(report: Report, out: Path, as_json: bool) -> None:

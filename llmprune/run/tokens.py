@@ -17,12 +17,11 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.patterns.vocabulary import Vocabulary
 from llmprune.progress import say
 from llmprune.recipe import Recipe
-from llmprune.report import VocabularyRecord
 from llmprune.text.sources.base import Documents, TextSource
 from llmprune.text.sources.none import Nothing
 from llmprune.text.tokenizing import tokenize, tokens
 from llmprune.vocabulary import bpe, settings
-from llmprune.vocabulary.choice import Kept, closed, ordered
+from llmprune.vocabulary.choice import Kept, VocabularyRecord, closed, ordered
 
 ROLES = ("system", "user", "assistant", "tool")  # that a chat template is called with
 

@@ -13,7 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from typing_extensions import TypedDict  # Python 3.11's own cannot be checked by pydantic
+
 Parts = Mapping[int, tuple[int, ...]]
+
+
+class VocabularyRecord(TypedDict):
+    """Rows of the vocabulary before and after, and the tokens of the text that they were chosen on."""
+
+    rows_before: int
+    rows_after: int
+    text: str | None
+    text_tokens_before: int | None
+    text_tokens_after: int | None
 
 
 @dataclass(frozen=True)
