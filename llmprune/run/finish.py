@@ -72,6 +72,8 @@ def already_done(name: str, asked: Recipe, run: Run) -> Report | None:
     now, then = asked.resolved(), done.recipe
     now["calibration"]["length"] = now["calibration"]["length"] or then["calibration"]["length"]
     now["model"] = name
+    if asked.pattern.allocation is not None:  # the sparsity follows from what the pattern lists
+        now["sparsity"] = then["sparsity"]
     differing = [key for key in now if now[key] != then.get(key)]
     if differing:
         raise RequestError("resume", f"{out} was finished with another {differing[0]}; choose another --out")

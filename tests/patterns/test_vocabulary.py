@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from llmprune import prune
 from llmprune.checkpoint import reload
+from llmprune.cli import main
 from llmprune.errors import RequestError
 from llmprune.recipe import Recipe
 from tests import tiny
@@ -179,6 +180,13 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     pruned_twice(folder, asked(calibration={"dataset": "builtin"}), tmp_path, monkeypatch)
 
 
+def test_a_finished_run_that_is_resumed_is_done(folder: Path, tmp_path: Path) -> None:
+    first = prune(folder, asked(), out=tmp_path / "out")
+    assert prune(folder, asked(), out=tmp_path / "out", resume=True) == first
+    with pytest.raises(RequestError, match="another pattern"):
+        prune(folder, asked(320), out=tmp_path / "out", resume=True)
+
+
 def test_several_texts_are_read_whole(folder: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "a.txt", tmp_path / "b.jsonl"
     first.write_text("import this " * 5)
@@ -236,6 +244,18 @@ def test_what_does_not_go_with_a_vocabulary_is_refused(
     more: dict[str, Any], why: str, folder: Path, tmp_path: Path
 ) -> None:
     assert why in refused(folder, tmp_path, asked(**more))
+
+
+def test_the_command_line_refuses_in_one_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prune", str(folder), "--pattern", "vocabulary", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["llmprune", *words, "--set", "pattern.keep=64"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "llmprune: pattern.keep: 64 rows were asked" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_in_memory_is_refused(folder: Path) -> None:
