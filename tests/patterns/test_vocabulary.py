@@ -130,6 +130,7 @@ def test_texts_whose_tokens_stay_get_the_same_tokens(kind: str, tmp_path: Path) 
     said = report.vocabulary
     assert said is not None and said["text"] == "builtin"
     assert said["text_tokens_before"] < said["text_tokens_after"] < 1.5 * said["text_tokens_before"]
+    assert f"builtin, read whole: {said['text_tokens_before']:,} tokens" in (out / "README.md").read_text()
     chat = [{"role": "user", "content": "a"}]
     before, after = (AutoTokenizer.from_pretrained(folder) for folder in (dense, out))
     assert after.apply_chat_template(chat, tokenize=False) == before.apply_chat_template(chat, tokenize=False)

@@ -89,7 +89,7 @@ class FewerRows(Shapes):
             if f".{name}".endswith(f".{key}") or f".{key}".endswith(f".{name}"):
                 return self._tables.get(name.rpartition(".")[0])
         # Some heads have another name in their checkpoints (`embed_out` for `lm_head`).
-        return len(tensor) if len(tensor) in self._tables.values() else None
+        return next((rows for rows in self._tables.values() if tensor.shape[:1] == (rows,)), None)
 
     def config(self, settings_: dict[str, Any]) -> dict[str, Any]:
         """config.json with the new ids and sizes."""
