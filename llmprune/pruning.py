@@ -170,7 +170,7 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     problem = Problem(
         store=model.store,
         batches=batched(text.tokens, batch) if text else [],
-        probe=model.probe(),
+        probe=todo.probe(),
         method=recipe.method,
         sparsity=recipe.sparsity,
         pattern=recipe.pattern,

@@ -171,7 +171,6 @@ def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     assert pruned.source is not None
     for file in (pruned.source.folder / "config.json", *pruned.source.copied_files()):
         draft.copy(file)
-    finish.seal(
-        pruned, draft, done.logits, result, trust=bool(from_earlier_pruning(pruned.anatomy, "layout"))
-    )
+    trust = bool(from_earlier_pruning(pruned.anatomy, "layout"))
+    finish.seal(pruned, draft, pruned.probe(), done.logits, result, trust=trust)
     return result

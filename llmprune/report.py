@@ -21,6 +21,7 @@ from typing_extensions import TypedDict  # Python 3.11's own cannot be checked b
 
 from llmprune.errors import RequestError, one_line
 from llmprune.measured import Evaluation
+from llmprune.vocabulary.choice import VocabularyRecord
 
 FILE = "llmprune_report.json"
 SCHEMA = 1  # raised when what was written before can no longer be read
@@ -191,6 +192,8 @@ class Report(BaseModel):
     reload: Reload | None = None
     evaluation: Evaluation | None = None
     recovery: RecoveryRecord | None = None
+    vocabulary: VocabularyRecord | None = None
+    """What became of the vocabulary, where it was cut."""
     learned: Learned | None = None
     """How the policy was trained, or which one was used."""
     steps: list[StepRecord] | None = None

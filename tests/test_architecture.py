@@ -24,8 +24,8 @@ HOMES = {
 # A file imports only from floors below its own, or from its own folder.
 FLOORS = {
     0: ["errors", "measured", "paths", "progress", "llmprune_kernels"],
-    1: ["plugins", "report", "tensors"],
-    2: ["patterns"],
+    1: ["plugins", "tensors", "vocabulary"],
+    2: ["patterns", "report"],
     3: ["methods", "repair"],
     4: ["model"],
     5: ["checkpoint"],

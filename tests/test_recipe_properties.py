@@ -46,6 +46,7 @@ METHODS, ALLOCATIONS, REPAIRS, TEXTS = map(classes, PARTS)
 DATASETS = {  # of the text sources that are not asked for by their file's name
     "file": WORDS.map("{}x.txt".format) | st.sampled_from(["1e3.md", "~/a b.txt"]),
     "table": WORDS.map("{}x.jsonl".format) | st.just("/nowhere/2:4.parquet"),
+    "several": st.sampled_from(["builtin,c4", "a.txt, b.jsonl"]),
     "hub": st.sampled_from(["org/name", "a-b/c_d.e", "1/08"]),
 }
 AMOUNTS = {
@@ -97,7 +98,9 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     data = {"method": draw(named(METHODS))}
     method = METHODS[str(name_in(data, "method"))]
     kind = draw(st.sampled_from(method.serves))
-    if kind == "units":
+    if kind == "rows":
+        data["pattern"] = {"name": "vocabulary", "keep": draw(st.integers(1, 10**6))}
+    elif kind == "units":
         data["pattern"] = {"name": "units", **draw(options_of(Units))}
         data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
         data["allocation"] = draw(named(allocations("units", method)))
@@ -128,6 +131,8 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         "version": st.integers(1, 9),
         "calibration": st.fixed_dictionaries({}, optional=AMOUNTS) | calibrations(),
     }
+    if "rows" in method.serves:
+        del others["recovery"]  # it compares logits of one vocabulary
     return data | draw(st.fixed_dictionaries({}, optional=others))
 
 

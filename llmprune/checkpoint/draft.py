@@ -157,7 +157,7 @@ class Draft:
     def write_text(self, name: str, text: str) -> None:
         """Write a small file."""
         with _as_job_error(self.folder / name):
-            (self.folder / name).write_text(text)
+            (self.folder / name).write_text(text, encoding="utf-8")
 
     def copy(self, file: Path) -> None:
         """Copy a file into the checkpoint."""

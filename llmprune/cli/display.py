@@ -13,6 +13,7 @@ import typer
 
 from llmprune.errors import JobError, RequestError
 from llmprune.report import RecoveryRecord, Report
+from llmprune.vocabulary.choice import VocabularyRecord
 
 
 def show_report(report: Report, out: Path, as_json: bool) -> None:
@@ -30,6 +31,7 @@ def show_report(report: Report, out: Path, as_json: bool) -> None:
         ("parameters", f"{totals['parameters_before']:,} before, {totals['parameters_after']:,} after"),
         ("bytes", f"{totals['bytes_before']:,} before, {totals['bytes_after']:,} after"),
         *_errors([site.error for site in report.sites if site.error is not None]),
+        *_vocabulary(report.vocabulary),
         *_recovery(report.recovery),
         (
             "time",
@@ -45,6 +47,16 @@ def _errors(errors: list[float]) -> list[tuple[str, str]]:
     if not errors:
         return []
     return [("output error", f"{sum(errors) / len(errors):.4f} on average, {max(errors):.4f} at most")]
+
+
+def _vocabulary(record: VocabularyRecord | None) -> list[tuple[str, str]]:
+    if record is None:
+        return []
+    rows = f"{record['rows_after']:,} of {record['rows_before']:,} rows"
+    before, after = record["text_tokens_before"], record["text_tokens_after"]
+    if before and after:
+        rows += f"; {record['text']} needs {after:,} tokens instead of {before:,} ({after / before:.4f} x)"
+    return [("vocabulary", rows)]
 
 
 def _recovery(record: RecoveryRecord | None) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ RecipeName = Annotated[str | None, typer.Option("--recipe", help="A shipped reci
 Method = Annotated[str | None, typer.Option(help="See `llmprune methods`.")]
 Pattern = Annotated[
     str | None,
-    typer.Option(help="unstructured, N:M such as 2:4 (N of every M are kept), or units (channels, heads)."),
+    typer.Option(help="unstructured, N:M such as 2:4, units (channels, heads), blocks, or vocabulary."),
 ]
 Sparsity = Annotated[float | None, typer.Option(help="Share of the weights that go, 0 to 1.")]
 Allocation = Annotated[str | None, typer.Option(help="How much goes where; see `llmprune methods`.")]

@@ -93,7 +93,7 @@ class Method(Generic[S]):
     repair: ClassVar[str] = "none"
     calibration: ClassVar[dict[str, object]] = {}
     serves: ClassVar[tuple[str, ...]] = ("weights", "units")
-    """Between what it can choose: single `weights`, whole `units`, whole `blocks`."""
+    """Between what it can choose: single `weights`, whole `units` or `blocks`, `rows` of the vocabulary."""
 
     @property
     def training_passes(self) -> int:

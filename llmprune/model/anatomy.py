@@ -112,7 +112,8 @@ class Anatomy:
     @property
     def coverage(self) -> float:
         """Share of the block weights that belong to a site, 0 to 1."""
-        return sum(site.weights for site in self.sites) / max(self.block_weights, 1)
+        inside = [site for site in self.sites if site.path.startswith(f"{self.prefix}.")]
+        return sum(site.weights for site in inside) / max(self.block_weights, 1)
 
 
 FAMILIES_MODULE = Family.__module__

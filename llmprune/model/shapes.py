@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from torch import Tensor
@@ -65,6 +66,22 @@ class Shapes:
             key: returns the checkpoint's key of a parameter.
         """
         return tensors
+
+    def rest(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is written of all tensors outside the blocks, given by their keys in the checkpoint."""
+        return tensors
+
+    def files(self, folder: Path) -> dict[str, str | None]:
+        """The files beside the weights that change: by name, their new text, or None where one is left out.
+
+        Args:
+            folder: of the dense model.
+        """
+        return {}
+
+    def reloaded(self, ids: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The probe [1, T] and its logits [1, T, V], as they are once the pruned model is loaded."""
+        return ids, logits
 
     def config(self, settings: Settings) -> Settings:
         """config.json of the pruned model, given that of the dense one."""

@@ -13,7 +13,12 @@ from llmprune.patterns import base as patterns
 from llmprune.recovery.base import Recovery
 
 METHODS, ALLOCATIONS = "llmprune.methods", "llmprune.allocation"
-SERVED = {"weights": "single weights", "units": "whole units", "blocks": "whole blocks"}
+SERVED = {
+    "weights": "single weights",
+    "units": "whole units",
+    "blocks": "whole blocks",
+    "rows": "rows of the vocabulary",
+}
 
 
 def with_method(data: object) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def _criterion(asked: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
 
 def fitting(method: PruningMethod) -> str:
     """Patterns that a method can prune by, in words."""
-    words = {"weights": "unstructured or N:M", "units": "units", "blocks": "blocks"}
+    words = {"weights": "unstructured or N:M", "units": "units", "blocks": "blocks", "rows": "vocabulary"}
     return " or ".join(words[kind] for kind in method.serves)
 
 

@@ -48,7 +48,7 @@ class Recipe(BaseModel):
     method: InstanceOf[PruningMethod]
     """Which weights go, and whether the others change: a file of `llmprune/methods/`."""
     pattern: InstanceOf[Pattern]
-    """`unstructured`, N:M (N of every M are kept), or `units` (whole channels and groups of heads)."""
+    """A file of `llmprune/patterns/`: `unstructured`, N:M, `units`, `blocks` or `vocabulary`."""
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the sites' parameters that go, 0 to 1; an N:M pattern fixes it."""
     allocation: InstanceOf[Allocator]
@@ -117,7 +117,8 @@ class Recipe(BaseModel):
     def _agree_on_kind(self) -> None:
         """Refuse what does not go with the kind of site that the pattern prunes."""
         method, allocation, repair = map(name_of, (self.method, self.allocation, self.repair))
-        whole, shares = self.sites.changes_sizes, self.sites.shares
+        shares = self.sites.shares
+        whole = self.sites.changes_sizes and shares != "rows"
         if shares not in self.method.serves:
             kinds = " or ".join(SERVED[kind] for kind in self.method.serves)
             raise RequestError(
@@ -127,10 +128,16 @@ class Recipe(BaseModel):
         if shares not in self.allocation.serves:
             use = "sleb" if shares == "blocks" else "uniform"
             raise RequestError("allocation", f"{allocation} cannot share out {shares}; use {use}")
-        if shares not in self.repair.serves:
-            kinds = " or ".join(self.repair.serves)
+        if shares == "rows" and self.recovery is not None:
             raise RequestError(
-                "repair", f"{repair} compensates whole {kinds}, not {self.pattern}; use --repair none"
+                "recovery",
+                f"{name_of(self.recovery)} compares logits of one vocabulary, and {self.pattern} changes it; "
+                "recover before the vocabulary is cut",
+            )
+        if shares not in self.repair.serves:
+            kinds = " or ".join(SERVED[kind] for kind in self.repair.serves)
+            raise RequestError(
+                "repair", f"{repair} compensates {kinds}, not {self.pattern}; use --repair none"
             )
         if not whole and self.layout is not None:
             raise RequestError(

@@ -91,7 +91,7 @@ def make(report: Report, source: Source | None, out: Path) -> str:
         parameters=totals["parameters_after"],
         bytes_before=totals["bytes_before"],
         bytes_after=totals["bytes_after"],
-        calibration=_calibration(report.calibration),
+        calibration=_counted(report) or _calibration(report.calibration),
         recovered=_recovered(report.recovery),
         line=_line(folder, checked["line"]),
         place=_literal(folder),
@@ -189,6 +189,15 @@ def _calibration(record: CalibrationRecord | None) -> str:
     windows = f"{record['samples']} windows of {record['length']} tokens"
     bos = {True: ", BOS in front of each", False: ", no BOS", None: ""}[record.get("bos")]
     return f"{record['dataset']}, {windows}{bos}, seed {record['seed']}"
+
+
+def _counted(report: Report) -> str:
+    """The text whose tokens stay, if the vocabulary was chosen on one."""
+    said = report.vocabulary
+    if said is None or said["text"] is None:
+        return ""
+    before, after = said["text_tokens_before"], said["text_tokens_after"]
+    return f"{said['text']}, read whole: {before:,} tokens before, {after:,} now"
 
 
 def _recovered(record: RecoveryRecord | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.recipe.text import write_yaml
 from llmprune.report import RecipeRecord, Report, StepRecord, Time
-from llmprune.run import card, learned, memory
+from llmprune.run import card, learned, memory, tokens
 from llmprune.run.job import Job, Run
 from llmprune.text.calibration import as_now
 from llmprune.text.windows import Windows
@@ -39,7 +40,9 @@ EARLIER = (
 
 def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:
     """Everything that the bytes of the result depend on."""
-    recipe = {"recipe": todo.recipe.resolved()}
+    recipe: dict[str, Any] = {"recipe": todo.recipe.resolved()}
+    if todo.kept:  # a text that has changed since chooses others
+        recipe["vocabulary"] = hashlib.sha256(json.dumps(todo.kept.rows).encode()).hexdigest()
     return identity(todo.model, recipe, windows, hashed=todo.run.out is not None)
 
 
@@ -72,7 +75,7 @@ def already_done(name: str, asked: Recipe, run: Run) -> Report | None:
     then["calibration"] = as_now(done.recipe["calibration"])
     now["calibration"]["length"] = now["calibration"]["length"] or done.recipe["calibration"]["length"]
     now["model"] = name
-    if asked.pattern.allocation is not None:  # a list, whose share the model decided
+    if asked.pattern.allocation is not None:  # the sparsity follows from what the pattern lists
         now["sparsity"] = then["sparsity"]
     differing = [key for key in now if now[key] != then.get(key)]
     if differing:
@@ -141,24 +144,31 @@ def publish(todo: Job, shapes: Shapes, draft: Draft, walk: Walk, result: Report,
         JobError: the result does not load, or differs from the model in memory.
     """
     start = time.perf_counter()
-    draft.write_rest(todo.model.store.rest())
+    draft.write_rest(shapes.rest(todo.model.store.rest()))
     result.time["write_s"] += time.perf_counter() - start
     _write_settings(todo, draft, tokenizer, shapes)
     draft.write_text("recipe.yaml", write_yaml(todo.recipe.resolved()))
     after = todo.plan.parameters + draft.total_parameters() - _stored_parameters(todo, draft)
     result.totals = report.totals(result.sites, todo.facts, after, draft.total_size())
-    expected = walk.logits() if todo.model.fits_whole() else None
+    logits = walk.logits() if todo.model.fits_whole() else None
+    probe, expected = shapes.reloaded(todo.probe(), logits)
     trust = todo.run.trust_remote_code or mark(todo, shapes).get("layout") == "per_layer"
+    if todo.kept:
+        text = todo.recipe.calibration.source
+        result.vocabulary = tokens.record(todo.kept, text, draft.folder, trust=todo.run.trust_remote_code)
     result.time["total_s"] += time.perf_counter() - start
-    seal(todo.model, draft, expected, result, trust=trust)
+    seal(todo.model, draft, probe, expected, result, trust=trust)
 
 
-def seal(model: Opened, draft: Draft, expected: Tensor | None, result: Report, *, trust: bool) -> None:
+def seal(
+    model: Opened, draft: Draft, probe: Tensor, expected: Tensor | None, result: Report, *, trust: bool
+) -> None:
     """Check that the written checkpoint loads, add its card and report, and move everything into place.
 
     Args:
         model: the one that was pruned or recovered.
         draft: where the result is.
+        probe: token ids [1, T] of the result's vocabulary.
         expected: logits [1, T, V] of the probe, or None where only keys and shapes are compared.
         result: the report, which is completed here.
         trust: whether its own code must run to load it.
@@ -171,7 +181,7 @@ def seal(model: Opened, draft: Draft, expected: Tensor | None, result: Report, *
     where = model.resources
     how = reload.LoadOptions(dtype=where.dtype_name, device=str(where.device), trust_remote_code=trust)
     try:
-        checked = reload.check(draft.folder, expected, model.probe(), how)
+        checked = reload.check(draft.folder, expected, probe, how)
     except RuntimeError as error:
         raise JobError(
             f"the pruned checkpoint in {draft.folder} does not load as it should: {error}"
@@ -212,9 +222,13 @@ def _write_settings(
     source, anatomy = todo.model.source, todo.model.anatomy
     if source:
         settings = dict(source.settings)
+        changed = shapes.files(source.folder)
         for file in source.copied_files():
-            if file.name not in EARLIER:
+            if file.name not in (*EARLIER, *changed):
                 draft.copy(file)
+        for name, text in changed.items():
+            if text is not None:
+                draft.write_text(name, text)
     else:
         model = anatomy.model
         settings = json.loads(model.config.to_json_string())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.checkpoint import draft, reader, source
@@ -24,8 +25,9 @@ from llmprune.plugins import Options, sentence
 from llmprune.recipe import Recipe
 from llmprune.recipe.text import load_data
 from llmprune.report import ModelFacts, Report
-from llmprune.run import learned, plan
+from llmprune.run import learned, plan, tokens
 from llmprune.run.plan import Plan
+from llmprune.vocabulary.choice import Kept
 from llmprune.walk.pausing import device_of
 
 
@@ -59,6 +61,9 @@ class Job:
     allowed: Allowed
     """How many units of every site may stay; empty where single weights go."""
 
+    kept: Kept | None = None
+    """The tokens that stay, where rows of the vocabulary go."""
+
     steps: tuple[Report, ...] = ()
     """Of the steps before this one."""
 
@@ -69,7 +74,13 @@ class Job:
 
     def shapes(self, budget: Budget) -> Shapes:
         """The sizes of the pruned model."""
-        return self.recipe.sites.shapes(self.model.anatomy, self.recipe.asked, budget)
+        asked = dataclasses.replace(self.recipe.asked, kept=self.kept)
+        return self.recipe.sites.shapes(self.model.anatomy, asked, budget)
+
+    def probe(self) -> Tensor:
+        """Token ids [1, T] that the pruned model knows, too."""
+        ids = self.model.probe()
+        return torch.tensor(self.kept.rows)[ids % len(self.kept.rows)] if self.kept else ids
 
 
 @contextmanager
@@ -127,12 +138,17 @@ def checkpoint_job(name: str, recipe: Recipe, run: Run) -> Job:
     allowed, length = _agreed(anatomy, recipe)
     require_apart(found, run)
     where = resources(run.device, run.dtype, run.max_memory, found.size[1], text=recipe.needs_text)
+    kept = tokens.kept(found, recipe, anatomy)
     model = Opened(anatomy, found, where, run.trust_remote_code)
-    return _job(recipe, run, model, allowed, length, name)
+    return dataclasses.replace(_job(recipe, run, model, allowed, length, name), kept=kept)
 
 
 def live_job(model: PreTrainedModel, recipe: Recipe, run: Run) -> Job:
     """The job for a model that the caller holds."""
+    if recipe.sites.shares == "rows":
+        raise RequestError(
+            "model", "its tokenizer is cut with it, and a model in memory was given; give its folder"
+        )
     if run.resume:
         raise RequestError("resume", "only a checkpoint can be resumed, and a model in memory was given")
     if (run.device, run.dtype) != ("auto", "auto"):

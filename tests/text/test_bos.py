@@ -27,6 +27,8 @@ BEGUN = "<s> $A"
 WORDS = " ".join("abcdefghijklmnopqrstuvwxyz" * 20)
 REAL = SHARED / "models" / "stories15M"
 
+TEXTS = [name for name in EVERY if name != "none"]  # which holds no windows
+
 
 def windows(asked: dict[str, Any], length: int, tokenizer: PreTrainedTokenizerBase, **lent: Any) -> Windows:
     """What a calibration gives with this tokenizer."""
@@ -121,7 +123,7 @@ def lent(checkpoints: tiny.Checkpoints, monkeypatch: pytest.MonkeyPatch) -> dict
     }
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", TEXTS)
 @torch.no_grad()
 def test_every_source_gives_windows_that_begin_so(name: str, lent: dict[str, Any]) -> None:
     asked = {"dataset": DATASETS.get(name, name), "samples": 5, "seed": 2}
@@ -133,7 +135,7 @@ def test_every_source_gives_windows_that_begin_so(name: str, lent: dict[str, Any
     assert torch.equal(forced.tokens, begun.tokens)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", TEXTS)
 @torch.no_grad()
 def test_every_source_is_as_before_where_nothing_is_added(name: str, lent: dict[str, Any]) -> None:
     dataset = DATASETS.get(name, name)

@@ -21,7 +21,8 @@ from tests.test_families import check_here
 
 PACKAGE = "llmprune.text.sources"
 EVERY = plugins.names(PACKAGE)
-DATASETS = {"file": "my.txt", "table": "my.jsonl", "hub": "org/name"}  # the others go by their own names
+# The others go by their own names.
+DATASETS = {"file": "my.txt", "table": "my.jsonl", "hub": "org/name", "several": "builtin,my.txt"}
 OWN = """
 '''One window over and over.'''
 from dataclasses import dataclass

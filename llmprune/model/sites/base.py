@@ -13,6 +13,7 @@ from llmprune.model.shapes import Layout, Shapes
 from llmprune.model.site import Site
 from llmprune.model.widths import Allowed, Budget
 from llmprune.patterns.base import Pattern
+from llmprune.vocabulary.choice import Kept
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,11 @@ class SizeRequest:
     layout: Layout | None = None
     adds_bias: bool = False
     """Whether the repair gives the sites a bias."""
-
     refits_seams: bool = False
     """Whether the repair refits the blocks before removed spans."""
+
+    kept: Kept | None = None
+    """The tokens that stay, where rows of the vocabulary go."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Sites:
     a finished block again, because its dense sizes are not in the file."""
 
     shares: ClassVar[str] = "weights"
-    """What an allocator distributes over the sites: `weights`, or whole `units`."""
+    """What an allocator distributes over the sites: `weights`, whole `units`, `blocks`, or `rows`."""
 
     sample_tokens: ClassVar[int] = 512
     """Tokens of a site's inputs to keep, from which its output error is computed."""

@@ -1,0 +1,29 @@
+"""Several texts, one after the other: their names, paths or ids, with commas between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llmprune.errors import RequestError
+from llmprune.paths import existing
+from llmprune.text import sources
+from llmprune.text.sources.base import OPTION, Documents, Half
+
+
+@dataclass(frozen=True)
+class Several(Documents):
+    """Each with the options that it has unless asked otherwise."""
+
+    @classmethod
+    def matches(cls, dataset: str) -> bool:
+        """Whether it is a list, and not the path of one text."""
+        return "," in dataset and not existing(dataset)
+
+    def documents(self, half: Half) -> Iterator[str]:
+        """All of the first, then all of the next."""
+        for name in self.dataset.split(","):
+            text = sources.for_calibration(name.strip())
+            if not isinstance(text, Documents):
+                raise RequestError(OPTION[half], f"{name} is no text that is read; name others in the list")
+            yield from text.documents(half)
