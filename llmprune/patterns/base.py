@@ -30,13 +30,11 @@ class Pattern:
     prunes: ClassVar[str] = "linear"
     """Kind of site: the name of a file of `llmprune/model/sites/`."""
 
+    method: ClassVar[str | None] = None
+    """The method that goes with it unless another is asked for."""
+
     word: ClassVar[str] = ""
     """How a recipe spells the pattern, if not by the file's name."""
-
-    @property
-    def method(self) -> str | None:
-        """The method that goes with it unless another is asked for."""
-        return None
 
     @property
     def allocation(self) -> str | None:
@@ -98,6 +96,19 @@ def build(value: object, defaults: Options) -> Pattern:
         name, options = _parsed(value)
         value = {"name": name, **options}
     return plugins.build("pattern", PACKAGE, value, Pattern, defaults)
+
+
+def class_of(word: str) -> type[Pattern]:
+    """The class of the pattern that a word stands for.
+
+    Raises:
+        RequestError: no such pattern exists.
+    """
+    name, _ = _parsed(word)
+    try:
+        return plugins.find(PACKAGE, name, Pattern)
+    except ValueError as error:
+        raise RequestError("pattern", str(error)) from error
 
 
 def with_usual(value: object, usual: object, compete: str) -> Pattern:

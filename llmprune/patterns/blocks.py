@@ -17,6 +17,7 @@ class Blocks(Pattern):
     """A budget of 1 removes a block, and one of 0 keeps it; nothing is chosen inside."""
 
     prunes: ClassVar = "block"
+    method: ClassVar = "whole"
 
     remove: list[int] | None = None
     """Remove exactly these blocks, counted from 0, instead of those that a criterion chooses."""
@@ -35,11 +36,6 @@ class Blocks(Pattern):
     def removed(self) -> str:
         """Decoder blocks."""
         return "decoder blocks"
-
-    @property
-    def method(self) -> str:
-        """Nothing is scored."""
-        return "whole"
 
     @property
     def allocation(self) -> str | None:

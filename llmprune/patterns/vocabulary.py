@@ -17,6 +17,7 @@ class Vocabulary(Pattern):
     """The same rows go from every table of the vocabulary."""
 
     prunes: ClassVar = "rows"
+    method: ClassVar = "frequency"
 
     size: Annotated[int, Field(ge=1, alias="keep")]
     """Rows that stay, rounded down to a multiple of `multiple`; a recipe calls it `keep`."""
@@ -33,11 +34,6 @@ class Vocabulary(Pattern):
     def removed(self) -> str:
         """Rows of the tables."""
         return "tokens of the vocabulary"
-
-    @property
-    def method(self) -> str:
-        """The one that counts tokens."""
-        return "frequency"
 
     @property
     def allocation(self) -> str:

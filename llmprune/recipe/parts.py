@@ -10,6 +10,7 @@ from llmprune.errors import RequestError
 from llmprune.methods.base import PruningMethod
 from llmprune.model.sites.base import sites_of
 from llmprune.patterns import base as patterns
+from llmprune.patterns.base import Pattern
 from llmprune.recovery.base import Recovery
 
 METHODS, ALLOCATIONS = "llmprune.methods", "llmprune.allocation"
@@ -46,7 +47,10 @@ def with_method(data: object) -> dict[str, Any]:
 
 def method_of(pattern: object) -> str | None:
     """The method that goes with a pattern where none is asked for."""
-    return None if pattern is None else patterns.build(pattern, {}).method
+    if isinstance(pattern, Pattern):
+        return pattern.method
+    word = pattern.get("name") if isinstance(pattern, dict) else pattern
+    return patterns.class_of(word).method if isinstance(word, str) else None
 
 
 def _criterion(asked: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def test_tokenizers_that_cannot_be_cut_are_refused(
         ({"repair": "affine"}, "affine compensates whole units, not vocabulary"),
         ({"layout": "padded"}, "padded is for whole units"),
         ({"recovery": "reconstruct"}, "recover before the vocabulary is cut"),
-        ({"method": "wanda"}, "wanda prunes weights or units"),
+        ({"method": "wanda"}, "wanda prunes single weights or whole units"),
         ({"allocation": "owl"}, "owl cannot share out rows"),
     ],
 )
