@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from llmprune.checkpoint import reader, source
 from llmprune.checkpoint.store import Store
+from llmprune.model.sites.base import Sites
 from llmprune.model.sites.linear import LinearLayers
 
 VOCABULARY = 128
@@ -116,10 +117,10 @@ def save(family: str, folder: Path, dtype: torch.dtype = torch.float32, shard: s
     return folder
 
 
-def streamed(folder: Path) -> Store:
-    """A checkpoint whose blocks stay on disk; its sites are linear layers."""
+def streamed(folder: Path, kind: Sites | None = None) -> Store:
+    """A checkpoint whose blocks stay on disk; its sites are linear layers, or those of another kind."""
     found = source.find(str(folder))
-    anatomy = reader.blueprint(found, LinearLayers())
+    anatomy = reader.blueprint(found, kind or LinearLayers())
     return reader.open_streamed(found, anatomy, torch.float32, torch.device("cpu"))
 
 

@@ -12,29 +12,38 @@ from typing import ClassVar
 from torch import Tensor
 
 from llmprune.allocation.base import Allocation, Allocator, Problem
-from llmprune.model.sites.block import budget_without
+from llmprune.errors import RequestError
+from llmprune.model.block_site import budget_without
 from llmprune.tensors import ops
 
 
 @dataclass(frozen=True)
 class Angular(Allocator):
-    """Takes one forward pass of the dense model."""
+    """Takes one forward pass of the dense model; where only parts go, one more for each block of the span."""
 
     needs_text: ClassVar = True
     serves: ClassVar = ("blocks",)
 
     def allocate(self, problem: Problem) -> Allocation:
-        """Remove the span of `count` blocks with the smallest distance."""
+        """Remove the span of `count` blocks with the smallest distance.
+
+        Raises:
+            RequestError: no span of that length may go.
+        """
         span, candidates = problem.count, problem.removable
-        recent: dict[int, list[Tensor]] = {}
+        inside: dict[int, list[Tensor]] = {}  # states that passed by the blocks of a span, by its first block
         distances: dict[int, float] = {}
         for stage in problem.stages(forward=True):
-            recent[stage.index] = list(stage.hidden)
             stage.outputs = stage.run()
+            if stage.index not in candidates:
+                inside.clear()
+                continue
+            inside[stage.index] = stage.hidden
+            inside = {start: stage.without_site(states) for start, states in inside.items()}
             start = stage.index + 1 - span
-            if start >= 0:
-                if candidates.issuperset(range(start, start + span)):
-                    distances[start] = ops.mean_angle(recent[start], stage.outputs)
-                del recent[start]  # so that the states of one span are held, not of the model
+            if start in inside:
+                distances[start] = ops.mean_angle(inside.pop(start), stage.outputs)
+        if not distances:
+            raise RequestError("sparsity", f"no span of {span} blocks may go; ask for less, or use sleb")
         first = min(distances, key=lambda start: (distances[start], start))
         return Allocation(budget_without(problem.anatomy, range(first, first + span)))

@@ -14,6 +14,7 @@ from llmprune.checkpoint.store import Store
 from llmprune.methods.base import PruningMethod
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
+from llmprune.model.sites.block import removable
 from llmprune.model.unit_site import UnitSite
 from llmprune.model.widths import Allowed, Budget, require_reachable, unit_sites
 from llmprune.patterns.base import Pattern
@@ -77,9 +78,8 @@ class Problem:
     @property
     def removable(self) -> set[int]:
         """The blocks that may go, where whole blocks go."""
-        blocks = set(range(len(self.anatomy.blocks)))
         assert isinstance(self.pattern, Blocks)
-        return blocks - {min(blocks), max(blocks)} if self.pattern.keep_ends else blocks
+        return removable(self.anatomy, self.pattern)
 
     @property
     def needs(self) -> type[Statistic]:

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from llmprune.allocation.base import Allocation, Allocator, Problem
-from llmprune.model.sites.block import budget_without
+from llmprune.model.block_site import budget_without
 from llmprune.walk.absence import Absence, few_windows
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llmprune.allocation.base import Allocation, Allocator, Problem
-from llmprune.model.sites.block import budget_without
+from llmprune.model.block_site import budget_without
 from llmprune.patterns.blocks import Blocks
 
 

@@ -1,6 +1,7 @@
 """ShortGPT (Men et al., 2024, arXiv:2403.03853): blocks go whose output points where their input does.
 
-The influence of a block is 1 - E[cos(input, output)] over all tokens.
+The influence of a block is 1 - E[cos(input, output)] over all tokens. That of a part of it, which the paper
+does not have, compares the block's output with what it would be without the part.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llmprune.allocation.base import Allocation, Allocator, Problem
-from llmprune.model.sites.block import budget_without
+from llmprune.model.block_site import budget_without
 from llmprune.tensors import ops
 from llmprune.walk.stage import Stage
 
@@ -30,6 +31,6 @@ class Shortgpt(Allocator):
 
 
 def influence(stage: Stage) -> float:
-    """1 - mean cosine between a block's inputs and outputs, over all tokens."""
+    """1 - mean cosine between a block's outputs without and with what may go, over all tokens."""
     stage.outputs = stage.run() if stage.outputs is None else stage.outputs
-    return 1 - ops.mean_cosine(stage.hidden, stage.outputs)
+    return 1 - ops.mean_cosine(stage.without_site(stage.hidden), stage.outputs)

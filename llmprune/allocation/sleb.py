@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llmprune.allocation.base import Allocation, Problem
 from llmprune.allocation.laptop import Laptop
-from llmprune.model.sites.block import budget_without
+from llmprune.model.block_site import budget_without
 
 
 @dataclass(frozen=True)

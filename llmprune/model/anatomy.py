@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llmprune.errors import RequestError
-from llmprune.model.families import FAMILIES, Family
+from llmprune.model.families import FAMILIES, Family, Part
 from llmprune.model.site import Site
 
 
@@ -89,6 +89,15 @@ class Anatomy:
         config = self.model.config.get_text_config(decoder=True)
         # Where blocks differ in size, the sizes in the model's own config are not those of this block.
         return config.per_layer_config[block] if config.is_heterogeneous else config
+
+    def skipped(self, block: int) -> tuple[str, ...]:
+        """The modules of one block that an earlier pruning removed, by their names in the block."""
+        return tuple(getattr(self.block_config(block), "skip", ()))
+
+    def has(self, block: int, part: Part) -> bool:
+        """Whether one block still has a part."""
+        modules: tuple[str, ...] = getattr(self.family_row(), part).modules
+        return not set(modules) & set(self.skipped(block))
 
     def family_row(self) -> Family:
         """The row of FAMILIES for this model.

@@ -18,6 +18,13 @@ class Coupling:
     producers: Mapping[str, str]
     """By name, what its outputs hold in order: queries, keys and values (`q k v`), or channels (`c`)."""
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The module that holds the layers, or the layers where the block itself does."""
+        names = (*self.producers, self.consumer)
+        around = {name.rpartition(".")[0] for name in names}
+        return names if "" in around else tuple(around)
+
 
 @dataclass(frozen=True)
 class Family:

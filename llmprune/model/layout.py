@@ -75,6 +75,9 @@ class UnitShapes(Shapes):
                 settings[flag] = True
         if self.layout != "per_layer":
             return settings | sizes[0]
+        for block, own in enumerate(sizes):
+            if skipped := self.anatomy.skipped(block):
+                own["skip"] = list(skipped)
         settings["per_layer_config"] = {str(block): own for block, own in enumerate(sizes)}
         # Without this, transformers raises where its own code reads such a size from the model's config.
         settings["allow_global_per_layer_attribute_access"] = True
@@ -90,18 +93,18 @@ class UnitShapes(Shapes):
 
     def biases_without_field(self) -> list[str]:
         """Layers of a block that get a bias although the config has no field for it."""
-        native, prefix = self.anatomy.family_row().biases, f"{self.anatomy.prefix}.0."
-        # Block 0 stands for all: the names inside a block are the same in each.
-        gaining = [site for site in self._gaining_bias() if site.block == 0 and site.part not in native]
-        return [site.name.removeprefix(prefix) for site in gaining]
+        native = self.anatomy.family_row().biases
+        gaining = [site for site in self._gaining_bias() if site.part not in native]
+        prefix = self.anatomy.prefix
+        return list(dict.fromkeys(site.name.removeprefix(f"{prefix}.{site.block}.") for site in gaining))
 
     def _gaining_bias(self) -> list[UnitSite]:
         """The sites that have no bias and get one."""
         return [site for site in unit_sites(self.anatomy) if self.adds_bias and not site.biased]
 
-    def _sizes(self, block: int) -> dict[str, int]:
+    def _sizes(self, block: int) -> Settings:
         """The config fields that pruning changes, for one block."""
-        found: dict[str, int] = {}
+        found: Settings = {}
         for site in unit_sites(self.anatomy):
             if site.block == block and site.producers:
                 found |= size_fields(self.anatomy, site, self.stored_units(site))
@@ -201,6 +204,13 @@ def require_earlier_fits(anatomy: Anatomy, layout: Layout) -> None:
             "layout",
             "uniform was asked, and the blocks of this model have different sizes already; use per_layer or "
             "padded",
+        )
+    skipping = next((block for block in range(len(anatomy.blocks)) if anatomy.skipped(block)), None)
+    if skipping is not None and layout != "per_layer":
+        parts = " and ".join(anatomy.skipped(skipping))
+        raise RequestError(
+            "layout",
+            f"{layout} was asked, and an earlier pruning removed {parts} of block {skipping}; use per_layer",
         )
     biases = from_earlier_pruning(anatomy, "biases")
     if biases and layout != "per_layer":

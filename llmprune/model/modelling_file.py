@@ -28,7 +28,7 @@ def code(anatomy: Anatomy) -> str:
     shared = Path(per_layer.__file__).read_text()
     (module,) = {kind.__module__ for kind in _stock(anatomy)}
     trunk, model = (kind.__name__ for kind in _stock(anatomy))
-    last = "from transformers import PreTrainedModel\n"
+    last = "from transformers import Cache, PreTrainedModel\n"
     package, name = module.rsplit(".", 1)
     imports = f"{last}from {package} import {name} as stock\n"
     shared = shared.replace(last, imports).replace("  # type: ignore[misc]", "")

@@ -1,9 +1,11 @@
-"""Decoder layers of different sizes, which the config lists in `per_layer_config`."""
+"""Decoder layers of different sizes, or without some parts, which the config lists in `per_layer_config`."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
-from transformers import PreTrainedModel
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
 
 
 class LayerConfig:
@@ -22,6 +24,35 @@ class LayerConfig:
         setattr(self._config, name, value)  # such as the attention implementation, which all layers share
 
 
+class Skipped(nn.Module):
+    """A removed part of a layer: it adds zero to the hidden states, and holds no weights.
+
+    Args:
+        layer_idx: of the layer whose attention it stands for; None for other parts.
+    """
+
+    def __init__(self, layer_idx: int | None) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Zeros in the shape of the hidden states [B, T, D]; of an attention, beside no attention weights."""
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        if self.layer_idx is None:
+            return torch.zeros_like(hidden)
+        for cache in kwargs.values():
+            if isinstance(cache, Cache):
+                # transformers may count tokens by the keys of this layer: store one number for each token.
+                cache.update(hidden[:, None, :, :1], hidden[:, None, :, :1], self.layer_idx)
+        return torch.zeros_like(hidden), None
+
+
+def skip(layer: nn.Module, parts: Iterable[str]) -> None:
+    """Remove parts of a layer, given the names of their modules."""
+    for name in parts:
+        setattr(layer, name, Skipped(getattr(getattr(layer, name), "layer_idx", None)))
+
+
 def shape_layers(model: PreTrainedModel) -> None:
     """Rebuild every decoder layer of a model in its own sizes, with the biases that pruning added."""
     config = model.config
@@ -37,7 +68,10 @@ def shape_layers(model: PreTrainedModel) -> None:
 
 
 def shaped(layer: nn.Module, model: PreTrainedModel, index: int, biases: list[str]) -> nn.Module:
-    """Build layer `index` of a model in its own sizes, with new weights; device, dtype and mode are kept."""
+    """Build layer `index` of a model in its own sizes, with new weights; device, dtype and mode are kept.
+
+    What `skip` in the layer's config names is not built: transformers reads the key and leaves it unused.
+    """
     config = model.config
     sizes = config.per_layer_config[index]
     own = {name: getattr(sizes, name) for name in config.per_layer_attributes or ()}
@@ -49,6 +83,7 @@ def shaped(layer: nn.Module, model: PreTrainedModel, index: int, biases: list[st
         linear = made.get_submodule(name)
         outputs = linear.out_features if isinstance(linear, nn.Linear) else linear.nf
         linear.bias = nn.Parameter(linear.weight.new_zeros(outputs))
+    skip(made, getattr(sizes, "skip", ()))
     built: nn.Module = made
     return built
 

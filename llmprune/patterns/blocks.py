@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ class Blocks(Pattern):
 
     prunes: ClassVar = "block"
     method: ClassVar = "whole"
+
+    parts: Literal["all", "attention", "ffn"] = "all"
+    """What goes: whole blocks, or only the attention or the feed-forward network of some."""
 
     remove: list[int] | None = None
     """Remove exactly these blocks, counted from 0, instead of those that a criterion chooses."""
@@ -34,8 +37,9 @@ class Blocks(Pattern):
 
     @property
     def removed(self) -> str:
-        """Decoder blocks."""
-        return "decoder blocks"
+        """Name the blocks, or the part that goes."""
+        words = {"all": "decoder blocks", "ffn": "feed-forward networks", "attention": "attentions"}
+        return words[self.parts]
 
     @property
     def allocation(self) -> str | None:

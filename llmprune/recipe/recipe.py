@@ -118,7 +118,6 @@ class Recipe(BaseModel):
         """Refuse what does not go with the kind of site that the pattern prunes."""
         method, allocation, repair = map(name_of, (self.method, self.allocation, self.repair))
         shares = self.sites.shares
-        whole = self.sites.changes_sizes and shares != "rows"
         if shares not in self.method.serves:
             kinds = " or ".join(SERVED[kind] for kind in self.method.serves)
             raise RequestError(
@@ -139,10 +138,10 @@ class Recipe(BaseModel):
             raise RequestError(
                 "repair", f"{repair} compensates {kinds}, not {self.pattern}; use --repair none"
             )
-        if not whole and self.layout is not None:
-            raise RequestError(
-                "layout", f"{self.layout} is for whole units, not {self.pattern}; leave it out"
-            )
+        layouts = self.sites.layouts
+        if self.layout not in (layouts or (None,)):
+            instead = f"use {' or '.join(layouts)}" if layouts else "leave it out"
+            raise RequestError("layout", f"{self.layout} is for whole units, not {self.pattern}; {instead}")
         if self.layout == "uniform" and self.allocation.uneven:
             raise RequestError(
                 "layout",

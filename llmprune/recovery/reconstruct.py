@@ -57,7 +57,7 @@ class Reconstruct(Recovery):
                     pruned.restore(site, task.draft.shard(stage.index))
                 sites += task.draft.done[stage.index].refits
                 continue
-            targets = _outputs_of(dense_stage, stage, task.together)
+            targets = _outputs_of(dense_stage, task.together)
             fits = _fits(stage, dense_stage, targets, task.together)
             masked = task.layout is None  # padding needs no mask: its inputs are zero, so its weights stay
             # One at a time: the inputs of the next site depend on the weight of this one.
@@ -84,14 +84,10 @@ def _reach(stages: Iterable[Stage], block: int) -> Stage:
     return next(stage for stage in stages if stage.index == block)
 
 
-def _outputs_of(stage: Stage, pruned: Stage, together: bool) -> dict[str, list[Tensor]]:
-    """Return the outputs of the sites of one dense block: [B, T, O] per batch, on the CPU.
-
-    They are named as the pruned block's sites are, whose numbers differ where whole blocks were removed.
-    """
-    names = {site.kind: site.name for site in pruned.sites}
+def _outputs_of(stage: Stage, together: bool) -> dict[str, list[Tensor]]:
+    """Return the outputs of the sites of one dense block, by kind: [B, T, O] per batch, on the CPU."""
     observed = stage.site_inputs(together=together)
-    return {names[site.kind]: [_output(site, x).cpu() for x in inputs] for site, inputs in observed}
+    return {site.kind: [_output(site, x).cpu() for x in inputs] for site, inputs in observed}
 
 
 def _fits(
@@ -102,17 +98,21 @@ def _fits(
     stream_error: list[Tensor] | None = None
     if _is_additive(dense_stage, targets):
         stream_error = [a - b for a, b in zip(dense_stage.hidden, stage.hidden, strict=True)]
+    kinds = iter(targets)
     for site, arrived in stage.site_inputs(together=together):
+        while (kind := next(kinds)) != site.kind:  # a part that was removed: this site makes up for it
+            for batch, error in enumerate(stream_error or ()):
+                error += targets[kind][batch]
         inputs = list(arrived)
         fit = Fit(site.inputs, site.outputs, site.bias is not None, site.weight.device)
         for batch, x in enumerate(inputs):
-            target = targets[site.name][batch]
+            target = targets[site.kind][batch]
             error = target - _output(site, x).cpu()
             fit.update(x, target, error + stream_error[batch] if stream_error else error)
         yield site, fit
         if stream_error:  # the next site corrects what this one, once refitted, still misses
             for batch, x in enumerate(inputs):
-                stream_error[batch] += targets[site.name][batch] - _output(site, x).cpu()
+                stream_error[batch] += targets[site.kind][batch] - _output(site, x).cpu()
 
 
 def _is_additive(stage: Stage, targets: dict[str, list[Tensor]]) -> bool:

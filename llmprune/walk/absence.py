@@ -15,7 +15,6 @@ from torch import Tensor
 from llmprune.checkpoint.store import Store
 from llmprune.tensors import ops
 from llmprune.tensors.agreement import Agreement, agreement
-from llmprune.walk.stage import Stage
 from llmprune.walk.walk import Walk
 
 States = list[Tensor]  # hidden states [B, T, D], one tensor per batch
@@ -47,14 +46,11 @@ class Absence:
         trials: dict[int, States] = {}
         end: States = []
         for stage in self._walk.stages("removing blocks in turn"):
-            if stage.index in gone:
-                stage.outputs = stage.hidden
-                continue
-            for candidate, states in trials.items():
-                trials[candidate] = Stage(self._store.anatomy, stage.index, states, stage.calls).run()
+            run = stage.without_site if stage.index in gone else stage.run
+            trials = {candidate: run(states) for candidate, states in trials.items()}
             if stage.index in candidates:
-                trials[stage.index] = list(stage.hidden)
-            end = stage.outputs = stage.run()
+                trials[stage.index] = stage.without_site(stage.hidden)
+            end = stage.outputs = run(stage.hidden)
         if self._dense is None:
             assert not gone, "the first comparison is with the dense model"
             self._dense = end

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -15,6 +16,7 @@ from torch import Tensor
 from llmprune.errors import JobError
 from llmprune.methods.base import Propagation
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.block_site import BlockSite
 from llmprune.model.site import Site
 from llmprune.tensors.statistics import Nothing, Statistic
 from llmprune.walk.observation import Observation
@@ -66,13 +68,25 @@ class Stage:
         """
         return self._together() if together else self._in_turns()
 
-    def run(self) -> list[Tensor]:
-        """Run the block on all batches; returns one tensor [B, T, D] per batch."""
-        return [self._output(batch) for batch in range(len(self.hidden))]
+    def run(self, hidden: list[Tensor] | None = None) -> list[Tensor]:
+        """Run the block on all batches; returns one tensor [B, T, D] per batch.
 
-    def _output(self, batch: int) -> Tensor:
+        Args:
+            hidden: other states of the same shapes to run it on.
+        """
+        return [self._output(batch, x) for batch, x in enumerate(self.hidden if hidden is None else hidden)]
+
+    def without_site(self, hidden: list[Tensor]) -> list[Tensor]:
+        """The same without the block or the part that may go; the whole block runs if it has no such site."""
+        with ExitStack() as stack:
+            for site in self.sites:
+                assert isinstance(site, BlockSite)
+                stack.enter_context(site.absent())
+            return self.run(hidden)
+
+    def _output(self, batch: int, hidden: Tensor | None = None) -> Tensor:
         args, kwargs = self.calls[batch]
-        hidden = self.hidden[batch]
+        hidden = self.hidden[batch] if hidden is None else hidden
         out = self.block(hidden.to(device_of(self.block)), *args, **kwargs)
         output: Tensor = out[0] if isinstance(out, tuple) else out
         return output.to(hidden.device)

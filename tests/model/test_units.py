@@ -177,7 +177,7 @@ def test_the_modelling_file_needs_no_llmprune(checkpoints: tiny.Checkpoints, tmp
     cut(checkpoints("llama"), tmp_path / "out", "per_layer")
     code = (tmp_path / "out" / "modeling_llmprune.py").read_text()
     assert "import llmprune" not in code and "from llmprune" not in code
-    assert len(code.splitlines()) < 100
+    assert len(code.splitlines()) < 120
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert set(config["auto_map"]) == {"AutoModel", "AutoModelForCausalLM"}
 

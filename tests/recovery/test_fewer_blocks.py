@@ -69,3 +69,18 @@ def test_a_dense_model_without_these_blocks_is_refused(checkpoints: tiny.Checkpo
     prune(checkpoints("llama"), other, out=tmp_path / "other")
     with pytest.raises(RequestError, match=r"baseline: the pruned model has the blocks \[0, 2\]"):
         recover(tmp_path / "out", "reconstruct", baseline=str(tmp_path / "other"), tokens=TOKENS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["attention", "ffn"])
+def test_reconstruct_makes_up_for_a_removed_part(
+    part: str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    skipping = {"pattern": {"name": "blocks", "parts": part, "remove": [1]}}
+    prune(checkpoints("llama"), TEXT | skipping, out=tmp_path / "out")
+    recover(tmp_path / "out", "reconstruct", tokens=TOKENS, out=tmp_path / "recovered")
+    target = hidden(checkpoints("llama"), 3)
+    before, after = (
+        float((hidden(tmp_path / name, 3) - target).square().sum()) for name in ("out", "recovered")
+    )
+    assert after < before

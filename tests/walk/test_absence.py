@@ -9,6 +9,8 @@ import torch
 
 from llmprune import prune
 from llmprune.checkpoint import reload
+from llmprune.model.sites.block import WholeBlocks
+from llmprune.patterns.blocks import Blocks
 from llmprune.walk.absence import Absence, few_windows
 from tests import tiny
 from tests.model.test_fewer_blocks import skipping
@@ -31,7 +33,7 @@ def divergence(folder: Path, gone: set[int]) -> float:
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_the_cost_is_the_divergence_without_the_block(family: str, checkpoints: tiny.Checkpoints) -> None:
     folder = checkpoints(family)
-    absence = Absence(tiny.streamed(folder), list(TOKENS.split(2)), TOKENS[:1])
+    absence = Absence(tiny.streamed(folder, WholeBlocks(Blocks())), list(TOKENS.split(2)), TOKENS[:1])
     alone = absence.cost(set(), {0, 1, 2})
     assert alone == {block: pytest.approx(divergence(folder, {block}), rel=1e-3) for block in range(3)}
     after = absence.cost({1}, {0, 2})

@@ -62,6 +62,11 @@ class Sites:
             RequestError: too few do; the message names weights outside the sites.
         """
 
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """The layouts that can store the sizes; empty if there is nothing to choose."""
+        return ()
+
     def default_layout(self, *, uneven: bool) -> Layout | None:
         """The layout if the recipe names none; None if no size changes.
 

@@ -1,125 +1,25 @@
-"""Whole decoder blocks: what goes passes its input on, is not written, and the later ones are renumbered."""
+"""Whole decoder blocks, or one part of each: what goes passes its input on, and is not written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from llmprune.errors import RequestError
-from llmprune.methods.base import Weights
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.depth import dense_indices, require_countable, with_fewer_blocks
-from llmprune.model.shapes import Removed, Settings, Shapes
-from llmprune.model.site import Site, WeightStore
+from llmprune.model.block_site import BlockSite
+from llmprune.model.depth import require_countable
+from llmprune.model.fewer_blocks import FewerBlocks, FewerParts
+from llmprune.model.shapes import Layout, Shapes
 from llmprune.model.sites.base import Sites, SizeRequest
 from llmprune.model.widths import Allowed, Budget
 from llmprune.patterns.blocks import Blocks
 
 
-@dataclass(frozen=True, eq=False)
-class BlockSite(Site):
-    """One block. It has no matrix: it stays, or goes with all its parameters."""
-
-    size: int = 0
-
-    @property
-    def kind(self) -> str:
-        """`block`"""
-        return "block"
-
-    @property
-    def weights(self) -> int:
-        """All parameters of the block."""
-        return self.size
-
-    def read(self, store: WeightStore) -> Weights:
-        """Nothing to see but the block's number."""
-        return Weights(torch.ones(1, 1), self.index)
-
-    def write(self, store: WeightStore, weight: Tensor, bias: Tensor | None) -> None:
-        """Let a block that goes pass its input on."""
-        if not weight.any():
-            self.layer.forward = _pass_on
-
-
-def _require_plain_outputs(anatomy: Anatomy) -> None:
-    """Refuse to refit a block whose parts do not end in a linear layer.
-
-    Raises:
-        RequestError: it says what follows the layer.
-    """
-    changed = anatomy.family_row().outputs_change_by
-    if changed:
-        raise RequestError(
-            "repair",
-            f"span was asked, and {changed} follows the output layers of a {anatomy.family!r} model; use "
-            "--repair none",
-        )
-
-
-def _pass_on(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-    return hidden_states
-
-
-class FewerBlocks(Shapes):
-    """The sizes of a model without some of its blocks.
-
-    Args:
-        anatomy: of the dense model.
-        gone: the blocks that go.
-    """
-
-    def __init__(self, anatomy: Anatomy, gone: set[int]) -> None:
-        super().__init__(anatomy)
-        self.gone = gone
-        self.kept = [block for block in range(len(anatomy.blocks)) if block not in gone]
-
-    def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
-        """All parameters of a block, or none."""
-        gone = site.block in self.gone
-        return {"dropped": site.weights * gone, "zeros": 0, "units": [1, int(not gone)], "shape_after": []}
-
-    def cut_tensors(
-        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
-    ) -> dict[str, Tensor]:
-        """A block that stays, under its new number; nothing of one that goes."""
-        if block in self.gone:
-            return {}
-        # The checkpoint's prefix may differ from the model's (`transformer.h` without its first word).
-        before, after = f".{block}.", f".{self.kept.index(block)}."
-        return {_renumbered(name, before, after): tensor for name, tensor in tensors.items()}
-
-    def config(self, settings: Settings) -> Settings:
-        """config.json with everything that counts blocks adjusted."""
-        return with_fewer_blocks(settings, self.anatomy, self.kept)
-
-    def mark(self) -> Settings:
-        """Each block's index in the dense model, beside what an earlier pruning left."""
-        indices = dense_indices(self.anatomy)
-        return super().mark() | {"blocks": [indices[block] for block in self.kept]}
-
-    def apply(self, keeps: Mapping[str, Tensor], mark: Settings) -> None:
-        """Delete the blocks of a model in memory, and renumber the others for their caches."""
-        anatomy = self.anatomy
-        for name, value in self.config(anatomy.model.config.to_dict()).items():
-            if getattr(anatomy.model.config, name, None) != value:
-                setattr(anatomy.model.config, name, value)
-        anatomy.model.config.llmprune = mark
-        for block in sorted(self.gone, reverse=True):
-            del anatomy.blocks[block]
-        for number, renumbered in enumerate(anatomy.blocks):
-            for module in renumbered.modules():
-                if hasattr(module, "layer_idx"):
-                    setattr(module, "layer_idx", number)  # noqa: B010 - typed as a tensor or a module
-
-
 @dataclass(frozen=True)
 class WholeBlocks(Sites):
-    """One site for each decoder block."""
+    """One site for each decoder block that has what the pattern removes."""
 
     pattern: Blocks
 
@@ -128,10 +28,42 @@ class WholeBlocks(Sites):
 
     def find(self, anatomy: Anatomy) -> Iterator[BlockSite]:
         """Every block, in order."""
+        part = self.pattern.parts
         for number, block in enumerate(anatomy.blocks):
+            modules = self._modules(anatomy)
+            if part != "all" and not anatomy.has(number, part):
+                continue  # an earlier pruning removed it
             path = f"{anatomy.prefix}.{number}"
-            size = sum(p.numel() for p in block.parameters())
-            yield BlockSite(path, number, number, path, anatomy.module, 1, 1, size=size)
+            going = [block.get_submodule(name) for name in modules] or [block]
+            yield BlockSite(
+                name=".".join((path, *modules[:1])),
+                index=number,
+                block=number,
+                path=path,
+                module=anatomy.module,
+                inputs=1,
+                outputs=1,
+                part="block" if part == "all" else part,
+                modules=modules,
+                size=sum(p.numel() for module in going for p in module.parameters()),
+            )
+
+    def _modules(self, anatomy: Anatomy) -> tuple[str, ...]:
+        """The modules of a block that go, by their names in it; empty for the whole block."""
+        part = self.pattern.parts
+        if part == "all":
+            return ()
+        found: tuple[str, ...] = getattr(anatomy.family_row(), part).modules
+        return found
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Whole blocks need none; parts need the modelling file."""
+        return () if self.pattern.parts == "all" else ("per_layer",)
+
+    def default_layout(self, *, uneven: bool) -> Layout | None:
+        """The only one."""
+        return next(iter(self.layouts), None)
 
     def allowed(self, anatomy: Anatomy, asked: SizeRequest) -> Allowed:
         """Refuse what would leave no model; the shares themselves are free.
@@ -141,22 +73,37 @@ class WholeBlocks(Sites):
         """
         require_countable(anatomy)
         if asked.refits_seams:
-            _require_plain_outputs(anatomy)
-        depth, ends = len(anatomy.blocks), 2 * self.pattern.keep_ends
+            self._require_seams(anatomy)
+        candidates = removable(anatomy, self.pattern)
         if self.pattern.remove is not None:
-            self._require_listed(depth)
+            self._require_listed(anatomy, candidates)
             return {}
+        depth = len(anatomy.blocks)
+        most = min(len(candidates), depth - 1) if self.pattern.parts == "all" else len(candidates)
         count = round(asked.sparsity * depth)
-        if not 1 <= count <= depth - max(ends, 1):
-            most = (depth - max(ends, 1)) / depth
-            raise RequestError(
-                "sparsity",
-                f"{asked.sparsity:g} of {depth} blocks is {count}; ask for {1 / depth:.3g} to {most:.3g}",
-            )
+        if not 1 <= count <= most:
+            can = f"{1 / depth:.3g} to {most / depth:.3g}"
+            raise RequestError("sparsity", f"{asked.sparsity:g} of {depth} blocks is {count}; ask for {can}")
         return {}
 
-    def _require_listed(self, depth: int) -> None:
-        listed = self.pattern.remove or []
+    def _require_seams(self, anatomy: Anatomy) -> None:
+        """Refuse to refit where no block goes, or where a block's parts do not end in a linear layer.
+
+        Raises:
+            RequestError: it says what is in the way.
+        """
+        if self.pattern.parts != "all":
+            raise RequestError("repair", "span refits the block before removed blocks; use --repair none")
+        changed = anatomy.family_row().outputs_change_by
+        if changed:
+            raise RequestError(
+                "repair",
+                f"span was asked, and {changed} follows the output layers of a {anatomy.family!r} model; use "
+                "--repair none",
+            )
+
+    def _require_listed(self, anatomy: Anatomy, candidates: set[int]) -> None:
+        listed, depth = self.pattern.remove or [], len(anatomy.blocks)
         if max(listed) >= depth:
             raise RequestError(
                 "pattern.remove", f"block {max(listed)} was asked, and the model has 0 to {depth - 1}"
@@ -167,7 +114,11 @@ class WholeBlocks(Sites):
                 "pattern.remove",
                 f"block {min(ends)} is the first or the last; leave it out, or set pattern.keep_ends=false",
             )
-        if len(listed) == depth:
+        if missing := set(listed) - candidates:
+            raise RequestError(
+                "pattern.remove", f"block {min(missing)} has no {self.pattern.parts} any more; leave it out"
+            )
+        if self.pattern.parts == "all" and len(listed) == depth:
             raise RequestError("pattern.remove", f"all {depth} blocks were asked; leave at least one")
 
     def sparsity(self, anatomy: Anatomy, asked: SizeRequest) -> float:
@@ -175,17 +126,14 @@ class WholeBlocks(Sites):
         listed = self.pattern.remove
         return asked.sparsity if listed is None else len(listed) / len(anatomy.blocks)
 
-    def shapes(self, anatomy: Anatomy, asked: SizeRequest, budget: Budget) -> FewerBlocks:
-        """Without the blocks whose budget is 1."""
-        return FewerBlocks(anatomy, {site.block for site in anatomy.sites if budget[site.name] > 0.5})
+    def shapes(self, anatomy: Anatomy, asked: SizeRequest, budget: Budget) -> Shapes:
+        """Without the blocks, or their parts, whose budget is 1."""
+        gone = {site.block for site in anatomy.sites if budget[site.name] > 0.5}
+        modules = self._modules(anatomy)
+        return FewerParts(anatomy, gone, modules) if modules else FewerBlocks(anatomy, gone)
 
 
-def budget_without(anatomy: Anatomy, gone: Iterable[int]) -> Budget:
-    """The budget that removes some blocks."""
-    blocks = set(gone)
-    return {site.name: float(site.block in blocks) for site in anatomy.sites}
-
-
-def _renumbered(name: str, before: str, after: str) -> str:
-    """A key with the first such number replaced."""
-    return name.replace(before, after, 1)
+def removable(anatomy: Anatomy, pattern: Blocks) -> set[int]:
+    """The blocks that a criterion may choose."""
+    blocks = {site.block for site in anatomy.sites}
+    return blocks - {0, len(anatomy.blocks) - 1} if pattern.keep_ends else blocks

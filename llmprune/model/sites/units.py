@@ -36,10 +36,15 @@ class WholeUnits(Sites):
             config = anatomy.block_config(number)
             heads = config.num_attention_heads
             groups = (grouped and getattr(config, "num_key_value_heads", None)) or heads
-            if parts != "ffn":
+            if parts != "ffn" and anatomy.has(number, "attention"):
                 yield _site(anatomy, number, "attention", groups, heads // groups)
-            if parts != "attention":
+            if parts != "attention" and anatomy.has(number, "ffn"):
                 yield _site(anatomy, number, "ffn", 0, 1)
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """All of them."""
+        return "uniform", "per_layer", "padded"
 
     def default_layout(self, *, uneven: bool) -> Layout:
         """`uniform` if all blocks keep equal sizes, since plain transformers loads it."""

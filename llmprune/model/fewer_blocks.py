@@ -1,0 +1,117 @@
+"""The sizes of a model without some decoder blocks, or without one part of some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from llmprune.model import per_layer
+from llmprune.model.anatomy import Anatomy
+from llmprune.model.block_site import BlockSite
+from llmprune.model.depth import dense_indices, with_fewer_blocks
+from llmprune.model.shapes import Removed, Settings, Shapes, from_earlier_pruning
+from llmprune.model.site import Site
+
+
+class FewerBlocks(Shapes):
+    """Blocks that go are not written, and the later ones are renumbered.
+
+    Args:
+        anatomy: of the dense model.
+        gone: the blocks that go.
+    """
+
+    def __init__(self, anatomy: Anatomy, gone: set[int]) -> None:
+        super().__init__(anatomy)
+        self.gone = gone
+        self.kept = [block for block in range(len(anatomy.blocks)) if block not in gone]
+
+    def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
+        """All parameters of a block, or none."""
+        assert isinstance(site, BlockSite)
+        return site.removed(gone=site.block in self.gone)
+
+    def cut_tensors(
+        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
+    ) -> dict[str, Tensor]:
+        """A block that stays, under its new number; nothing of one that goes."""
+        if block in self.gone:
+            return {}
+        # The checkpoint's prefix may differ from the model's (`transformer.h` without its first word).
+        before, after = f".{block}.", f".{self.kept.index(block)}."
+        return {name.replace(before, after, 1): tensor for name, tensor in tensors.items()}
+
+    def config(self, settings: Settings) -> Settings:
+        """config.json with everything that counts blocks adjusted."""
+        return with_fewer_blocks(settings, self.anatomy, self.kept)
+
+    def mark(self) -> Settings:
+        """Each block's index in the dense model, beside what an earlier pruning left."""
+        indices = dense_indices(self.anatomy)
+        return super().mark() | {"blocks": [indices[block] for block in self.kept]}
+
+    def apply(self, keeps: Mapping[str, Tensor], mark: Settings) -> None:
+        """Delete the blocks of a model in memory, and renumber the others for their caches."""
+        anatomy = self.anatomy
+        for name, value in self.config(anatomy.model.config.to_dict()).items():
+            if getattr(anatomy.model.config, name, None) != value:
+                setattr(anatomy.model.config, name, value)
+        anatomy.model.config.llmprune = mark
+        for block in sorted(self.gone, reverse=True):
+            del anatomy.blocks[block]
+        for number, renumbered in enumerate(anatomy.blocks):
+            for module in renumbered.modules():
+                if hasattr(module, "layer_idx"):
+                    setattr(module, "layer_idx", number)  # noqa: B010 - typed as a tensor or a module
+
+
+class FewerParts(Shapes):
+    """Blocks stay, and the config names the part that some skip.
+
+    Args:
+        anatomy: of the dense model.
+        gone: the blocks whose part goes.
+        modules: the part, by the names of its modules in a block.
+    """
+
+    layout = "per_layer"
+
+    def __init__(self, anatomy: Anatomy, gone: set[int], modules: tuple[str, ...]) -> None:
+        super().__init__(anatomy)
+        self.gone, self.modules = gone, modules
+
+    def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
+        """All parameters of a part, or none."""
+        assert isinstance(site, BlockSite)
+        return site.removed(gone=site.block in self.gone)
+
+    def cut_tensors(
+        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
+    ) -> dict[str, Tensor]:
+        """A block without the tensors of its part."""
+        parts = [f".{block}.{name}." for name in self.modules] if block in self.gone else []
+        return {name: tensor for name, tensor in tensors.items() if not any(part in name for part in parts)}
+
+    def config(self, settings: Settings) -> Settings:
+        """config.json with what each layer skips."""
+        earlier = settings.get("per_layer_config")
+        layers: dict[str, Settings] = {}
+        if isinstance(earlier, dict):
+            layers = {str(block): dict(own) for block, own in earlier.items()}
+        for block in sorted(self.gone):
+            skipped = {*self.anatomy.skipped(block), *self.modules}
+            layers[str(block)] = layers.get(str(block), {}) | {"skip": sorted(skipped)}
+        return settings | {"per_layer_config": layers}
+
+    def mark(self) -> Settings:
+        """The layout, beside the biases of an earlier pruning."""
+        return {"layout": self.layout, "biases": list(from_earlier_pruning(self.anatomy, "biases"))}
+
+    def apply(self, keeps: Mapping[str, Tensor], mark: Settings) -> None:
+        """Remove the parts of a model in memory."""
+        model = self.anatomy.model
+        model.config.per_layer_config = self.config(model.config.to_dict())["per_layer_config"]
+        model.config.llmprune = mark
+        for block in self.gone:
+            per_layer.skip(self.anatomy.blocks[block], self.modules)
