@@ -29,6 +29,7 @@ TEXT = """---
 |---|---|
 | method | {method} |
 | pattern | {pattern} |
+| allocation, repair | {allocation}, {repair} |
 | sparsity of the pruned layers | {sparsity:.2%} of {prunable:,} weights, {model_sparsity:.2%} of the model |
 | parameters | {parameters_before:,} before, {parameters:,} after, {zeros:,} of them zeros by pruning |
 | bytes of the weight files | {bytes_before:,} before, {bytes_after:,} after |
@@ -81,6 +82,8 @@ def make(report: Report, source: Source | None, out: Path) -> str:
         method=recipe["method"]["name"],
         about=f"{report.about}\n\n" if report.about else "",
         pattern=_pattern(recipe["pattern"]),
+        allocation=recipe["allocation"]["name"],
+        repair=recipe["repair"]["name"],
         sparsity=totals["sparsity"],
         prunable=totals["prunable_parameters"],
         model_sparsity=totals["model_sparsity"],
