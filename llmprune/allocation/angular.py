@@ -15,6 +15,7 @@ from llmprune.allocation.base import Allocation, Allocator, Problem
 from llmprune.errors import RequestError
 from llmprune.model.block_site import budget_without
 from llmprune.tensors import ops
+from llmprune.walk.demand import Measuring
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Angular(Allocator):
 
     needs_text: ClassVar = True
     serves: ClassVar = ("blocks",)
+
+    def measuring(self, blocks: int, removed: int, tokens: int) -> Measuring:
+        """The states that entered each span, until its end is reached."""
+        return Measuring(1, tokens, removed * tokens)
 
     def allocate(self, problem: Problem) -> Allocation:
         """Remove the span of `count` blocks with the smallest distance.

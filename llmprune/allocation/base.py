@@ -24,6 +24,7 @@ from llmprune.plugins import OPTIONS
 from llmprune.repair.base import LayerRepair
 from llmprune.repair.none import Unrepaired
 from llmprune.tensors.statistics import Nothing, Statistic, joined
+from llmprune.walk.demand import Measuring
 from llmprune.walk.observation import Observed
 from llmprune.walk.solutions import Solutions
 from llmprune.walk.stage import Stage
@@ -137,6 +138,10 @@ class Allocator:
         """
         if allowed:
             require_reachable(unit_sites(anatomy), allowed, sparsity)
+
+    def measuring(self, blocks: int, removed: int, tokens: int) -> Measuring:
+        """What it takes to measure on the calibration tokens, given the model's blocks and how many go."""
+        return Measuring(1, tokens)
 
     def allocate(self, problem: Problem) -> Allocation:
         """Return the sparsity of every site; all sites together must reach `problem.sparsity`."""

@@ -14,6 +14,7 @@ from pydantic import Field
 from llmprune.allocation.base import Allocation, Allocator, Problem
 from llmprune.model.block_site import budget_without
 from llmprune.walk.absence import Absence, few_windows
+from llmprune.walk.demand import Measuring
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Laptop(Allocator):
 
     tokens: Annotated[int, Field(ge=1)] = 4096
     """Calibration tokens that costs are measured on; whole windows."""
+
+    def measuring(self, blocks: int, removed: int, tokens: int) -> Measuring:
+        """A trial for each block, all of which are in memory at once."""
+        few = min(tokens, self.tokens)
+        return Measuring(1 + blocks // 2, few, blocks * few)
 
     def absence(self, problem: Problem) -> Absence:
         """What measures the cost."""

@@ -10,11 +10,18 @@ from dataclasses import dataclass
 from llmprune.allocation.base import Allocation, Problem
 from llmprune.allocation.laptop import Laptop
 from llmprune.model.block_site import budget_without
+from llmprune.walk.demand import Measuring
 
 
 @dataclass(frozen=True)
 class Sleb(Laptop):
     """Takes half a forward pass of the first `tokens` tokens for each block and each removal."""
+
+    def measuring(self, blocks: int, removed: int, tokens: int) -> Measuring:
+        """As many trials as there are blocks left, before each removal."""
+        once = super().measuring(blocks, removed, tokens)
+        passes = sum(1 + (blocks - gone) // 2 for gone in range(removed))
+        return Measuring(passes, once.tokens, once.held)
 
     def allocate(self, problem: Problem) -> Allocation:
         """Remove one block after another."""

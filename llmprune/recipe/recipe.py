@@ -30,7 +30,7 @@ from llmprune.recovery.base import Recovery
 from llmprune.repair.base import LayerRepair, Repair
 from llmprune.tensors.statistics import Nothing, Statistic, joined
 from llmprune.text.calibration import Calibration, with_defaults
-from llmprune.walk.demand import Demand
+from llmprune.walk.demand import Demand, Measuring
 
 
 class Recipe(BaseModel):
@@ -175,19 +175,29 @@ class Recipe(BaseModel):
         measures = self.sites.changes_sizes and self.allocation.uneven
         return measures and self.needs.small and self.propagation == "dense"
 
-    @property
-    def demand(self) -> Demand:
-        """What the run must hold, and how often it walks the model."""
+    def demand(self, blocks: int, length: int) -> Demand:
+        """What the run must hold, and how often it walks the model.
+
+        Args:
+            blocks: of the model.
+            length: tokens of a calibration window.
+        """
+        samples = self.calibration.samples if self.needs_text else 0
         compares = self.allocation.compares_scores and self.method.needs is not Nothing
-        measures = self.allocation.needs_text or compares
+        measures = (self.allocation.needs_text or compares) and not self.keeps_statistics
+        removed = round(self.sparsity * blocks)
+        measuring = self.allocation.measuring(blocks, removed, samples * length)
+        seams = removed * samples * length if self.repair.refits_seams else 0
         return Demand(
             needs=self.needs,
             propagation=self.propagation,
-            samples=self.calibration.samples if self.needs_text else 0,
+            samples=samples,
             training_passes=self.method.training_passes,
             drawing_passes=self.calibration.source.forward_passes,
             generates_text=self.calibration.source.needs_whole_model,
-            allocation_pass=measures and not self.keeps_statistics,
+            measuring=measuring if measures else Measuring(0, 0),
+            held_tokens=max(measuring.held, seams),
+            refits_layers=self.repair.refits_seams,
             holds_all=self.keeps_statistics,
         )
 

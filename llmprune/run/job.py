@@ -186,10 +186,11 @@ def _agreed(anatomy: Anatomy, recipe: Recipe) -> tuple[Allowed, int]:
 
 
 def _job(recipe: Recipe, run: Run, model: Opened, allowed: Allowed, length: int, name: str | None) -> Job:
-    made = plan.make(model.anatomy, recipe.demand, model.resources, model.bytes, length)
     text = recipe.calibration.model_copy(update={"length": length})
     share = recipe.sites.sparsity(model.anatomy, recipe.asked)
     settled = recipe.model_copy(update={"model": name, "calibration": text, "sparsity": share})
+    demand = settled.demand(len(model.anatomy.blocks), length)
+    made = plan.make(model.anatomy, demand, model.resources, model.bytes, length)
     return Job(settled, run, model, made, allowed)
 
 

@@ -45,8 +45,10 @@ class Plan:
     """Forward passes over the calibration set to draw its tokens."""
     generating_bytes: int
     """The whole model, where it generates its own calibration text."""
-    allocation_pass: bool
-    """Whether the allocation takes a forward pass of its own."""
+    allocation_passes: int
+    """Forward passes of the allocation's own."""
+    allocation_tokens: int
+    """Tokens of each of these."""
 
     together: bool
     """Whether all batches fit in memory inside one block, so that `layer` propagation takes one forward
@@ -68,7 +70,7 @@ class Plan:
         """The plan as a table."""
         if self.tokens:
             windows = f"{self.tokens} tokens in windows of {self.length}, batches of {self.batch}"
-            text = f"{windows}; {self._forwards} per block"
+            text = f"{windows}; {self._forwards}"
             if self.generating_bytes:
                 text += f", once the whole model ({_gib(self.generating_bytes)}) has generated them"
         else:
@@ -89,8 +91,15 @@ class Plan:
     def _forwards(self) -> str:
         training = f", and {self.training_passes} to train the method" if self.training_passes else ""
         drawing = f", {self.drawing_passes} to draw the tokens" if self.drawing_passes else ""
-        budgets = ", and one for the budgets" if self.allocation_pass else ""
-        return self._walks + drawing + training + budgets
+        return self._walks + drawing + training + self._budgets
+
+    @property
+    def _budgets(self) -> str:
+        if not self.allocation_passes:
+            return ""
+        passes = "one" if self.allocation_passes == 1 else str(self.allocation_passes)
+        over = f" over {self.allocation_tokens} tokens" if self.allocation_tokens < self.tokens else ""
+        return f", and {passes}{over} for the budgets"
 
     @property
     def _walks(self) -> str:
@@ -214,7 +223,8 @@ def make(anatomy: Anatomy, demand: Demand, how: Resources, checkpoint_bytes: int
     batch = max(1, TOKENS_AT_ONCE[how.device.type] // length)
     statistic = _statistic_bytes(demand, anatomy)
     # Hidden states before and after the block. They wait in host memory between blocks.
-    on_host = 2 * tokens * sizes.hidden + sizes.written
+    waiting_states = (2 * tokens + demand.held_tokens) * sizes.hidden
+    on_host = waiting_states + sizes.written
     on_device = sizes.block + statistic + sizes.scratch + sizes.outside
     base = on_device + (on_host if how.device.type == "cpu" else 0)
     waiting = tokens * sizes.inside
@@ -234,11 +244,12 @@ def make(anatomy: Anatomy, demand: Demand, how: Resources, checkpoint_bytes: int
         training_passes=demand.training_passes,
         drawing_passes=demand.drawing_passes,
         generating_bytes=anatomy.parameters * how.dtype.itemsize if tokens and demand.generates_text else 0,
-        allocation_pass=demand.allocation_pass,
+        allocation_passes=demand.measuring.passes,
+        allocation_tokens=demand.measuring.tokens,
         together=together,
         checkpoint_bytes=checkpoint_bytes,
         block_bytes=sizes.block,
-        activation_bytes=2 * tokens * sizes.hidden + inside,
+        activation_bytes=waiting_states + inside,
         statistic_bytes=statistic,
         scratch_bytes=sizes.scratch + sizes.written,
         host_bytes=on_host,
@@ -251,17 +262,18 @@ def make(anatomy: Anatomy, demand: Demand, how: Resources, checkpoint_bytes: int
 
 
 def _block_outputs(anatomy: Anatomy) -> int:
-    """Outputs of all linear layers of one block together, per token."""
-    return sum(linear.sizes(layer)[0] for _, layer in linear.layers_of(anatomy.blocks[0]))
+    """Outputs of all linear layers of one block together, per token, where they are most."""
+    return max(sum(linear.sizes(layer)[0] for _, layer in linear.layers_of(b)) for b in anatomy.blocks)
 
 
 def _statistic_bytes(demand: Demand, anatomy: Anatomy) -> int:
     """Statistics held at a time: of one site under `layer` propagation, else of a block; or of all sites."""
-    sizes = [demand.needs.bytes_for(site.inputs) for site in anatomy.block_sites(0)]
-    at_once = max(sizes) if demand.propagation == "layer" else sum(sizes)
+    of_block = max if demand.propagation == "layer" else sum
+    blocks = [anatomy.block_sites(number) for number in range(len(anatomy.blocks))]
+    at_once = max(of_block([demand.needs.bytes_for(s.inputs) for s in sites]) for sites in blocks if sites)
     if demand.refits_layers:
-        widest = max(linear.sizes(layer)[1] for _, layer in linear.layers_of(anatomy.blocks[0]))
-        at_once = max(at_once, Gram.bytes_for(widest))
+        layers = [layer for block in anatomy.blocks for _, layer in linear.layers_of(block)]
+        at_once = max(at_once, Gram.bytes_for(max(linear.sizes(layer)[1] for layer in layers)))
     if not demand.holds_all:
         return at_once
     sample = 4 * anatomy.kind.sample_tokens

@@ -9,6 +9,21 @@ from llmprune.tensors.statistics import Nothing, Statistic
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """What the measurements of an allocation take."""
+
+    passes: int
+    """Forward passes of the dense model, or of the model without some blocks."""
+
+    tokens: int
+    """Tokens of each pass."""
+
+    held: int = 0
+    """Tokens whose hidden states are held besides those of the calibration set; a token counts for each
+    state of it."""
+
+
+@dataclass(frozen=True)
 class Demand:
     """The input of the plan, for pruning and for recovery alike."""
 
@@ -28,8 +43,11 @@ class Demand:
     generates_text: bool = False
     """Whether the whole model is loaded to generate the calibration text."""
 
-    allocation_pass: bool = False
-    """Whether the allocation needs a separate forward pass."""
+    measuring: Measuring = Measuring(0, 0)
+    """What the allocation takes, where it walks the model by itself."""
+
+    held_tokens: int = 0
+    """Tokens whose hidden states are held besides those of the calibration set."""
 
     refits_layers: bool = False
     """Whether output layers are refitted, for which the Gram matrix of one is held."""
