@@ -1,4 +1,4 @@
-"""A contiguous span goes whose ends are closest in angle ("The Unreasonable Ineffectiveness of the Deeper
+"""Remove the contiguous span whose ends are closest in angle ("The Unreasonable Ineffectiveness of the Deeper
 Layers", Gromov et al., 2024, arXiv:2403.17887).
 
 The distance is arccos(cos(h_l, h_(l+n))) / pi, the mean over all tokens; h_l enters block l.

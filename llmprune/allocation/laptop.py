@@ -1,7 +1,6 @@
-"""The additive criterion of LAPTOP-Diff (Zhang et al., 2024, arXiv:2404.11098): what each block's absence
-costs by itself, summed.
+"""LAPTOP-Diff (Zhang et al., 2024, arXiv:2404.11098): remove the blocks whose absence costs least by itself.
 
-The cost is the KL divergence to the dense model.
+The costs of several blocks add up, as the paper assumes. The cost is the KL divergence to the dense model.
 """
 
 from __future__ import annotations

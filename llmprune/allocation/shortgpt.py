@@ -1,4 +1,4 @@
-"""ShortGPT (Men et al., 2024, arXiv:2403.03853): blocks go whose output points where their input does.
+"""ShortGPT (Men et al., 2024, arXiv:2403.03853): remove the blocks that turn their input least.
 
 The influence of a block is 1 - E[cos(input, output)] over all tokens. That of a part of it, which the paper
 does not have, compares the block's output with what it would be without the part.

@@ -1,4 +1,4 @@
-"""SLEB (Song et al., 2024, arXiv:2402.09025): remove the block whose absence costs least, and measure again.
+"""SLEB (Song et al., 2024, arXiv:2402.09025): remove the block whose absence costs least, then measure anew.
 
 The cost is the KL divergence to the dense model, where the paper takes the loss on the text.
 """

@@ -1,4 +1,4 @@
-"""The output folder while it is being written, and how an interrupted run resumes.
+"""The output folder while it is written: a full disk or an interrupted run loses no finished block.
 
 All files are written into the hidden folder `.unfinished` inside the output folder, one shard per block. A
 journal there has one line for the run and one for every block whose shard is complete. At the end the files

@@ -1,4 +1,4 @@
-"""The journal of a run: one line for the run, and one for every block whose shard is complete."""
+"""The journal that `--resume` reads: one line for the run, and one for every block whose shard is complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How layer sizes are stored so that a cut model loads again: in config.json, or in a small modelling file.
+"""Store the sizes of layers that lost units, so that the model loads: in config.json, or a modelling file.
 
 `uniform`: all blocks have the same sizes, which the config names. `per_layer`: each block has its own, in
 transformers' `per_layer_config`; its classes do not build such layers yet, so a modelling file is added.
