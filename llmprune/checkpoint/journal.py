@@ -1,4 +1,4 @@
-"""The journal that `--resume` reads: one line for the run, and one for every block whose shard is complete."""
+"""The journal, from which `--resume` reads: a line for the run, and one for every finished block."""
 
 from __future__ import annotations
 
