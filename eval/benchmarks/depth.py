@@ -23,16 +23,18 @@ import llmprune
 
 SHARES = (0.1, 0.2, 0.3)
 CRITERIA = ("shortgpt", "angular", "sleb", "laptop")
-REPAIRS: dict[str, Any] = {"none": "none", "span": "span", "span-ffn": {"name": "span", "parts": "ffn"}}
+REPAIRS = ("none", "span")
+RECIPES = ("depth-20", "depth-10-width-10")
 WIDTHS = {"cfsp": {"method": "cfsp", "repair": "affine"}, "flap": {"method": "flap", "repair": "affine"}}
 ROWS: dict[str, dict[str, Any]] = {}
 for share in SHARES:
     for criterion in CRITERIA:
-        for repair, how in REPAIRS.items():
-            asked = {"method": criterion, "pattern": "blocks", "sparsity": share, "repair": how}
+        for repair in REPAIRS:
+            asked = {"method": criterion, "pattern": "blocks", "sparsity": share, "repair": repair}
             ROWS[f"{criterion}-{share:.0%}-{repair}".replace("%", "")] = asked
     for width, asked in WIDTHS.items():
         ROWS[f"{width}-{share:.0%}-affine".replace("%", "")] = asked | {"sparsity": share}
+ROWS |= {name: text.load_data(name) for name in RECIPES}
 
 
 def row_of(

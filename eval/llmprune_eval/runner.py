@@ -149,7 +149,9 @@ class Runner:
             read = self._now()
             self._last = output.logits[:, -1:].argmax(-1)
             chosen = self._now()
-        self._cache = output.past_key_values
+        # transformers renamed it in 5.24, for what goes in and what comes out alike.
+        self._named = "cache" if "cache" in output else "past_key_values"
+        self._cache = output[self._named]
         self._cache_bytes = cache_bytes(self._cache)
         return {"prefill": read - start, "first_token": chosen - start}
 
@@ -160,8 +162,8 @@ class Runner:
         with self._torch.inference_mode():
             start = self._now()
             for _ in range(self._load.new_tokens):
-                output = self._model(last, past_key_values=cache, use_cache=True)
-                cache, last = output.past_key_values, output.logits[:, -1:].argmax(-1)
+                output = self._model(last, use_cache=True, **{self._named: cache})
+                cache, last = output[self._named], output.logits[:, -1:].argmax(-1)
             return {"decode": self._now() - start}
 
     def _now(self) -> float:
