@@ -20,6 +20,7 @@ from held_out import compared, windows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llmprune
+from llmprune.recipe.text import load_data
 
 SHARES = (0.1, 0.2, 0.3)
 CRITERIA = ("shortgpt", "angular", "sleb", "laptop")
@@ -34,7 +35,7 @@ for share in SHARES:
             ROWS[f"{criterion}-{share:.0%}-{repair}".replace("%", "")] = asked
     for width, asked in WIDTHS.items():
         ROWS[f"{width}-{share:.0%}-affine".replace("%", "")] = asked | {"sparsity": share}
-ROWS |= {name: text.load_data(name) for name in RECIPES}
+ROWS |= {name: load_data(name) for name in RECIPES}
 
 
 def row_of(
@@ -42,7 +43,7 @@ def row_of(
 ) -> dict[str, Any]:
     """Prune, and measure."""
     asked = dict(ROWS[name])
-    order = orders.get(asked["method"])
+    order = orders.get(asked.get("method"))
     if order is not None:  # the criterion has been run already, at the largest share
         depth = orders["depth"]
         asked |= {
@@ -60,7 +61,7 @@ def row_of(
             "parameters": report.totals["parameters_after"],
             "seconds": report.time["total_s"],
         }
-        if "method" in asked and asked["method"] == "whole":
+        if report.recipe["method"]["name"] == "whole":
             row["removed"] = [site.block for site in report.sites if site.reached]
         for text in ("c4", "wikipedia"):
             found = compared(texts["dense"], pruned, texts[text])

@@ -62,16 +62,26 @@ def inspect(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Show what pruning MODEL would take; loads no weights."""
+    """Show what pruning MODEL would take; loads no weights.
+
+    Of a recipe with steps, every plan is for MODEL as it is, which no later step needs more than.
+    """
     from llmprune.recipe.text import from_options
     from llmprune.run.job import Run, checkpoint_job
 
     run = Run(None, False, device, dtype, max_memory, trust_remote_code)
     name, asked = from_options(context.params, method="wanda")
     display.quiet()
-    todo = checkpoint_job(name, asked, run)
+    steps = [*asked.before, asked.model_copy(update={"before": ()})]
+    *earlier, last = [checkpoint_job(name, step, run) for step in steps]
+    plans = [todo.plan for todo in (*earlier, last)]
     if as_json:
-        display.print_json({"plan": todo.plan.to_dict(), "recipe": todo.recipe.resolved()})
+        settled = last.recipe.model_copy(update={"before": asked.before})
+        before = {"steps": [plan.to_dict() for plan in plans[:-1]]} if earlier else {}
+        display.print_json(before | {"plan": last.plan.to_dict(), "recipe": settled.resolved()})
     else:
-        display.table(todo.plan.rows(), sys.stdout)
-    todo.plan.require_fit(None)
+        for number, plan in enumerate(plans, 1):
+            title = [("step", f"{number} of {len(plans)}")] if earlier else []
+            display.table(title + plan.rows(), sys.stdout)
+    for plan in plans:
+        plan.require_fit(None)

@@ -32,7 +32,10 @@ def agreement(dense: Tensor, pruned: Tensor) -> Agreement:
     Where one model was widened by ids that no token has, both are compared over those of the narrower one.
     """
     width = min(dense.shape[-1], pruned.shape[-1])
-    dense, pruned = dense[:, :width], pruned[:, :width]
-    p, q = dense.log_softmax(-1), pruned.log_softmax(-1).to(dense.device)
-    kl = float((p.exp() * (p - q)).sum())
-    return Agreement(kl, int((p.argmax(-1) == q.argmax(-1)).sum()), len(p))
+    p, q = dense[:, :width].log_softmax(-1), pruned[:, :width].log_softmax(-1).to(dense.device)
+    return Agreement(divergence(p, q), int((p.argmax(-1) == q.argmax(-1)).sum()), len(p))
+
+
+def divergence(dense: Tensor, pruned: Tensor) -> float:
+    """KL(dense || pruned) of two models' log-probabilities [R, V], summed over the predictions, in nats."""
+    return float((dense.exp() * (dense - pruned)).sum())

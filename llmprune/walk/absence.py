@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmprune.checkpoint.store import Store
 from llmprune.tensors import ops
-from llmprune.tensors.agreement import Agreement, agreement
+from llmprune.tensors.agreement import divergence
 from llmprune.walk.walk import Walk
 
 States = list[Tensor]  # hidden states [B, T, D], one tensor per batch
@@ -59,23 +59,21 @@ class Absence:
     def _compared(self, dense: States, trials: dict[int, States]) -> dict[int, float]:
         """Mean divergence of every trial; the logits of a few rows of all trials are held at a time."""
         rows = max(1, ops.CHUNK // self._store.anatomy.vocabulary)
-        found = dict.fromkeys(trials, Agreement())
+        found, predictions = dict.fromkeys(trials, 0.0), 0
         with self._store.head():
             for batch, whole in enumerate(dense):
                 others = {key: _predicting(states[batch], rows) for key, states in trials.items()}
                 for number, part in enumerate(_predicting(whole, rows)):
-                    self._add(found, part, {key: parts[number] for key, parts in others.items()})
-        return {key: total.kl / total.predictions for key, total in found.items()}
+                    predictions += len(part)
+                    expected = self._predicted(part)
+                    for key, parts in others.items():
+                        # Top-1 agreement, which takes longer than all else here, decides nothing.
+                        found[key] += divergence(expected, self._predicted(parts[number]))
+        return {key: total / predictions for key, total in found.items()}
 
-    def _add(self, found: dict[int, Agreement], part: Tensor, others: dict[int, Tensor]) -> None:
-        """Add what a few rows [R, D] of all trials diverge from the dense model's."""
-        expected = self._logits(part)
-        for key, states in others.items():
-            found[key] += agreement(expected, self._logits(states))
-
-    def _logits(self, states: Tensor) -> Tensor:
-        """float32 [R, V] of hidden states [R, D] that left the last block."""
-        return self._walk.logits(states[:, None])[:, 0].float()
+    def _predicted(self, states: Tensor) -> Tensor:
+        """Log-probabilities, float32 [R, V], of hidden states [R, D] that left the last block."""
+        return self._walk.logits(states[:, None])[:, 0].float().log_softmax(-1)
 
 
 def _predicting(states: Tensor, rows: int) -> list[Tensor]:
