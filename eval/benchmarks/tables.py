@@ -77,6 +77,15 @@ def parameters(row: Row) -> str:
     return f"{row['parameters'] / 1e6:.1f} M"
 
 
+def beside_divergence(row: Row) -> str:
+    """Perplexity, and the mean KL divergence to the dense model on the texts that choose."""
+    return f"{perplexity(row)} ({_mean(row['kl_c4']):.2f}, {_mean(row['kl_wikipedia']):.2f})"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
 def score(task: str) -> Callable[[Row], str]:
     """Percent of the questions, with a star where the difference to the dense model is no chance."""
 
@@ -179,6 +188,23 @@ TABLES = {
             "`cfsp-20 --repair mean_bias`": "cfsp_20,repair=mean_bias",
             "`cfsp --repair mean_bias` at 30 %": "cfsp_30,repair=mean_bias",
             "`cfsp-50 --repair mean_bias`": "cfsp_50,repair=mean_bias",
+        },
+    ),
+    "depth": Table(
+        ("depth",),
+        "what goes | repair | 10 % | 20 % | 30 %",
+        (beside_divergence,),
+        {
+            f"{what} | `{repair}`": " ".join(f"{name}-{share}-{repair}" for share in (10, 20, 30))
+            for what, name, repairs in (
+                ("blocks, `sleb`", "sleb", ("none", "span")),
+                ("blocks, `laptop`", "laptop", ("none", "span")),
+                ("blocks, `shortgpt`", "shortgpt", ("none", "span")),
+                ("a span of blocks, `angular`", "angular", ("none", "span")),
+                ("channels, `cfsp`", "cfsp", ("affine",)),
+                ("heads and channels, `flap`", "flap", ("affine",)),
+            )
+            for repair in repairs
         },
     ),
     "textless": Table(

@@ -104,3 +104,21 @@ def test_inspect_keeps_to_the_method_of_the_recipe(
     file.write_text("method: magnitude\n")
     assert main(monkeypatch, filled(["inspect", MODEL, "--recipe", str(file), "--json"], place)) == 0
     assert json.loads(capsys.readouterr().out)["recipe"]["method"]["name"] == "magnitude"
+
+
+def test_inspect_shows_the_plan_of_every_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: dict[str, str]
+) -> None:
+    file = Path(place["tmp"], "steps.yaml")
+    file.write_text("steps:\n- {pattern: blocks, sparsity: 0.34}\n- {method: magnitude}\n")
+    words = filled(["inspect", MODEL, "--recipe", str(file), "--samples", "4", "--length", "16"], place)
+    assert main(monkeypatch, words) == 0
+    shown = capsys.readouterr().out
+    assert "step         1 of 2" in shown and "step         2 of 2" in shown
+    assert "2 over 64 tokens" not in shown  # all of them are
+    assert "and 2 for the budgets" in shown
+    assert main(monkeypatch, [*words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["steps"][0]["allocation_passes"] == 2
+    assert said["plan"]["allocation_passes"] == 0
+    assert [step["method"]["name"] for step in said["recipe"]["before"]] == ["whole"]
