@@ -1,5 +1,8 @@
 """The two errors that users see: the request was wrong, or the job failed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LlmpruneError(ValueError):
     """Any failure that llmprune explains in one sentence."""
@@ -14,6 +17,15 @@ class RequestError(LlmpruneError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.field, self.said)  # so that it crosses to another process
+
+
+@contextmanager
+def of_step(number: int) -> Iterator[None]:
+    """Name the step of a recipe, counted from 1, whose request cannot be carried out."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"steps.{number}.{error.field}", error.said) from error
 
 
 class JobError(LlmpruneError):

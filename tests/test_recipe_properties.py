@@ -43,9 +43,10 @@ def classes(field: str) -> dict[str, type[Any]]:
 
 
 METHODS, ALLOCATIONS, REPAIRS, TEXTS = map(classes, PARTS)
+ONE_NAME = WORDS.filter(lambda word: "," not in word)
 DATASETS = {  # of the text sources that are not asked for by their file's name
-    "file": WORDS.map("{}x.txt".format) | st.sampled_from(["1e3.md", "~/a b.txt"]),
-    "table": WORDS.map("{}x.jsonl".format) | st.just("/nowhere/2:4.parquet"),
+    "file": ONE_NAME.map("{}x.txt".format) | st.sampled_from(["1e3.md", "~/a b.txt"]),
+    "table": ONE_NAME.map("{}x.jsonl".format) | st.just("/nowhere/2:4.parquet"),
     "several": st.sampled_from(["builtin,c4", "a.txt, b.jsonl"]),
     "hub": st.sampled_from(["org/name", "a-b/c_d.e", "1/08"]),
 }
@@ -112,7 +113,8 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         listed = draw(st.none() | st.lists(st.integers(1, 99), min_size=1, unique=True))
         data["pattern"] = {"name": "blocks", "remove": listed, "keep_ends": draw(st.booleans())}
         data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
-        data["allocation"] = draw(named(allocations("blocks", method))) if listed is None else "listed"
+        criteria = {n: part for n, part in allocations("blocks", method).items() if not part.follows_list}
+        data["allocation"] = draw(named(criteria)) if listed is None else "listed"
         data["repair"] = draw(named(repairs("blocks")))
     elif draw(st.booleans()):
         m = draw(st.integers(2, 64))

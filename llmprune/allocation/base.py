@@ -122,6 +122,9 @@ class Allocator:
     needs_text: ClassVar[bool] = False
     """True if it measures activations, even when the method does not need calibration."""
 
+    follows_list: ClassVar[bool] = False
+    """True if it removes what the pattern lists."""
+
     serves: ClassVar[tuple[str, ...]] = ("weights",)
     """What it can allocate: single `weights`, whole `units`, or both (`Sites.shares`)."""
 

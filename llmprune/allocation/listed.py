@@ -14,6 +14,7 @@ from llmprune.patterns.blocks import Blocks
 class Listed(Allocator):
     """Measures nothing."""
 
+    follows_list: ClassVar = True
     serves: ClassVar = ("blocks",)
 
     def allocate(self, problem: Problem) -> Allocation:

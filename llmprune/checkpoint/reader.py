@@ -31,7 +31,25 @@ def blueprint(source: Source, kind: Sites) -> Anatomy:
         raise RequestError("model", f"transformers cannot build {source.name}: {error}") from error
     anatomy = Anatomy(model, kind)
     kind.require_coverage(anatomy)
+    _require_same_names(source, anatomy)
     return anatomy
+
+
+def _require_same_names(source: Source, anatomy: Anatomy) -> None:
+    """Refuse a checkpoint whose blocks hold their weights under other names than the model has.
+
+    Raises:
+        RequestError: it names the first one that is missing.
+    """
+    stored = "\n".join(f".{key}" for key in source.tensors) + "\n"
+    block = f".{anatomy.prefix.rpartition('.')[2]}.0"
+    for name, _ in anatomy.blocks[0].named_parameters():
+        if f"{block}.{name}\n" not in stored:
+            raise RequestError(
+                "model",
+                f"{source.name} stores {name} of its blocks under another name, as checkpoints of fused "
+                "experts do, which cannot be read block by block yet; choose another model",
+            )
 
 
 def open_streamed(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
-from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.shapes import Settings
+from llmprune.vocabulary.settings import names_ids
 
 COUNT = "num_hidden_layers"
 INDICES = ("mlp_only_layers",)  # lists of block indices
 FIRST = ("max_window_layers", "first_k_dense_replace")  # how many of the first blocks are of one kind
-SHARING = ("num_kv_shared_layers",)  # later blocks read the keys and values of earlier ones
-PERIODS = ("sliding_window_pattern", "no_rope_layer_interval", "full_attention_interval")
 
 
 def dense_indices(anatomy: Anatomy) -> list[int]:
@@ -26,22 +24,6 @@ def kept_blocks(anatomy: Anatomy) -> list[int]:
     return list(mark.get("blocks", ()))
 
 
-def require_countable(anatomy: Anatomy) -> None:
-    """Refuse families whose blocks cannot be removed one by one.
-
-    Raises:
-        RequestError: it says why.
-    """
-    config = _text(anatomy)
-    for field in SHARING:
-        if getattr(config, field, 0):
-            raise RequestError(
-                "pattern",
-                f"{getattr(config, field)} blocks of this {anatomy.family!r} model share the keys and values "
-                "of others, so that none can be removed by itself; prune units instead",
-            )
-
-
 def with_fewer_blocks(settings: Settings, anatomy: Anatomy, kept: list[int]) -> Settings:
     """config.json of a model that keeps some of its blocks.
 
@@ -50,7 +32,7 @@ def with_fewer_blocks(settings: Settings, anatomy: Anatomy, kept: list[int]) -> 
         anatomy: of the dense model.
         kept: indices of the blocks that stay, ascending.
     """
-    config, depth = _text(anatomy), len(anatomy.blocks)
+    config, depth = decoder_config(anatomy), len(anatomy.blocks)
     names = getattr(type(config), "attribute_map", {})
     found: Settings = {names.get(COUNT, COUNT): len(kept)}
     for name, value in settings.items():
@@ -58,11 +40,16 @@ def with_fewer_blocks(settings: Settings, anatomy: Anatomy, kept: list[int]) -> 
             found[name] = [kept.index(block) for block in value if block in kept]
         elif name in FIRST and isinstance(value, int):
             found[name] = sum(block < value for block in kept)
-        elif isinstance(value, list) and len(value) == depth:  # one entry per block, such as layer_types
+        elif _per_block(name) and isinstance(value, list) and len(value) == depth:
             found[name] = [value[block] for block in kept]
         elif name == "per_layer_config" and isinstance(value, dict):
             found[name] = {str(n): value[str(block)] for n, block in enumerate(kept) if str(block) in value}
     return settings | _kinds(config, kept) | found
+
+
+def _per_block(name: str) -> bool:
+    """Whether a list in the config, with as many entries as there are blocks, has one for each of them."""
+    return name != "architectures" and not names_ids(name)
 
 
 def _kinds(config: PreTrainedConfig, kept: list[int]) -> Settings:
@@ -76,6 +63,6 @@ def _kinds(config: PreTrainedConfig, kept: list[int]) -> Settings:
     return found
 
 
-def _text(anatomy: Anatomy) -> PreTrainedConfig:
+def decoder_config(anatomy: Anatomy) -> PreTrainedConfig:
     """The config of the decoder."""
     return anatomy.model.config.get_text_config(decoder=True)

@@ -42,6 +42,11 @@ class Pattern:
         return None
 
     @property
+    def settles_sparsity(self) -> bool:
+        """Whether it says what goes, so that the sparsity follows once the model is known."""
+        return False
+
+    @property
     def removed(self) -> str:
         """The units that are removed, in the words of a model card; empty for single weights."""
         return ""

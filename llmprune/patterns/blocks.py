@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from llmprune.errors import RequestError
@@ -22,7 +23,7 @@ class Blocks(Pattern):
     parts: Literal["all", "attention", "ffn"] = "all"
     """What goes: whole blocks, or only the attention or the feed-forward network of some."""
 
-    remove: list[int] | None = None
+    remove: list[Annotated[int, Field(strict=True)]] | None = None
     """Remove exactly these blocks, counted from 0, instead of those that a criterion chooses."""
 
     keep_ends: bool = True
@@ -40,6 +41,11 @@ class Blocks(Pattern):
         """Name the blocks, or the part that goes."""
         words = {"all": "decoder blocks", "ffn": "feed-forward networks", "attention": "attentions"}
         return words[self.parts]
+
+    @property
+    def settles_sparsity(self) -> bool:
+        """Where blocks are listed."""
+        return self.remove is not None
 
     @property
     def allocation(self) -> str | None:

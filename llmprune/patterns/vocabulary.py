@@ -19,7 +19,7 @@ class Vocabulary(Pattern):
     prunes: ClassVar = "rows"
     method: ClassVar = "frequency"
 
-    size: Annotated[int, Field(ge=1, alias="keep")]
+    size: Annotated[int, Field(ge=1, alias="keep", strict=True)]
     """Rows that stay, rounded down to a multiple of `multiple`; a recipe calls it `keep`."""
 
     multiple: Annotated[int, Field(ge=1)] = 64
@@ -29,6 +29,11 @@ class Vocabulary(Pattern):
     def rows(self) -> int:
         """Rows that stay."""
         return self.size // self.multiple * self.multiple
+
+    @property
+    def settles_sparsity(self) -> bool:
+        """The number of rows does."""
+        return True
 
     @property
     def removed(self) -> str:

@@ -63,8 +63,8 @@ def _criterion(asked: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     options = {"name": other} if isinstance(other, str) else other or {}
     if options.get("name", name) != name:
         raise RequestError("allocation", f"{options['name']} and the method {name} were asked; give one")
-    if pattern is not None and "blocks" not in sites_of(patterns.build(pattern, {})).shares:
-        raise RequestError("pattern", f"{name} chooses whole blocks, and {pattern} was asked; use blocks")
+    if pattern is not None and "blocks" not in sites_of(built := patterns.build(pattern, {})).shares:
+        raise RequestError("pattern", f"{name} chooses whole blocks, and {built} was asked; use blocks")
     return {**asked, **options}
 
 

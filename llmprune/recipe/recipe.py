@@ -26,6 +26,7 @@ from llmprune.recipe.parts import (
     with_default,
     with_method,
 )
+from llmprune.recipe.steps import require_recoverable, unfolded
 from llmprune.recovery.base import Recovery
 from llmprune.repair.base import LayerRepair, Repair
 from llmprune.tensors.statistics import Nothing, Statistic, joined
@@ -70,7 +71,7 @@ class Recipe(BaseModel):
     @classmethod
     def _build(cls, data: object) -> object:
         """Replace every name by what it stands for, and fill in what depends on the method."""
-        data = with_method(_unfolded(data))
+        data = with_method(unfolded(data, cls.parse))
         text = data.get("calibration", {})
         seed = text.get("seed") if isinstance(text, dict) else None
         usual = {"seed": seed} if type(seed) is int else {}  # any other is the calibration's to refuse
@@ -91,8 +92,8 @@ class Recipe(BaseModel):
         data.setdefault("propagation", method.propagation)
         if data.get("layout") is None:
             data["layout"] = sites_of(pattern).default_layout(uneven=allocation.uneven)
-        if listed is not None:
-            data.setdefault("sparsity", 0.0)  # follows from the list, once the model is known
+        if pattern.settles_sparsity:
+            data.setdefault("sparsity", 0.0)  # follows from the pattern, once the model is known
         if pattern.only_sparsity is not None:
             data["sparsity"] = patterns.only_sparsity(pattern, data.get("sparsity", pattern.only_sparsity))
         return data
@@ -100,7 +101,15 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         self._agree_on_kind()
+        require_recoverable((*self.before, self))
         name = name_of(self.allocation)
+        needed = self.pattern.allocation
+        if needed is not None and name != needed:
+            raise RequestError(
+                "allocation", f"{name} was asked, and {self.pattern} says itself what goes; leave one out"
+            )
+        if needed is None and self.allocation.follows_list:
+            raise RequestError("allocation", f"{name} removes what pattern.remove lists; set that")
         if self.pattern.only_sparsity is not None and self.allocation.uneven:
             raise RequestError(
                 "allocation",
@@ -127,12 +136,6 @@ class Recipe(BaseModel):
         if shares not in self.allocation.serves:
             use = "sleb" if shares == "blocks" else "uniform"
             raise RequestError("allocation", f"{allocation} cannot share out {shares}; use {use}")
-        if shares == "rows" and self.recovery is not None:
-            raise RequestError(
-                "recovery",
-                f"{name_of(self.recovery)} compares logits of one vocabulary, and {self.pattern} changes it; "
-                "recover before the vocabulary is cut",
-            )
         if shares not in self.repair.serves:
             kinds = " or ".join(SERVED[kind] for kind in self.repair.serves)
             raise RequestError(
@@ -148,6 +151,11 @@ class Recipe(BaseModel):
                 f"uniform was asked, and the allocation {allocation} gives blocks different sizes; use "
                 "--allocation uniform, or --layout per_layer or padded",
             )
+
+    @property
+    def every_step(self) -> tuple[Recipe, ...]:
+        """All steps in order, each without those before it."""
+        return *self.before, self.model_copy(update={"before": ()})
 
     @property
     def sites(self) -> Sites:
@@ -234,40 +242,3 @@ class Recipe(BaseModel):
     def hash(self) -> str:
         """Names the resolved recipe in a config."""
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
-
-
-def _unfolded(data: object) -> object:
-    """A recipe's data with `steps` as the last step, and those before it.
-
-    What stands beside `steps` holds for every step that does not say otherwise.
-
-    Raises:
-        RequestError: there are no steps, or one is wrong; the sentence names it.
-    """
-    if not isinstance(data, dict):
-        return data
-    field = "before" if "before" in data else "steps"
-    if field not in data:
-        return data
-    steps = data[field]
-    if not isinstance(steps, list | tuple) or not (steps or field == "before"):
-        raise RequestError(field, f"a list of recipes is needed (found {steps!r})")
-    data = {key: value for key, value in data.items() if key != field}
-    if field == "steps":
-        *steps, data = ({**data, **_mapping(step, number)} for number, step in enumerate(steps, 1))
-    return data | {"before": tuple(_step(step, number) for number, step in enumerate(steps, 1))}
-
-
-def _mapping(step: object, number: int) -> dict[str, Any]:
-    if not isinstance(step, dict):
-        raise RequestError(f"steps.{number}", f"a recipe is needed (found {step!r})")
-    return step
-
-
-def _step(step: object, number: int) -> Recipe:
-    """One step as a recipe; what is wrong with it is named by its number."""
-    data = step if isinstance(step, Recipe) else _mapping(step, number)
-    try:
-        return data if isinstance(data, Recipe) else Recipe.parse(data)
-    except RequestError as error:
-        raise RequestError(f"steps.{number}.{error.field}", error.said) from error

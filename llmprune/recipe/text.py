@@ -91,6 +91,8 @@ def override(data: dict[str, Any], key: str, value: object) -> None:
     """Set `a.b` in nested data; a part given by its name alone becomes a mapping."""
     *parents, last = key.split(".")
     for parent in parents:
+        if isinstance(data.get(parent), list):
+            raise RequestError(key, f"{parent} is a list, of which nothing can be set; change the recipe")
         if not isinstance(data.get(parent), dict):
             data[parent] = {"name": data[parent]} if data.get(parent) is not None else {}
         data = data[parent]

@@ -75,7 +75,7 @@ def already_done(name: str, asked: Recipe, run: Run) -> Report | None:
     then["calibration"] = as_now(done.recipe["calibration"])
     now["calibration"]["length"] = now["calibration"]["length"] or done.recipe["calibration"]["length"]
     now["model"] = name
-    if asked.pattern.allocation is not None:  # the sparsity follows from what the pattern lists
+    if asked.pattern.settles_sparsity:
         now["sparsity"] = then["sparsity"]
     differing = [key for key in now if now[key] != then.get(key)]
     if differing:

@@ -187,11 +187,27 @@ def _agreed(anatomy: Anatomy, recipe: Recipe) -> tuple[Allowed, int]:
 
 def _job(recipe: Recipe, run: Run, model: Opened, allowed: Allowed, length: int, name: str | None) -> Job:
     text = recipe.calibration.model_copy(update={"length": length})
-    share = recipe.sites.sparsity(model.anatomy, recipe.asked)
+    share = _share(recipe, model.anatomy)
     settled = recipe.model_copy(update={"model": name, "calibration": text, "sparsity": share})
     demand = settled.demand(len(model.anatomy.blocks), length)
     made = plan.make(model.anatomy, demand, model.resources, model.bytes, length)
     return Job(settled, run, model, made, allowed)
+
+
+def _share(recipe: Recipe, anatomy: Anatomy) -> float:
+    """The share that goes.
+
+    Raises:
+        RequestError: the pattern says what goes, and another sparsity was asked.
+    """
+    share = recipe.sites.sparsity(anatomy, recipe.asked)
+    if recipe.pattern.settles_sparsity and recipe.sparsity not in (0, share):
+        raise RequestError(
+            "sparsity",
+            f"{recipe.sparsity:g} was asked, and {recipe.pattern} says itself what goes ({share:.4g}); leave "
+            "the sparsity out",
+        )
+    return share
 
 
 def require_apart(found: Source, run: Run) -> None:

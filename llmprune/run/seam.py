@@ -57,7 +57,7 @@ class Seams:
         if targets is None:
             return []
         block = Stage(self._store.anatomy, stage.index, stage.hidden, stage.calls)
-        block.sites = self._sites[stage.index]
+        block.sites = self._sites.get(stage.index, [])  # an earlier pruning may have removed its parts
         done: list[Refit] = []
         # One layer after the other: the first changes the inputs of the second, and what is left to fit.
         for number, _ in enumerate(block.sites):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +66,10 @@ def _required(data: bpe.Json, found: Source, tokenizer: Any, total: int) -> set[
     named = settings.ids(found.settings)
     for name in settings.FILES:
         if (found.folder / name).is_file():
-            named |= settings.ids(json.loads((found.folder / name).read_text(encoding="utf-8")))
+            named |= settings.ids(settings.read(found.folder / name))
     chat = {int(i) for text in _literals(tokenizer.chat_template) for i in tokenize(text, tokenizer)}
-    return bpe.required(data) | chat | {number for number in named if 0 <= number < total}
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    return bpe.required(data) | chat | {number for number in named | special if 0 <= number < total}
 
 
 def _literals(templates: str | dict[str, str] | None) -> list[str]:

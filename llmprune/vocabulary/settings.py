@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from llmprune.errors import RequestError, first_line
 
 Json = dict[str, Any]  # an object as json reads it
 ENDINGS = ("_token_id", "_token_ids", "_token_index")
@@ -15,6 +19,21 @@ REPLACED = ("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "token
 """Files that say the same as tokenizer.json, in older ways."""
 
 
+def read(file: Path) -> Json:
+    """One of these files.
+
+    Raises:
+        RequestError: it is no JSON object.
+    """
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError("model", f"{file} cannot be read ({first_line(error)}); mend it") from error
+    if not isinstance(said, dict):
+        raise RequestError("model", f"{file} is no JSON object; mend it")
+    return said
+
+
 def ids(settings: Json) -> set[int]:
     """All ids of tokens that a file names."""
     return {number for value in _named(settings) for number in _numbers(value)}
@@ -22,7 +41,7 @@ def ids(settings: Json) -> set[int]:
 
 def _named(settings: Json) -> Iterator[object]:
     for key, value in settings.items():
-        if _names_ids(key):
+        if names_ids(key):
             yield value
         elif key == BY_ID and isinstance(value, dict):
             yield [int(number) for number in value]
@@ -30,7 +49,8 @@ def _named(settings: Json) -> Iterator[object]:
             yield from _named(value)
 
 
-def _names_ids(key: str) -> bool:
+def names_ids(key: str) -> bool:
+    """Whether a setting holds ids of tokens."""
     return key.endswith(ENDINGS) or key in LISTS
 
 
@@ -52,7 +72,7 @@ def renumbered(settings: Json, new: Mapping[int, int], sizes: Mapping[str, int] 
     """
     done: Json = {}
     for key, value in settings.items():
-        if _names_ids(key):
+        if names_ids(key):
             done[key] = _mapped(value, new)
         elif key == BY_ID and isinstance(value, dict):
             done[key] = {str(new.get(int(number), int(number))): token for number, token in value.items()}

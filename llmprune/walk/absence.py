@@ -47,7 +47,8 @@ class Absence:
         end: States = []
         for stage in self._walk.stages("removing blocks in turn"):
             run = stage.without_site if stage.index in gone else stage.run
-            trials = {candidate: run(states) for candidate, states in trials.items()}
+            for candidate, states in trials.items():  # one by one: all at once would hold all of them twice
+                trials[candidate] = run(states)
             if stage.index in candidates:
                 trials[stage.index] = stage.without_site(stage.hidden)
             end = stage.outputs = run(stage.hidden)

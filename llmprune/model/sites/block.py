@@ -9,8 +9,8 @@ from typing import ClassVar
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.block_site import BlockSite
-from llmprune.model.depth import require_countable
 from llmprune.model.fewer_blocks import FewerBlocks, FewerParts
+from llmprune.model.independence import require_countable
 from llmprune.model.shapes import Layout, Shapes
 from llmprune.model.sites.base import Sites, SizeRequest
 from llmprune.model.widths import Allowed, Budget

@@ -106,8 +106,7 @@ class FewerRows(Shapes):
         found[bpe.FILE] = _json(bpe.cut(bpe.completed(bpe.read(folder), self.kept.unlisted), self.kept.new))
         for name in settings.FILES:
             if (folder / name).is_file():
-                said = json.loads((folder / name).read_text(encoding="utf-8"))
-                found[name] = _json(settings.renumbered(said, self.kept.new))
+                found[name] = _json(settings.renumbered(settings.read(folder / name), self.kept.new))
         return found
 
     def reloaded(self, ids: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -15,6 +15,9 @@ from llmprune.text.sources.base import OPTION, Documents, Half
 class Several(Documents):
     """Each with the options that it has unless asked otherwise."""
 
+    text_column: str = "text"
+    """The column that holds the text, of those that are tables."""
+
     @classmethod
     def matches(cls, dataset: str) -> bool:
         """Whether it is a list, and not the path of one text."""
@@ -23,7 +26,10 @@ class Several(Documents):
     def documents(self, half: Half) -> Iterator[str]:
         """All of the first, then all of the next."""
         for name in self.dataset.split(","):
-            text = sources.for_calibration(name.strip())
+            name = name.strip()
+            has_columns = "text_column" in sources.source_class(name).option_names()
+            options = {"text_column": self.text_column} if has_columns else {}
+            text = sources.for_calibration(name, options)
             if not isinstance(text, Documents):
                 raise RequestError(OPTION[half], f"{name} is no text that is read; name others in the list")
             yield from text.documents(half)
