@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -15,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune import recovering
 from llmprune.allocation.base import Allocation, Problem
-from llmprune.checkpoint.draft import Draft, require_usable, step_folder
+from llmprune.checkpoint.draft import Draft, step_folder
 from llmprune.checkpoint.journal import RunHeader
-from llmprune.errors import RequestError
+from llmprune.errors import RequestError, of_step
 from llmprune.paths import existing
 from llmprune.plugins import Options
 from llmprune.recipe import Recipe
@@ -99,8 +100,11 @@ def _prune(
     name = steps[0].recipe["model"] if steps else model
     done = finish.already_done(name, asked, into) if run.resume and isinstance(name, str) else None
     if done is None:
+        job.require_steps(model, asked, into)
         model, steps = _take_steps(model, asked, into, given, list(steps))
-        done = _do(_job(model, asked, into, given, steps), given.tokenizer, given.tokens)
+        with of_step(len(asked.before) + 1) if asked.before else nullcontext():
+            todo = _job(model, asked, into, given, steps)
+        done = _do(todo, given.tokenizer, given.tokens)
     return recovering.recover_pruned(asked, run, done, given.tokens)
 
 
@@ -109,27 +113,19 @@ def _take_steps(
 ) -> tuple[str | PreTrainedModel, list[Report]]:
     """Take the steps before a recipe's last one; return the model that they leave, and all reports."""
     for number, step in enumerate(asked.before, 1):
-        inner = run
-        if run.folder is not None:
-            require_usable(run.folder, resume=run.resume or number > 1)
-            inner = dataclasses.replace(run, out=step_folder(run.folder, number))
-        try:
-            steps.append(_prune(model, step, inner, given, steps))
-        except RequestError as error:
-            raise RequestError(f"steps.{number}.{error.field}", error.said) from error
-        model = str(inner.out) if isinstance(model, str) else model
+        # A model in memory holds the result of a step itself.
+        out = step_folder(run.folder, number) if run.folder and isinstance(model, str) else None
+        with of_step(number):
+            steps.append(_prune(model, step, dataclasses.replace(run, out=out), given, steps))
+        model = str(out) if isinstance(model, str) else model
     return model, steps
 
 
 def _job(model: str | PreTrainedModel, asked: Recipe, run: Run, given: _Given, steps: list[Report]) -> Job:
     """Open the model, show the plan, and refuse what does not fit."""
-    if isinstance(model, str):
-        # The folder holds the steps of this run already, which is no reason to refuse it.
-        todo = job.checkpoint_job(
-            model, asked, dataclasses.replace(run, resume=run.resume or bool(asked.before))
-        )
-    else:
-        todo = job.live_job(model, asked, run)
+    todo = (
+        job.checkpoint_job(model, asked, run) if isinstance(model, str) else job.live_job(model, asked, run)
+    )
     if steps:
         recipe = todo.recipe.model_copy(update={"model": steps[0].recipe["model"]})
         todo = dataclasses.replace(todo, recipe=recipe, steps=tuple(steps))

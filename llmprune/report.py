@@ -172,6 +172,7 @@ class StepRecord(TypedDict):
     totals: Totals
     time: Time
     recovery: RecoveryRecord | None
+    vocabulary: NotRequired[VocabularyRecord | None]
 
 
 class Report(BaseModel):
@@ -255,10 +256,24 @@ def _first(error: Exception) -> str:
     return f"{place}: {first['msg']}" if place else str(first["msg"])
 
 
-def totals(sites: list[SiteRecord], model: ModelFacts, parameters_after: int, bytes_after: int) -> Totals:
-    """Counts over all sites, and over the whole model: parameters that are gone, zeros that are stored."""
+def totals(
+    sites: list[SiteRecord],
+    model: ModelFacts,
+    parameters_after: int,
+    bytes_after: int,
+    zeros: int | None = None,
+) -> Totals:
+    """Counts over all sites, and over the whole model: parameters that are gone, zeros that are stored.
+
+    Args:
+        sites: of the last pruning.
+        model: the dense one.
+        parameters_after: of the result.
+        bytes_after: of its weight files.
+        zeros: those of earlier prunings included; None to count the sites' own.
+    """
     weights = sum(site.weights for site in sites)
-    zeros = sum(site.zeros for site in sites)
+    zeros = sum(site.zeros for site in sites) if zeros is None else zeros
     return {
         "sparsity": sum(site.dropped for site in sites) / weights,
         "model_sparsity": (zeros + model["parameters"] - parameters_after) / model["parameters"],

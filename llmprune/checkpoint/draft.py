@@ -62,7 +62,7 @@ class Draft:
         lines = journal.complete_lines(self.folder / JOURNAL)
         if not lines:
             return None
-        journal.require_same(lines[0]["fingerprint"], fingerprint, self.out)
+        journal.require_same(lines[0]["fingerprint"], fingerprint, as_named(self.out))
         with _as_job_error(self.folder / JOURNAL):
             journal.rewrite(self.folder / JOURNAL, lines)
             self._remove_partial_files()
@@ -214,6 +214,11 @@ def move_up(out: Path) -> bool:
 def step_folder(out: Path, number: int) -> Path:
     """The folder of one step of a recipe, numbered from 1; it goes when the run ends."""
     return out / WORK / SCRATCH / f"step-{number}"
+
+
+def as_named(out: Path) -> Path:
+    """The folder that the user named: of a step's, the one that holds it."""
+    return out.parents[2] if out.parent.name == SCRATCH else out
 
 
 def require_usable(out: Path, *, resume: bool) -> None:

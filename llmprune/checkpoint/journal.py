@@ -42,6 +42,9 @@ class BlockRecord(BaseModel):
     refits: list[Refit] = []
     """The layers that a recovery solved again."""
 
+    zeros: int | None = None
+    """In the matrices of the block, where an earlier pruning may have left some."""
+
     forward_s: float = 0.0
     solve_s: float = 0.0
     write_s: float = 0.0

@@ -36,19 +36,19 @@ def blueprint(source: Source, kind: Sites) -> Anatomy:
 
 
 def _require_same_names(source: Source, anatomy: Anatomy) -> None:
-    """Refuse a checkpoint whose blocks hold their weights under other names than the model has.
+    """Refuse a checkpoint of fused experts that stores each expert by itself.
 
     Raises:
-        RequestError: it names the first one that is missing.
+        RequestError: it names the first parameter that is not in the files.
     """
     stored = "\n".join(f".{key}" for key in source.tensors) + "\n"
     block = f".{anatomy.prefix.rpartition('.')[2]}.0"
-    for name, _ in anatomy.blocks[0].named_parameters():
-        if f"{block}.{name}\n" not in stored:
+    for name, parameter in anatomy.blocks[0].named_parameters():
+        if parameter.ndim > 2 and f"{block}.{name}\n" not in stored:
             raise RequestError(
                 "model",
-                f"{source.name} stores {name} of its blocks under another name, as checkpoints of fused "
-                "experts do, which cannot be read block by block yet; choose another model",
+                f"{source.name} stores the experts of {name} one by one, and these cannot be read block by "
+                "block yet; choose another model",
             )
 
 

@@ -67,13 +67,13 @@ def inspect(
     Of a recipe with steps, every plan is for MODEL as it is, which no later step needs more than.
     """
     from llmprune.recipe.text import from_options
-    from llmprune.run.job import Run, checkpoint_job
+    from llmprune.run.job import Run, checkpoint_job, require_steps
 
     run = Run(None, False, device, dtype, max_memory, trust_remote_code)
     name, asked = from_options(context.params, method="wanda")
     display.quiet()
-    steps = [*asked.before, asked.model_copy(update={"before": ()})]
-    *earlier, last = [checkpoint_job(name, step, run) for step in steps]
+    require_steps(name, asked, run)
+    *earlier, last = [checkpoint_job(name, step, run) for step in asked.every_step]
     plans = [todo.plan for todo in (*earlier, last)]
     if as_json:
         settled = last.recipe.model_copy(update={"before": asked.before})

@@ -122,7 +122,8 @@ class Anatomy:
     def coverage(self) -> float:
         """Share of the block weights that belong to a site, 0 to 1."""
         inside = [site for site in self.sites if site.path.startswith(f"{self.prefix}.")]
-        return sum(site.weights for site in inside) / max(self.block_weights, 1)
+        # Whole blocks hold vectors too, which `block_weights` leaves out.
+        return min(1.0, sum(site.weights for site in inside) / max(self.block_weights, 1))
 
 
 FAMILIES_MODULE = Family.__module__

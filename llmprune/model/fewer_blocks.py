@@ -14,7 +14,25 @@ from llmprune.model.shapes import Removed, Settings, Shapes, from_earlier_prunin
 from llmprune.model.site import Site
 
 
-class FewerBlocks(Shapes):
+class _Fewer(Shapes):
+    """Of some blocks the site goes.
+
+    Args:
+        anatomy: of the dense model.
+        gone: these blocks.
+    """
+
+    def __init__(self, anatomy: Anatomy, gone: set[int]) -> None:
+        super().__init__(anatomy)
+        self.gone = gone
+
+    def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
+        """All parameters of the site, or none."""
+        assert isinstance(site, BlockSite)
+        return site.removed(gone=site.block in self.gone)
+
+
+class FewerBlocks(_Fewer):
     """Blocks that go are not written, and the later ones are renumbered.
 
     Args:
@@ -23,14 +41,8 @@ class FewerBlocks(Shapes):
     """
 
     def __init__(self, anatomy: Anatomy, gone: set[int]) -> None:
-        super().__init__(anatomy)
-        self.gone = gone
+        super().__init__(anatomy, gone)
         self.kept = [block for block in range(len(anatomy.blocks)) if block not in gone]
-
-    def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
-        """All parameters of a block, or none."""
-        assert isinstance(site, BlockSite)
-        return site.removed(gone=site.block in self.gone)
 
     def cut_tensors(
         self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
@@ -66,7 +78,7 @@ class FewerBlocks(Shapes):
                     setattr(module, "layer_idx", number)  # noqa: B010 - typed as a tensor or a module
 
 
-class FewerParts(Shapes):
+class FewerParts(_Fewer):
     """Blocks stay, and the config names the part that some skip.
 
     Args:
@@ -78,13 +90,8 @@ class FewerParts(Shapes):
     layout = "per_layer"
 
     def __init__(self, anatomy: Anatomy, gone: set[int], modules: tuple[str, ...]) -> None:
-        super().__init__(anatomy)
-        self.gone, self.modules = gone, modules
-
-    def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
-        """All parameters of a part, or none."""
-        assert isinstance(site, BlockSite)
-        return site.removed(gone=site.block in self.gone)
+        super().__init__(anatomy, gone)
+        self.modules = modules
 
     def cut_tensors(
         self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]

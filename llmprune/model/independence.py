@@ -42,7 +42,7 @@ def _dependence(anatomy: Anatomy) -> str:
     every = list(range(len(anatomy.blocks)))
     kept = every[:1] + every[2:]
     try:
-        dense, fewer = _keeping(anatomy, every), _keeping(anatomy, kept)
+        dense, fewer = keeping(anatomy, every), keeping(anatomy, kept)
     except Exception as error:  # a config or a class that such a number does not fit raises any type
         return first_line(error)
     pairs = [(_outside(dense), _outside(fewer))]
@@ -72,8 +72,8 @@ def _outside(anatomy: Anatomy) -> dict[str, object]:
     return {name: p.shape for name, p in named if not name.startswith(f"{anatomy.prefix}.")}
 
 
-def _keeping(anatomy: Anatomy, kept: list[int]) -> Anatomy:
-    """The blueprint of a model that keeps some of its blocks."""
+def keeping(anatomy: Anatomy, kept: list[int]) -> Anatomy:
+    """The blueprint of a model that keeps some of its blocks; it has no sites."""
     config = anatomy.model.config
     with torch.device("meta"):
         model = type(anatomy.model)(

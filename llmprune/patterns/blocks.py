@@ -39,8 +39,12 @@ class Blocks(Pattern):
     @property
     def removed(self) -> str:
         """Name the blocks, or the part that goes."""
-        words = {"all": "decoder blocks", "ffn": "feed-forward networks", "attention": "attentions"}
-        return words[self.parts]
+        words = {
+            "all": "whole decoder blocks",
+            "ffn": "feed-forward networks",
+            "attention": "attention layers",
+        }
+        return words.get(self.parts, "whole decoder blocks")
 
     @property
     def settles_sparsity(self) -> bool:

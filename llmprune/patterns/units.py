@@ -31,7 +31,7 @@ class Units(Pattern):
     def removed(self) -> str:
         """Name the units: channels, groups of heads, or both."""
         words = {"all": "channels and groups of heads", "ffn": "channels", "attention": "groups of heads"}
-        return words[self.parts]
+        return f"whole {words[self.parts]}"
 
     def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
         """[O, I] or [I] -> bool [I], constant inside a unit; drops round(sparsity * units) units."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from llmprune.checkpoint import reload
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError, first_line
 from llmprune.patterns import base as patterns
-from llmprune.report import CalibrationRecord, Choice, RecoveryRecord, Report, Totals
+from llmprune.report import CalibrationRecord, Choice, RecoveryRecord, Report, StepRecord
 
 TEXT = """---
 {metadata}
@@ -26,7 +26,7 @@ TEXT = """---
 {base} pruned with [llmprune](https://pypi.org/project/llmprune/) {version}.
 
 | | |
-|---|---|
+|---|---|{steps}
 | method | {method} |
 | pattern | {pattern} |
 | allocation, repair | {allocation}, {repair} |
@@ -58,7 +58,7 @@ MASKED = (
     "The zeros are stored: this checkpoint is as large as the dense one and runs as fast in a runtime that "
     "does not use them."
 )
-CUT = "Whole {units} are gone: the checkpoint is smaller, and less is computed."
+CUT = "{units} are gone: the checkpoint is smaller, and less is computed."
 OTHERWISE = """
 Its layers differ in size, which `modeling_llmprune.py` tells transformers. Where llmprune is installed,
 `import llmprune` before loading does instead of `trust_remote_code=True`.
@@ -79,6 +79,7 @@ def make(report: Report, source: Source | None, out: Path) -> str:
         base=base,
         version=report.versions["llmprune"],
         transformers=report.versions["transformers"],
+        steps=_earlier(report.steps),
         method=recipe["method"]["name"],
         about=f"{report.about}\n\n" if report.about else "",
         pattern=_pattern(recipe["pattern"]),
@@ -89,7 +90,7 @@ def make(report: Report, source: Source | None, out: Path) -> str:
         model_sparsity=totals["model_sparsity"],
         zeros=totals["zero_parameters"],
         parameters_before=totals["parameters_before"],
-        use=_use(recipe["pattern"], totals),
+        use=_use(report),
         otherwise=OTHERWISE if recipe["layout"] == "per_layer" else "",
         parameters=totals["parameters_after"],
         bytes_before=totals["bytes_before"],
@@ -175,11 +176,25 @@ def _card_of(source: Source | None) -> dict[str, Any]:
     return said
 
 
-def _use(pattern: str | Choice, totals: Totals) -> str:
+def _use(report: Report) -> str:
     """What pruning gains: nothing in size where removed weights are stored as zeros."""
-    if totals["parameters_after"] >= totals["parameters_before"]:
-        return MASKED
-    return CUT.format(units=patterns.build(pattern, {}).removed)
+    every = [(step["recipe"], step["totals"]) for step in report.steps or ()]
+    every.append((report.recipe, report.totals))
+    smaller = [recipe for recipe, told in every if told["parameters_after"] < told["parameters_before"]]
+    gone = " and ".join(dict.fromkeys(patterns.build(one["pattern"], {}).removed for one in smaller))
+    return CUT.format(units=gone[0].upper() + gone[1:]) if gone else MASKED
+
+
+def _earlier(steps: Sequence[StepRecord] | None) -> str:
+    """A table row for every step before the last one, which the other rows are about."""
+    rows = []
+    for number, step in enumerate(steps or (), 1):
+        recipe = step["recipe"]
+        parts = [recipe["method"]["name"], _pattern(recipe["pattern"]), recipe["allocation"]["name"]]
+        said = ", ".join([*parts, recipe["repair"]["name"]])
+        share = step["totals"]["sparsity"]
+        rows.append(f"\n| before, step {number} | {said}: {share:.2%} of the pruned layers |")
+    return "".join(rows)
 
 
 def _pattern(pattern: str | Choice) -> str:

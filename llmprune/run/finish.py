@@ -79,7 +79,9 @@ def already_done(name: str, asked: Recipe, run: Run) -> Report | None:
         now["sparsity"] = then["sparsity"]
     differing = [key for key in now if now[key] != then.get(key)]
     if differing:
-        raise RequestError("resume", f"{out} was finished with another {differing[0]}; choose another --out")
+        what = "step" if differing[0] == "before" else differing[0]
+        named = drafts.as_named(out)
+        raise RequestError("resume", f"{named} was finished with another {what}; choose another --out")
     return done
 
 
@@ -120,8 +122,14 @@ def report_of(
 
 def _step(earlier: Report) -> StepRecord:
     """What the last report keeps of an earlier step."""
-    kept = {"recipe": earlier.recipe, "calibration": earlier.calibration, "totals": earlier.totals}
-    return cast(StepRecord, kept | {"time": earlier.time, "recovery": earlier.recovery})
+    kept = ("recipe", "calibration", "totals", "time", "recovery", "vocabulary")
+    return cast(StepRecord, {name: getattr(earlier, name) for name in kept})
+
+
+def zeros_of(records: list[BlockRecord]) -> int | None:
+    """Zeros in all blocks of a model that was pruned before; None of one that was not."""
+    counted = [record.zeros for record in records if record.zeros is not None]
+    return sum(counted) if counted else None
 
 
 def time_of(records: list[BlockRecord], earlier: int, seconds: float) -> Time:
@@ -149,7 +157,8 @@ def publish(todo: Job, shapes: Shapes, draft: Draft, walk: Walk, result: Report,
     _write_settings(todo, draft, tokenizer, shapes)
     draft.write_text("recipe.yaml", write_yaml(todo.recipe.resolved()))
     after = todo.plan.parameters + draft.total_parameters() - _stored_parameters(todo, draft)
-    result.totals = report.totals(result.sites, todo.facts, after, draft.total_size())
+    zeros = zeros_of(draft.done)
+    result.totals = report.totals(result.sites, todo.facts, after, draft.total_size(), zeros)
     logits = walk.logits() if todo.model.fits_whole() else None
     probe, expected = shapes.reloaded(todo.probe(), logits)
     trust = todo.run.trust_remote_code or mark(todo, shapes).get("layout") == "per_layer"

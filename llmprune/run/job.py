@@ -17,8 +17,9 @@ from llmprune.checkpoint import draft, reader, source
 from llmprune.checkpoint.opened import Opened
 from llmprune.checkpoint.resources import resources
 from llmprune.checkpoint.source import Source
-from llmprune.errors import JobError, RequestError
+from llmprune.errors import JobError, RequestError, of_step
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.independence import keeping
 from llmprune.model.shapes import Shapes
 from llmprune.model.widths import Allowed, Budget
 from llmprune.plugins import Options, sentence
@@ -129,10 +130,38 @@ def run_of(options: Options) -> Run:
         raise sentence(error) from error
 
 
-def checkpoint_job(name: str, recipe: Recipe, run: Run) -> Job:
-    """The job for a checkpoint: a folder, a .gguf file or a Hub id."""
+def require_steps(model: str | PreTrainedModel, recipe: Recipe, run: Run) -> None:
+    """Refuse a folder that cannot be written, and steps that the model cannot take.
+
+    Raises:
+        RequestError: it names the step, where there are several.
+    """
     if run.folder is not None:
         draft.require_usable(run.folder, resume=run.resume)
+    if not recipe.before:
+        return
+    for number, step in enumerate(recipe.every_step, 1):
+        with of_step(number):
+            if number == 1:
+                blank = _blank(model, step, run)
+            if not isinstance(model, str):
+                _require_live(model, step, run)
+            anatomy = Anatomy(blank, step.sites)
+            _agreed(anatomy, step)
+        if going := step.sites.going(anatomy, step.asked):
+            blank = keeping(anatomy, [n for n in range(len(anatomy.blocks)) if n not in going]).model
+
+
+def _blank(model: str | PreTrainedModel, recipe: Recipe, run: Run) -> PreTrainedModel:
+    """A model whose sizes the first step finds."""
+    if not isinstance(model, str):
+        return model
+    found = source.find(model, trust_remote_code=run.trust_remote_code)
+    return reader.blueprint(found, recipe.sites).model
+
+
+def checkpoint_job(name: str, recipe: Recipe, run: Run) -> Job:
+    """The job for a checkpoint: a folder, a .gguf file or a Hub id."""
     found = source.find(name, trust_remote_code=run.trust_remote_code)
     anatomy = reader.blueprint(found, recipe.sites)
     allowed, length = _agreed(anatomy, recipe)
@@ -145,6 +174,20 @@ def checkpoint_job(name: str, recipe: Recipe, run: Run) -> Job:
 
 def live_job(model: PreTrainedModel, recipe: Recipe, run: Run) -> Job:
     """The job for a model that the caller holds."""
+    _require_live(model, recipe, run)
+    anatomy = Anatomy(model, recipe.sites)
+    recipe.sites.require_coverage(anatomy)
+    allowed, length = _agreed(anatomy, recipe)
+    where = resources(str(device_of(model)), "auto", run.max_memory, model.dtype, text=False)
+    return _job(recipe, run, Opened(anatomy, None, where), allowed, length, None)
+
+
+def _require_live(model: PreTrainedModel, recipe: Recipe, run: Run) -> None:
+    """Refuse what only a checkpoint can take.
+
+    Raises:
+        RequestError: it says what that is.
+    """
     if recipe.sites.shares == "rows":
         raise RequestError(
             "model", "its tokenizer is cut with it, and a model in memory was given; give its folder"
@@ -162,13 +205,6 @@ def live_job(model: PreTrainedModel, recipe: Recipe, run: Run) -> Job:
             "model",
             f"{recipe.pattern} cannot be cut out of a model that accelerate has dispatched; give its folder",
         )
-    if run.folder is not None:
-        draft.require_usable(run.folder, resume=False)
-    anatomy = Anatomy(model, recipe.sites)
-    recipe.sites.require_coverage(anatomy)
-    allowed, length = _agreed(anatomy, recipe)
-    where = resources(str(device_of(model)), "auto", run.max_memory, model.dtype, text=False)
-    return _job(recipe, run, Opened(anatomy, None, where), allowed, length, None)
 
 
 def _agreed(anatomy: Anatomy, recipe: Recipe) -> tuple[Allowed, int]:

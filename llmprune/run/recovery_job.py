@@ -59,6 +59,11 @@ def opened(
         RequestError: the first cannot be recovered, or was not pruned from the second.
     """
     drafts.require_usable(Path(str(run.out)), resume=run.resume)
+    if earlier.vocabulary or any(step.get("vocabulary") for step in earlier.steps or ()):
+        raise RequestError(
+            "model",
+            f"recovery compares logits of one vocabulary, and that of {folder} was cut; recover before that",
+        )
     pruned = _open(str(folder), recovery, text, run)
     assert pruned.source is not None
     require_apart(pruned.source, run)

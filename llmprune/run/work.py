@@ -64,7 +64,14 @@ class Work:
             return self.draft.done[stage.index]
         tensors = self.store.tensors(stage.index)
         tensors = self.shapes.cut_tensors(stage.index, self.keeps, tensors, self.store.key)
+        record = record.model_copy(update={"zeros": self._zeros(tensors)})
         return self.draft.write_block(stage.index, tensors, record)
+
+    def _zeros(self, tensors: dict[str, Tensor]) -> int | None:
+        """Zeros in the matrices of a block, where an earlier pruning may have left some."""
+        if not getattr(self.store.anatomy.model.config, "llmprune", None):
+            return None
+        return sum(int((tensor == 0).sum()) for tensor in tensors.values() if tensor.ndim > 1)
 
     def _visited(self, stage: Stage, known: dict[str, Solved]) -> Iterator[tuple[Site, Observation]]:
         """The sites of a block with their statistics, gathered now or by the allocator."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmprune import prune
 from llmprune.checkpoint import reload
@@ -94,6 +96,20 @@ def test_the_dense_indices_survive_a_second_removal(checkpoints: tiny.Checkpoint
         "a method": ({"pattern": "blocks", "method": "wanda"}, "wanda prunes single weights or whole units"),
         "an allocation": ({"pattern": "blocks", "allocation": "uniform"}, "cannot share out blocks"),
         "a repair": ({"pattern": "blocks", "repair": "mean_bias"}, "use --repair none"),
+        "a list beside a criterion": (
+            {"pattern": {"name": "blocks", "remove": [1]}, "method": "sleb"},
+            "leave one out",
+        ),
+        "a list beside a sparsity": (
+            {"pattern": {"name": "blocks", "remove": [1]}, "sparsity": 0.7},
+            "blocks says itself what goes",
+        ),
+        "no list": ({"pattern": "blocks", "allocation": "listed", "sparsity": 0.34}, "pattern.remove lists"),
+        "no number": ({"pattern": {"name": "blocks", "remove": [True]}}, "pattern.remove"),
+        "no seam": (
+            {"pattern": {"name": "blocks", "remove": [0], "keep_ends": False}, "repair": "span"},
+            "no block before",
+        ),
         "two criteria": ({"method": "sleb", "pattern": "blocks", "allocation": "laptop"}, "give one"),
     }.values(),
     ids=str,
@@ -104,3 +120,28 @@ def test_what_cannot_be_removed_is_refused(
     with pytest.raises(RequestError, match=said):
         prune(checkpoints("llama"), {"calibration": TEXT, **asked}, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "said"),
+    [
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("diffllama", {}, "self_attn.lambda_init"),
+    ],
+)
+def test_blocks_that_compute_with_their_number_stay(
+    family: str, more: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    config = tiny.config(family) if family in tiny.FAMILIES else AutoConfig.for_model(family, **tiny.COMMON)
+    config.update(more)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "dense")
+    with pytest.raises(RequestError, match=said):
+        prune(tmp_path / "dense", LISTED, out=tmp_path / "out")
+
+
+def test_lists_of_tokens_are_not_lists_of_blocks(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    shutil.copytree(checkpoints("llama"), tmp_path / "dense")
+    settings = json.loads((tmp_path / "dense" / "config.json").read_text())
+    (tmp_path / "dense" / "config.json").write_text(json.dumps(settings | {"eos_token_id": [2, 5, 7]}))
+    prune(tmp_path / "dense", LISTED, out=tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [2, 5, 7]

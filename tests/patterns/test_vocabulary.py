@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from llmprune import prune
+from llmprune import prune, recover
 from llmprune.checkpoint import reload
 from llmprune.cli import main
 from llmprune.errors import RequestError
@@ -275,3 +275,26 @@ def test_a_real_model_with_byte_fallback(tmp_path: Path) -> None:
     require_same_logits(dense, tmp_path / "out", 64)
     story = "Once upon a time, a little girl found a red ball. She was happy! Ünïcödé 日本"
     assert require_same_tokens(dense, tmp_path / "out", [*story.split(" "), story[:60], story]) > 10
+
+
+def test_special_tokens_that_only_the_settings_name_stay(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer_config.json"
+    rare = max(tokens(folder), key=lambda token: (tokens(folder)[token] < here.SIZE, tokens(folder)[token]))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": rare}))
+    prune(tmp_path / "other", asked(), out=tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.pad_token == rare
+    assert max(tokenizer.get_vocab().values()) < KEEP
+
+
+def test_settings_that_cannot_be_read_are_a_sentence(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "generation_config.json").write_text("{")
+    assert "generation_config.json cannot be read" in refused(tmp_path / "other", tmp_path, asked())
+
+
+def test_a_cut_vocabulary_is_not_recovered(folder: Path, tmp_path: Path) -> None:
+    prune(folder, asked(), out=tmp_path / "out")
+    with pytest.raises(RequestError, match="recovery compares logits of one vocabulary"):
+        recover(tmp_path / "out", "reconstruct")

@@ -87,6 +87,10 @@ class Sites:
         """The share that goes: as asked, unless the pattern lists what goes."""
         return asked.sparsity
 
+    def going(self, anatomy: Anatomy, asked: SizeRequest) -> set[int]:
+        """Whole blocks that will go: those listed, or as many."""
+        return set()
+
     def shapes(self, anatomy: Anatomy, asked: SizeRequest, budget: Budget) -> Shapes:
         """The sizes of the pruned model."""
         return Shapes(anatomy)

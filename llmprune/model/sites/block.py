@@ -77,6 +77,10 @@ class WholeBlocks(Sites):
         candidates = removable(anatomy, self.pattern)
         if self.pattern.remove is not None:
             self._require_listed(anatomy, candidates)
+            if asked.refits_seams and max(self.pattern.remove) < len(self.pattern.remove):
+                raise RequestError(
+                    "repair", "no block before the listed ones is left to refit; use --repair none"
+                )
             return {}
         depth = len(anatomy.blocks)
         most = min(len(candidates), depth - 1) if self.pattern.parts == "all" else len(candidates)
@@ -125,6 +129,13 @@ class WholeBlocks(Sites):
         """The share of listed blocks, if there is a list."""
         listed = self.pattern.remove
         return asked.sparsity if listed is None else len(listed) / len(anatomy.blocks)
+
+    def going(self, anatomy: Anatomy, asked: SizeRequest) -> set[int]:
+        """Which of them will go is only known where they are listed."""
+        if self.pattern.parts != "all":
+            return set()
+        count = round(asked.sparsity * len(anatomy.blocks))
+        return set(self.pattern.remove or sorted(removable(anatomy, self.pattern))[:count])
 
     def shapes(self, anatomy: Anatomy, asked: SizeRequest, budget: Budget) -> Shapes:
         """Without the blocks, or their parts, whose budget is 1."""
