@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from pydantic import ConfigDict
 from torch import Tensor
@@ -79,8 +79,7 @@ class Problem:
     @property
     def removable(self) -> set[int]:
         """The blocks that may go, where whole blocks go."""
-        assert isinstance(self.pattern, Blocks)
-        return removable(self.anatomy, self.pattern)
+        return removable(self.anatomy, cast(Blocks, self.pattern))
 
     @property
     def needs(self) -> type[Statistic]:
@@ -126,7 +125,7 @@ class Allocator:
     """True if it removes what the pattern lists."""
 
     serves: ClassVar[tuple[str, ...]] = ("weights",)
-    """What it can allocate: single `weights`, whole `units`, or both (`Sites.shares`)."""
+    """What it can allocate (`Sites.shares`)."""
 
     def require_possible(self, anatomy: Anatomy, allowed: Allowed, sparsity: float) -> None:
         """Refuse a sparsity that no budget can reach, before any weight or text is read.

@@ -41,10 +41,10 @@ def _require_same_names(source: Source, anatomy: Anatomy) -> None:
     Raises:
         RequestError: it names the first parameter that is not in the files.
     """
-    stored = "\n".join(f".{key}" for key in source.tensors) + "\n"
+    fused = [name for name, parameter in anatomy.blocks[0].named_parameters() if parameter.ndim > 2]
     block = f".{anatomy.prefix.rpartition('.')[2]}.0"
-    for name, parameter in anatomy.blocks[0].named_parameters():
-        if parameter.ndim > 2 and f"{block}.{name}\n" not in stored:
+    for name in fused:  # the files are only looked at where there are some
+        if not any(f".{key}".endswith(f"{block}.{name}") for key in source.tensors):
             raise RequestError(
                 "model",
                 f"{source.name} stores the experts of {name} one by one, and these cannot be read block by "

@@ -61,15 +61,14 @@ class Absence:
         """Mean divergence of every trial; the logits of a few rows of all trials are held at a time."""
         rows = max(1, ops.CHUNK // self._store.anatomy.vocabulary)
         found, predictions = dict.fromkeys(trials, 0.0), 0
+        parts = {key: _predicting(states, rows) for key, states in trials.items()}
         with self._store.head():
-            for batch, whole in enumerate(dense):
-                others = {key: _predicting(states[batch], rows) for key, states in trials.items()}
-                for number, part in enumerate(_predicting(whole, rows)):
-                    predictions += len(part)
-                    expected = self._predicted(part)
-                    for key, parts in others.items():
-                        # Top-1 agreement, which takes longer than all else here, decides nothing.
-                        found[key] += divergence(expected, self._predicted(parts[number]))
+            for number, whole in enumerate(_predicting(dense, rows)):
+                predictions += len(whole)
+                expected = self._predicted(whole)
+                for key, of_trial in parts.items():
+                    # Top-1 agreement, which takes longer than all else here, decides nothing.
+                    found[key] += divergence(expected, self._predicted(of_trial[number]))
         return {key: total / predictions for key, total in found.items()}
 
     def _predicted(self, states: Tensor) -> Tensor:
@@ -77,9 +76,9 @@ class Absence:
         return self._walk.logits(states[:, None])[:, 0].float().log_softmax(-1)
 
 
-def _predicting(states: Tensor, rows: int) -> list[Tensor]:
-    """Hidden states [B, T, D] but those of the last token, which predicts nothing, in parts [R, D]."""
-    return list(states[:, :-1].flatten(0, 1).split(rows))
+def _predicting(batches: States, rows: int) -> list[Tensor]:
+    """Hidden states [B, T, D] but those of last tokens, which predict nothing, in parts [R, D]."""
+    return [part for states in batches for part in states[:, :-1].flatten(0, 1).split(rows)]
 
 
 def few_windows(batches: list[Tensor], tokens: int) -> list[Tensor]:

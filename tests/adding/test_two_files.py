@@ -163,7 +163,7 @@ class WholeBlocks(Pattern):
 
     @property
     def removed(self) -> str:
-        return "blocks"
+        return "whole blocks"
 
     def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
         return torch.tensor([sparsity < 0.5])
