@@ -86,6 +86,17 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+def bits(text: str) -> Callable[[Row], str]:
+    """Bits per byte of a text, and over the dense model's."""
+
+    def cell(row: Row) -> str:
+        found = row["texts"][text]
+        times = f" ({found['times_dense']:.3f}x)" if "times_dense" in found else ""
+        return f"{found['bits_per_byte']:.3f}{times}"
+
+    return cell
+
+
 def score(task: str) -> Callable[[Row], str]:
     """Percent of the questions, with a star where the difference to the dense model is no chance."""
 
@@ -118,10 +129,13 @@ class Table:
     lines: dict[str, str]
     """The fixed cells, and the rows by name."""
 
+    model: str = MODEL
+    """Whose results."""
+
     def text(self) -> str:
         """In Markdown."""
         rule = "|" + "---|" * len(self.head.split("|"))
-        known = rows(*self.folders)
+        known = rows(*self.folders, model=self.model)
         return "\n".join([f"| {self.head} |", rule, *(self._line(line, known) for line in self.lines)])
 
     def _line(self, fixed: str, known: dict[str, Row]) -> str:
@@ -134,9 +148,9 @@ class Table:
         return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"
 
 
-def rows(*folders: str) -> dict[str, Row]:
-    """The model's rows of some results, by name."""
-    return {row["name"]: row for folder in folders for row in rows_of(RESULTS / MODEL / folder)}
+def rows(*folders: str, model: str = MODEL) -> dict[str, Row]:
+    """A model's rows of some results, by name."""
+    return {row["name"]: row for folder in folders for row in rows_of(RESULTS / model / folder)}
 
 
 def rows_of(folder: Path) -> list[Row]:
@@ -206,6 +220,13 @@ TABLES = {
             )
             for repair in repairs
         },
+    ),
+    "vocabulary": Table(
+        ("vocabulary",),
+        "rows | WikiText-2 test, bits per byte | C4, held out",
+        (bits("wikitext2-test"), bits("c4-held-out")),
+        {"151,936, dense": "dense", "65,536, `vocabulary-64k`": "65536", "49,152": "49152"},
+        "qwen2.5-coder-0.5b",
     ),
     "textless": Table(
         ("textless",),
