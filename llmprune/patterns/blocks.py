@@ -1,4 +1,4 @@
-"""Whole decoder blocks go: decoding gets faster in proportion, and the KV cache shrinks."""
+"""Whole decoder blocks go, or one part of some: fewer blocks compute, and the KV cache shrinks."""
 
 from __future__ import annotations
 
