@@ -56,7 +56,7 @@ class Fit:
             step: Tensor = torch.linalg.solve(gram, cross).T
             return step
         # With a mask each row has its own support, and a factorisation per row would be far slower.
-        return _conjugate_gradients(gram, cross.T, keep)
+        return conjugate_gradients(gram, cross.T, keep, STEPS)
 
     def bias(self, step: Tensor) -> Tensor:
         """Return the step [O] of the bias that belongs to a step of the weight."""
@@ -76,20 +76,21 @@ class Fit:
         return math.sqrt(max(square, 0.0) / max(self._y_square, 1e-30))
 
 
-def _conjugate_gradients(gram: Tensor, cross: Tensor, keep: Tensor) -> Tensor:
+def conjugate_gradients(gram: Tensor, cross: Tensor, keep: Tensor, steps: int) -> Tensor:
     """Return the step S [O, I], zero outside `keep`, that minimises S G S^T / 2 - S C^T row by row.
 
     Args:
         gram: G [I, I].
         cross: C [O, I].
         keep: bool [O, I].
+        steps: most to take.
     """
     step = torch.zeros_like(cross)
     residual = cross * keep
     direction = residual.clone()
     square = residual.square().sum(1, keepdim=True)
     tolerance = 1e-8 * square
-    for _ in range(STEPS):
+    for _ in range(steps):
         if bool((square <= tolerance).all()):
             break
         image = (direction @ gram) * keep

@@ -123,12 +123,14 @@ class Gram(Statistic):
         super().__init__(features, device)
         self._sum = torch.zeros(features, features, device=device)
         self._factors: dict[tuple[float, torch.dtype], tuple[Tensor, float]] = {}
+        self._spectrum: tuple[Tensor, Tensor] | None = None
 
     def update(self, x: Tensor) -> None:
         """Account for the activations `x` [T, I]."""
         super().update(x)
         ops.add_gram(self._sum, x)
         self._factors.clear()
+        self._spectrum = None
 
     def finite(self) -> bool:
         """Whether every activation so far was a finite number."""
@@ -143,6 +145,28 @@ class Gram(Statistic):
     def value(self) -> Tensor:
         """float32 [I, I], the mean over tokens of x x^T"""
         return ops.mirrored(self._sum) / self.tokens
+
+    @property
+    def scale(self) -> Tensor:
+        """float32 [I], the root mean square of every input; 1 where it was always zero"""
+        root = self.diagonal.sqrt()
+        return root.masked_fill(root == 0, 1)
+
+    def correlations(self, damping: float) -> Tensor:
+        """float32 [I, I], the Gram matrix of the inputs over their `scale`, with `damping` on its diagonal"""
+        found = self.value / self.scale[:, None] / self.scale
+        found.diagonal().add_(damping)
+        return found
+
+    def shifted_inverse(self, damping: float, shift: float) -> Tensor:
+        """float32 [I, I], the inverse of `correlations` with `shift` added to its diagonal.
+
+        Layers that share their inputs share this statistic, so the eigenvectors are kept.
+        """
+        if self._spectrum is None:
+            self._spectrum = torch.linalg.eigh(self.correlations(0.0).double())
+        values, vectors = self._spectrum
+        return ((vectors / (values.clamp_min(0) + damping + shift)) @ vectors.T).float()
 
     def inverse_factor(self, damping: float, dtype: torch.dtype) -> tuple[Tensor, float]:
         """The upper triangular U with U^T U = H^-1, and the damping that made H positive definite.
