@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from llmprune import prune, recover
 from llmprune.checkpoint import reload
-from llmprune.tensors.fit import Fit, _conjugate_gradients
+from llmprune.tensors.fit import STEPS, Fit, conjugate_gradients
 from llmprune.text import sources
 from llmprune.text.tokenizing import tokenize
 from tests import tiny
@@ -110,7 +110,7 @@ def test_the_fit_is_that_of_a_textbook() -> None:
 def test_where_zeros_must_stay_every_row_is_fitted_on_its_own_support() -> None:
     x, lacking = torch.randn(90, 8).double(), torch.randn(90, 3).double()
     keep = torch.rand(3, 8) < 0.5
-    step = _conjugate_gradients(x.T @ x, lacking.T @ x, keep)
+    step = conjugate_gradients(x.T @ x, lacking.T @ x, keep, STEPS)
     for row in range(3):
         expected = torch.linalg.lstsq(x[:, keep[row]], lacking[:, row]).solution
         torch.testing.assert_close(step[row, keep[row]], expected, rtol=1e-4, atol=1e-6)
