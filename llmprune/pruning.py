@@ -194,7 +194,7 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     work = Work(recipe, method, model.store, header, shapes, draft, found.observed, found.solved, seams)
     records = [work.pruned(stage) for stage in walk.stages("pruning")]
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
-    result = finish.report_of(todo, text, records, fingerprint, spent)
+    result = finish.report_of(todo, text, records, shapes, fingerprint, spent)
     result.learned = cast(Learned, method.facts()) or None
     if draft:
         finish.publish(todo, shapes, draft, walk, result, tokenizer)

@@ -195,6 +195,8 @@ class Report(BaseModel):
     recovery: RecoveryRecord | None = None
     vocabulary: VocabularyRecord | None = None
     """What became of the vocabulary, where it was cut."""
+    blocks: list[int] | None = None
+    """The dense model's index of every block that is left, where whole blocks went."""
     learned: Learned | None = None
     """How the policy was trained, or which one was used."""
     steps: list[StepRecord] | None = None

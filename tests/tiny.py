@@ -78,6 +78,20 @@ def config(family: str) -> Any:
     return AutoConfig.for_model(family, **{**common, **own})
 
 
+def gemma3n(**more: Any) -> Any:
+    """A tiny configuration with per-layer embeddings, whose last blocks can share keys and values."""
+    return AutoConfig.for_model(
+        "gemma3n_text",
+        **{**COMMON, "num_hidden_layers": 4},
+        head_dim=8,
+        hidden_size_per_layer_input=4,
+        laurel_rank=2,
+        activation_sparsity_pattern=[0.0] * 4,
+        layer_types=["full_attention"] * 4,
+        **more,
+    )
+
+
 def model(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A random model, the same each time; its weights are large enough for the layers to matter."""
     with (

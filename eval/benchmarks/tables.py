@@ -180,6 +180,22 @@ TABLES = {
         },
     ),
     "smaller": Table(
+        ("against_authors", "depth"),
+        "recipe | parameters | perplexity | authors' code | time",
+        (parameters, perplexity, authors, time),
+        {
+            "dense": "dense",
+            "`cfsp-20`": "cfsp_20",
+            "`flap-20`": "flap_20",
+            "`depth-10-width-10`": "depth-10-width-10",
+            "`depth-20`": "shortgpt-20-span",
+            "`flap-30-affine`": "flap_30_affine",
+            "`cfsp-30-recover`": "cfsp_30_recover",
+            "`flap-50`": "flap_50",
+            "`cfsp-50`": "cfsp_50",
+        },
+    ),
+    "units": Table(
         ("against_authors",),
         "recipe | removed | parameters | perplexity | authors' code | written out | time",
         (removed, parameters, perplexity, authors, transcribed, time),

@@ -99,6 +99,7 @@ def report_of(
     todo: Job,
     windows: Windows | None,
     records: list[BlockRecord],
+    shapes: Shapes,
     identity: dict[str, object],
     spent: Time,
 ) -> Report:
@@ -111,6 +112,7 @@ def report_of(
         about=plugins.about(type(todo.recipe.method)),
         calibration=windows.record() if windows else None,
         sites=sites,
+        blocks=mark(todo, shapes).get("blocks"),
         totals=report.totals(sites, facts, facts["parameters"], todo.plan.checkpoint_bytes),
         time=spent,
         memory=memory.peak(todo.model.resources.device),

@@ -140,10 +140,10 @@ def require_steps(model: str | PreTrainedModel, recipe: Recipe, run: Run) -> Non
         draft.require_usable(run.folder, resume=run.resume)
     if not recipe.before:
         return
+    with of_step(1):
+        blank = _blank(model, recipe.every_step[0], run)
     for number, step in enumerate(recipe.every_step, 1):
         with of_step(number):
-            if number == 1:
-                blank = _blank(model, step, run)
             if not isinstance(model, str):
                 _require_live(model, step, run)
             anatomy = Anatomy(blank, step.sites)

@@ -77,59 +77,17 @@ class InsideExperts(NofM):
         return {"name": "added_by_a_test.inside_experts", "n": self.n, "m": self.m}
 '''
 BLOCK_SITES = '''
-"""Whole decoder blocks: what goes hands its input on, is not written, and the others are renumbered."""
+"""One site for each block, of which the library knows how it goes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from llmprune.methods.base import Weights
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.shapes import Removed, Shapes
-from llmprune.model.site import Site, WeightStore
+from llmprune.model.block_site import BlockSite
+from llmprune.model.fewer_blocks import FewerBlocks
 from llmprune.model.sites.base import SizeRequest, Sites
 from llmprune.model.widths import Budget
-
-
-@dataclass(frozen=True, eq=False)
-class BlockSite(Site):
-    size: int = 0
-
-    @property
-    def weights(self) -> int:
-        return self.size
-
-    def read(self, store: WeightStore) -> Weights:
-        return Weights(torch.ones(1, 1), self.index)
-
-    def write(self, store: WeightStore, weight: Tensor, bias: Tensor | None) -> None:
-        if not weight.any():
-            self.layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
-
-
-class FewerBlocks(Shapes):
-    def __init__(self, anatomy: Anatomy, gone: set[int]) -> None:
-        super().__init__(anatomy)
-        self.gone = gone
-
-    def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
-        gone = site.block in self.gone
-        return {"dropped": site.weights * gone, "zeros": 0, "shape_after": [int(not gone)]}
-
-    def cut_tensors(
-        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
-    ) -> dict[str, Tensor]:
-        if block in self.gone:
-            return {}
-        number = block - sum(other < block for other in self.gone)
-        before, after = (f"{self.anatomy.prefix}.{n}." for n in (block, number))
-        return {name.replace(before, after): tensor for name, tensor in tensors.items()}
-
-    def config(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return settings | {"num_hidden_layers": settings["num_hidden_layers"] - len(self.gone)}
 
 
 @dataclass(frozen=True)

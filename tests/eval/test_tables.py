@@ -65,14 +65,14 @@ def test_who_wins_without_text_is_what_we_say(share: str) -> None:
 
 
 def test_another_figure_makes_another_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = tables.TABLES["smaller"].text()
+    before = tables.TABLES["units"].text()
     results = Path(shutil.copytree(tables.RESULTS, tmp_path / "results"))
     monkeypatch.setattr(tables, "RESULTS", results)
     folder = results / tables.MODEL / "against_authors"
     told = json.loads((folder / "flap_30.json").read_text())
     (folder / "flap_30.json").write_text(json.dumps(told | {"perplexity": 1234.5}))
     (folder / "cfsp_50.json").unlink()
-    changed = set(tables.TABLES["smaller"].text().splitlines()) - set(before.splitlines())
+    changed = set(tables.TABLES["units"].text().splitlines()) - set(before.splitlines())
     assert len(changed) == 2
     assert any("| 1,234 |" in line for line in changed)
     assert any(line.startswith("| `cfsp-50` | not measured |") for line in changed)

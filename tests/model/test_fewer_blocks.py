@@ -80,7 +80,8 @@ def test_a_model_in_memory_loses_the_same_block(checkpoints: tiny.Checkpoints, t
 def test_the_dense_indices_survive_a_second_removal(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     prune(checkpoints("llama"), LISTED, out=tmp_path / "once")
     again = {"pattern": {"name": "blocks", "remove": [0], "keep_ends": False}}
-    prune(tmp_path / "once", again, out=tmp_path / "twice")
+    report = prune(tmp_path / "once", again, out=tmp_path / "twice")
+    assert report.blocks == [2]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "twice").config.llmprune["blocks"] == [2]
 
 
@@ -136,6 +137,13 @@ def test_blocks_that_compute_with_their_number_stay(
     config.update(more)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "dense")
     with pytest.raises(RequestError, match=said):
+        prune(tmp_path / "dense", LISTED, out=tmp_path / "out")
+
+
+def test_blocks_that_share_keys_and_values_stay(tmp_path: Path) -> None:
+    config = tiny.gemma3n(num_kv_shared_layers=2, vocab_size_per_layer_input=tiny.VOCABULARY)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "dense")
+    with pytest.raises(RequestError, match="2 blocks of this 'gemma3n_text' model share the keys and values"):
         prune(tmp_path / "dense", LISTED, out=tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""A pruned model can be cut or masked again."""
+"""Prune a pruned model again, by units or by masks."""
 
 from __future__ import annotations
 

@@ -139,18 +139,8 @@ def test_texts_whose_tokens_stay_get_the_same_tokens(kind: str, tmp_path: Path) 
 
 
 def test_per_layer_embeddings_lose_the_same_rows(tmp_path: Path) -> None:
-    config = AutoConfig.for_model(
-        "gemma3n_text",
-        **{k: v for k, v in tiny.COMMON.items() if k != "num_hidden_layers"},
-        num_hidden_layers=4,
-        head_dim=8,
-        vocab_size_per_layer_input=here.SIZE - 8,  # the last rows are of another kind of input
-        hidden_size_per_layer_input=4,
-        num_kv_shared_layers=0,
-        laurel_rank=2,
-        activation_sparsity_pattern=[0.0] * 4,
-        layer_types=["full_attention"] * 4,
-    )
+    # The last rows are of another kind of input.
+    config = tiny.gemma3n(vocab_size_per_layer_input=here.SIZE - 8, num_kv_shared_layers=0)
     dense, out = save(config, tmp_path / "dense"), tmp_path / "out"
     report = prune(dense, asked(), out=out)
     require_same_logits(dense, out)
