@@ -66,6 +66,8 @@ def prune(
     """
     asked, run = job.request(recipe, options)
     if tokens is not None:
+        if all(step.sites.shares == "rows" for step in asked.every_step):
+            raise RequestError("tokens", "the vocabulary is chosen on a text; name one as the calibration")
         size = size_of(tokens)
         asked = asked.model_copy(update={"calibration": asked.calibration.model_copy(update=size)})
     if isinstance(model, str | Path):

@@ -67,7 +67,7 @@ def evaluate(
     display.quiet()
     names = {} if baseline is None else {"baseline": baseline}
     names |= {"model" if not i else f"model-{i + 1}": name for i, name in enumerate(models)}
-    protocol = Protocol(length, windows, stride, parse(bos or "auto", "bos"), text_column)
+    protocol = Protocol(length, windows, stride, parse("auto" if bos is None else bos, "bos"), text_column)
     where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     results = evaluation.evaluate(names, perplexity or [], protocol, asked, where)
     _tell(results, as_json)  # first: a full disk must not lose what took hours

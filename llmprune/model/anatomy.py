@@ -96,8 +96,12 @@ class Anatomy:
 
     def has(self, block: int, part: Part) -> bool:
         """Whether one block still has a part."""
-        modules: tuple[str, ...] = getattr(self.family_row(), part).modules
-        return not set(modules) & set(self.skipped(block))
+        return not set(self.modules_of(part)) & set(self.skipped(block))
+
+    def modules_of(self, part: Part) -> tuple[str, ...]:
+        """The modules of a part, by their names in a block."""
+        found: tuple[str, ...] = getattr(self.family_row(), part).modules
+        return found
 
     def family_row(self) -> Family:
         """The row of FAMILIES for this model.

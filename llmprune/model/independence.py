@@ -14,11 +14,18 @@ SHARING = ("num_kv_shared_layers",)  # later blocks read the keys and values of 
 BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)  # flags of blocks that compute with their own number
 
 
-def require_countable(anatomy: Anatomy) -> None:
-    """Refuse families whose blocks cannot be removed one by one.
+class _NoSites:
+    sample_tokens = 0
+
+    def find(self, anatomy: Anatomy) -> list[Site]:
+        return []
+
+
+def require_own_keys(anatomy: Anatomy) -> None:
+    """Refuse families in which blocks read the keys and values of others.
 
     Raises:
-        RequestError: it says why.
+        RequestError: it says how many.
     """
     config = decoder_config(anatomy)
     for field in SHARING:
@@ -28,6 +35,15 @@ def require_countable(anatomy: Anatomy) -> None:
                 f"{getattr(config, field)} blocks of this {anatomy.family!r} model share the keys and values "
                 "of others, so that none can be removed by itself; prune units instead",
             )
+
+
+def require_renumberable(anatomy: Anatomy) -> None:
+    """Refuse families whose blocks compute something else under another number.
+
+    Raises:
+        RequestError: it names what would change.
+    """
+    config = decoder_config(anatomy)
     flag = next((flag for flag in BY_NUMBER if getattr(config, flag, False)), "")
     if why := flag or _dependence(anatomy):
         raise RequestError(
@@ -80,10 +96,3 @@ def keeping(anatomy: Anatomy, kept: list[int]) -> Anatomy:
             type(config).from_dict(with_fewer_blocks(config.to_dict(), anatomy, kept))
         )
     return Anatomy(model, _NoSites())
-
-
-class _NoSites:
-    sample_tokens = 0
-
-    def find(self, anatomy: Anatomy) -> list[Site]:
-        return []

@@ -247,6 +247,11 @@ def test_the_command_line_refuses_in_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+def test_token_ids_are_no_text_to_choose_on(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="chosen on a text"):
+        prune(folder, asked(), tokens=torch.zeros(2, 8, dtype=torch.int64), out=tmp_path / "out")
+
+
 def test_a_model_in_memory_is_refused(folder: Path) -> None:
     with pytest.raises(RequestError, match="give its folder"):
         prune(AutoModelForCausalLM.from_pretrained(folder), asked())

@@ -10,7 +10,7 @@ from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.block_site import BlockSite
 from llmprune.model.fewer_blocks import FewerBlocks, FewerParts
-from llmprune.model.independence import require_countable
+from llmprune.model.independence import require_own_keys, require_renumberable
 from llmprune.model.shapes import Layout, Shapes
 from llmprune.model.sites.base import Sites, SizeRequest
 from llmprune.model.widths import Allowed, Budget
@@ -28,9 +28,8 @@ class WholeBlocks(Sites):
 
     def find(self, anatomy: Anatomy) -> Iterator[BlockSite]:
         """Every block, in order."""
-        part = self.pattern.parts
+        part, modules = self.pattern.parts, self._modules(anatomy)
         for number, block in enumerate(anatomy.blocks):
-            modules = self._modules(anatomy)
             if part != "all" and not anatomy.has(number, part):
                 continue  # an earlier pruning removed it
             path = f"{anatomy.prefix}.{number}"
@@ -50,11 +49,7 @@ class WholeBlocks(Sites):
 
     def _modules(self, anatomy: Anatomy) -> tuple[str, ...]:
         """The modules of a block that go, by their names in it; empty for the whole block."""
-        part = self.pattern.parts
-        if part == "all":
-            return ()
-        found: tuple[str, ...] = getattr(anatomy.family_row(), part).modules
-        return found
+        return () if self.pattern.parts == "all" else anatomy.modules_of(self.pattern.parts)
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
@@ -71,7 +66,9 @@ class WholeBlocks(Sites):
         Raises:
             RequestError: no block would go, or too many, or the family's blocks depend on one another.
         """
-        require_countable(anatomy)
+        require_own_keys(anatomy)
+        if self.pattern.parts == "all":
+            require_renumberable(anatomy)
         if asked.refits_seams:
             self._require_seams(anatomy)
         candidates = removable(anatomy, self.pattern)
