@@ -32,6 +32,7 @@ from llmprune.run.windows import windows
 from llmprune.run.work import Work
 from llmprune.tensors.statistics import Nothing
 from llmprune.text.windows import batched, size_of
+from llmprune.walk.dense_stream import DenseStream
 from llmprune.walk.solutions import Solutions
 from llmprune.walk.walk import Walk
 
@@ -193,7 +194,10 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     walk = Walk(model.store, problem.batches if measures else [], problem.probe)
     shapes = todo.shapes(header.budget)
     earlier = len(draft.done) if draft else 0
-    work = Work(recipe, method, model.store, header, shapes, draft, found.observed, found.solved, seams)
+    dense = DenseStream(model.anatomy) if recipe.target == "dense" else None
+    work = Work(
+        recipe, method, model.store, header, shapes, draft, found.observed, found.solved, seams, dense
+    )
     records = [work.pruned(stage) for stage in walk.stages("pruning")]
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
     result = finish.report_of(todo, text, records, shapes, fingerprint, spent)

@@ -171,6 +171,17 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         "less than 0.5",
     ),
     "unknown propagation": ({"method": "wanda", "propagation": "site"}, "propagation", "'layer'"),
+    "unknown target": ({"method": "admm", "target": "sparse"}, "target", "'pruned'"),
+    "dense target of whole units": (
+        {"method": "flap", "target": "dense"},
+        "target",
+        "serves single weights",
+    ),
+    "dense target without layers in turn": (
+        {"method": "admm", "target": "dense", "propagation": "block"},
+        "target",
+        "layer propagation",
+    ),
     "wrong key": ({"method": "wanda", "sparcity": 0.5}, "sparcity", "no such option"),
     "key that is a number": ({"method": "wanda", 5: 1}, "5", "strings"),
     "version 0": ({"method": "wanda", "version": 0}, "version", "greater"),

@@ -30,6 +30,7 @@ from llmprune.cli.options import (
     Seed,
     Set,
     Sparsity,
+    Target,
     Text,
     Trust,
 )
@@ -48,6 +49,7 @@ def inspect(
     layout: Layout = None,
     multiple: Multiple = None,
     propagation: Propagation = None,
+    target: Target = None,
     policy: Policy = None,
     calibration: Text = None,
     samples: Samples = None,

@@ -29,6 +29,7 @@ Multiple = Annotated[
     int | None, typer.Option(help="Channels that stay in a block are a multiple of this (64).")
 ]
 Propagation = Annotated[str | None, typer.Option(help="Calibrate on dense, block or layer outputs.")]
+Target = Annotated[str | None, typer.Option(help="Fit layers to their outputs in the pruned or dense model.")]
 Text = Annotated[
     str | None,
     typer.Option(help="builtin, wikitext2, c4, self, synthetic, a text file or table, or a Hub id."),

@@ -33,6 +33,7 @@ from llmprune.cli.options import (
     Seed,
     Set,
     Sparsity,
+    Target,
     Text,
     Trust,
 )
@@ -56,6 +57,7 @@ def prune(
     layout: Layout = None,
     multiple: Multiple = None,
     propagation: Propagation = None,
+    target: Target = None,
     policy: Policy = None,
     calibration: Text = None,
     samples: Samples = None,

@@ -21,6 +21,7 @@ from llmprune.tensors.statistics import Nothing, Statistic
 
 S = TypeVar("S", bound=Statistic)
 Propagation = Literal["dense", "block", "layer"]
+Target = Literal["pruned", "dense"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Method(Generic[S]):
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
     needs: ClassVar[type[Statistic]] = Nothing
     propagation: ClassVar[Propagation] = "layer"
+    target: ClassVar[Target] = "pruned"
     compete: ClassVar[Compete] = "row"
     pattern: ClassVar[str | dict[str, object]] = "unstructured"
     allocation: ClassVar[str] = "uniform"

@@ -20,6 +20,8 @@ from llmprune.methods.base import Method, Solution, Weights
 from llmprune.patterns.base import Pattern
 from llmprune.tensors.statistics import Gram
 
+COLUMNAR = 0.5  # relative difference of the slabs' losses from which ROSE reorders
+
 
 @dataclass(frozen=True)
 class Sparsegpt(Method[Gram]):
@@ -37,15 +39,31 @@ class Sparsegpt(Method[Gram]):
     precision: Literal["float64", "float32"] = "float64"
     """Precision of the factorisation; float32 needs half the memory."""
 
+    order: Literal["natural", "rose"] = "natural"
+    """`rose`: first the columns that lose most, so that more are left to compensate (arXiv:2603.05878)."""
+
     def solve(self, weights: Weights, statistic: Gram, pattern: Pattern, sparsity: float) -> Solution:
         """Prune one layer to `sparsity`; the kept weights change."""
+        step = self.block_size
+        if pattern.group:
+            step = max(step // pattern.group, 1) * pattern.group
+        if self.order == "rose":
+            order = _rose(weights.matrix, statistic, pattern, sparsity, step)
+            if order is not None:
+                moved = Weights(weights.matrix[:, order], weights.index)
+                found = self._pruned(moved, statistic.reordered(order), pattern, sparsity, step)
+                back = order.argsort()
+                return Solution(found.weight[:, back], found.keep[:, back], found.notes)
+        return self._pruned(weights, statistic, pattern, sparsity, step)
+
+    def _pruned(
+        self, weights: Weights, statistic: Gram, pattern: Pattern, sparsity: float, step: int
+    ) -> Solution:
+        """Prune the columns of one layer from left to right, `step` at a time."""
         factor, damping = statistic.inverse_factor(self.damping, getattr(torch, self.precision))
         columns = weights.matrix.float().T.contiguous()  # [I, O]: a column of the weight is contiguous
         columns[statistic.diagonal == 0] = 0  # inputs that were always zero: any weight serves
         kept = torch.empty_like(columns, dtype=torch.bool)
-        step = self.block_size
-        if pattern.group:
-            step = max(step // pattern.group, 1) * pattern.group
         factor = factor.float()
         for start in range(0, len(columns), step):
             stop = min(start + step, len(columns))
@@ -56,6 +74,28 @@ class Sparsegpt(Method[Gram]):
             columns[stop:] -= factor[slab, stop:].T @ errors
         weight = columns.masked_fill_(~kept, 0).T.to(weights.matrix.dtype).contiguous()
         return Solution(weight, kept.T, {"damping": damping})
+
+
+def _rose(weight: Tensor, statistic: Gram, pattern: Pattern, sparsity: float, step: int) -> Tensor | None:
+    """ROSE's order of columns [I], or None where the slabs lose too much alike for it to matter.
+
+    What a column loses is Wanda's score of the weights that would go. Columns are sorted within their slab,
+    and slabs by their sum; the groups of an N:M pattern move as a whole.
+    """
+    score = (weight.float() * statistic.scale).square()
+    inputs, group = score.shape[1], pattern.group or 1
+    slabs, losses = [], []
+    for start in range(0, inputs, step):
+        stop = min(start + step, inputs)
+        part = score[:, start:stop]
+        keep = pattern.keep(part, _slab_sparsity(sparsity, start, stop, inputs))
+        loss = part.masked_fill(keep, 0).sum(0).reshape(-1, group).sum(1)
+        groups = torch.arange(start, stop, device=weight.device).reshape(-1, group)
+        slabs.append(groups[loss.argsort(descending=True, stable=True)].flatten())
+        losses.append(float(loss.sum()))
+    if max(losses) - min(losses) <= COLUMNAR * max(losses):
+        return None
+    return torch.cat([slabs[slab] for slab in sorted(range(len(slabs)), key=lambda slab: -losses[slab])])
 
 
 def _slab_sparsity(sparsity: float, start: int, stop: int, inputs: int) -> float:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, 
 from llmprune import plugins
 from llmprune.allocation.base import Allocator
 from llmprune.errors import RequestError
-from llmprune.methods.base import Method, Propagation, PruningMethod
+from llmprune.methods.base import Method, Propagation, PruningMethod, Target
 from llmprune.model.shapes import Layout
 from llmprune.model.sites.base import Sites, SizeRequest, sites_of
 from llmprune.patterns import base as patterns
@@ -29,7 +29,7 @@ from llmprune.recipe.parts import (
 from llmprune.recipe.steps import require_recoverable, unfolded
 from llmprune.recovery.base import Recovery
 from llmprune.repair.base import LayerRepair, Repair
-from llmprune.tensors.statistics import Nothing, Statistic, joined
+from llmprune.tensors.statistics import CrossGram, Nothing, Statistic, joined
 from llmprune.text.calibration import Calibration, with_defaults
 from llmprune.walk.demand import Demand, Measuring
 
@@ -62,6 +62,8 @@ class Recipe(BaseModel):
     """What improves the result afterwards: a file of `llmprune/recovery/`."""
     propagation: Propagation = "layer"
     """Outputs that calibrate later layers: of the dense model, or of pruned blocks or layers."""
+    target: Target = "pruned"
+    """Outputs that a layer is fitted to: of its dense weight on its inputs now, or in the dense model."""
     calibration: Calibration
     """Which text calibrates."""
     before: tuple[Recipe, ...] = ()
@@ -89,7 +91,8 @@ class Recipe(BaseModel):
             data["recovery"] = recovery_of(data["recovery"])
         if isinstance(text, dict):
             data["calibration"] = with_defaults(text, method.calibration)
-        data.setdefault("propagation", method.propagation)
+        data.setdefault("target", method.target)
+        data.setdefault("propagation", "layer" if data["target"] == "dense" else method.propagation)
         if data.get("layout") is None:
             data["layout"] = sites_of(pattern).default_layout(uneven=allocation.uneven)
         if pattern.settles_sparsity:
@@ -114,6 +117,12 @@ class Recipe(BaseModel):
             raise RequestError(
                 "allocation",
                 f"{name} gives sites different sparsities, which {self.pattern} cannot have; use uniform",
+            )
+        if self.target == "dense" and (self.propagation != "layer" or self.sites.shares != "weights"):
+            raise RequestError(
+                "target",
+                f"dense was asked for {self.pattern} with {self.propagation} propagation, and serves single "
+                "weights with layer propagation; use --target pruned",
             )
         if self.allocation.compares_scores and not self.method.scores_alone():
             raise RequestError(
@@ -170,7 +179,8 @@ class Recipe(BaseModel):
     @property
     def needs(self) -> type[Statistic]:
         """What pruning must know of every site's inputs."""
-        return joined(self.method.needs, self.repair.needs)
+        compared = CrossGram if self.target == "dense" else Nothing
+        return joined(self.method.needs, self.repair.needs, compared)
 
     @property
     def needs_text(self) -> bool:
@@ -205,6 +215,7 @@ class Recipe(BaseModel):
             generates_text=self.calibration.source.needs_whole_model,
             measuring=measuring if measures else Measuring(0, 0),
             held_tokens=max(measuring.held, seams),
+            follows_dense=self.target == "dense",
             refits_layers=self.repair.refits_seams,
             holds_all=self.keeps_statistics,
         )
@@ -224,19 +235,23 @@ class Recipe(BaseModel):
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data with every default filled in; `parse` gives the same recipe back."""
         steps = {"before": [step.resolved() for step in self.before]} if self.before else {}
-        return steps | {
-            "version": self.version,
-            "model": self.model,
-            "method": plugins.plain(self.method),
-            "pattern": self.pattern.resolved(),
-            "sparsity": self.sparsity,
-            "allocation": plugins.plain(self.allocation),
-            "repair": plugins.plain(self.repair),
-            "layout": self.layout,
-            "recovery": plugins.plain(self.recovery) if self.recovery else None,
-            "propagation": self.propagation,
-            "calibration": self.calibration.model_dump(),
-        }
+        return (
+            steps
+            | {
+                "version": self.version,
+                "model": self.model,
+                "method": plugins.plain(self.method),
+                "pattern": self.pattern.resolved(),
+                "sparsity": self.sparsity,
+                "allocation": plugins.plain(self.allocation),
+                "repair": plugins.plain(self.repair),
+                "layout": self.layout,
+                "recovery": plugins.plain(self.recovery) if self.recovery else None,
+                "propagation": self.propagation,
+                "calibration": self.calibration.model_dump(),
+            }
+            | ({"target": self.target} if self.target != "pruned" else {})
+        )
 
     @property
     def hash(self) -> str:

@@ -223,9 +223,10 @@ def make(anatomy: Anatomy, demand: Demand, how: Resources, checkpoint_bytes: int
     batch = max(1, TOKENS_AT_ONCE[how.device.type] // length)
     statistic = _statistic_bytes(demand, anatomy)
     # Hidden states before and after the block. They wait in host memory between blocks.
-    waiting_states = (2 * tokens + demand.held_tokens) * sizes.hidden
+    streams = 2 if demand.follows_dense else 1
+    waiting_states = (2 * streams * tokens + demand.held_tokens) * sizes.hidden
     on_host = waiting_states + sizes.written
-    on_device = sizes.block + statistic + sizes.scratch + sizes.outside
+    on_device = streams * sizes.block + statistic + sizes.scratch + sizes.outside
     base = on_device + (on_host if how.device.type == "cpu" else 0)
     waiting = tokens * sizes.inside
     together = demand.propagation == "layer" and base + waiting <= SPARE * how.available

@@ -18,6 +18,7 @@ from llmprune.recipe import Recipe
 from llmprune.report import SiteRecord
 from llmprune.run.seam import Seams
 from llmprune.tensors.statistics import Nothing
+from llmprune.walk.dense_stream import DenseStream
 from llmprune.walk.observation import Observation, Observed
 from llmprune.walk.solutions import Solutions
 from llmprune.walk.solve import Solved, output_error, solve
@@ -41,11 +42,22 @@ class Work:
     seams: Seams | None = None
     """Closed after the block before each removed span is settled."""
 
+    dense: DenseStream | None = None
+    """Where layers are fitted to the dense model's own outputs."""
+
     keeps: dict[str, Tensor] = field(default_factory=dict)
     """Masks of the sites of which whole units or blocks go; they are cut when the block is written."""
 
     def pruned(self, stage: Stage) -> BlockRecord:
         """Prune one resident block and write it, or restore it from an interrupted run."""
+        if self.dense is None:
+            return self._settled(stage)
+        self.dense.enter(stage)
+        record = self._settled(stage)
+        self.dense.leave()
+        return record
+
+    def _settled(self, stage: Stage) -> BlockRecord:
         done = self.draft is not None and stage.index < len(self.draft.done)
         if done and not self.recipe.sites.changes_sizes:
             return self._restored(stage)
@@ -78,7 +90,8 @@ class Work:
         if self.observed.seen:
             return ((site, self.observed.seen.pop(site.name)) for site in stage.sites)
         needs = Nothing if all(site.name in known for site in stage.sites) else self.recipe.needs
-        return stage.visit(needs, self.recipe.propagation, together=self.header.together)
+        dense = self.dense.inputs_of if self.dense else None
+        return stage.visit(needs, self.recipe.propagation, together=self.header.together, dense=dense)
 
     def _restored(self, stage: Stage) -> BlockRecord:
         """Read back the weights of a block that an interrupted run wrote; return its record."""

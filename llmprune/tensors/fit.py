@@ -90,13 +90,14 @@ def conjugate_gradients(gram: Tensor, cross: Tensor, keep: Tensor, steps: int) -
     direction = residual.clone()
     square = residual.square().sum(1, keepdim=True)
     tolerance = 1e-8 * square
+    tiny = torch.finfo(cross.dtype).tiny  # rows that are solved already: 0 / 0
     for _ in range(steps):
         if bool((square <= tolerance).all()):
             break
         image = (direction @ gram) * keep
-        length = square / (direction * image).sum(1, keepdim=True).clamp_min(1e-300)
+        length = square / (direction * image).sum(1, keepdim=True).clamp_min(tiny)
         step += length * direction
         residual -= length * image
         last, square = square, residual.square().sum(1, keepdim=True)
-        direction = residual + direction * (square / last.clamp_min(1e-300))
+        direction = residual + direction * (square / last.clamp_min(tiny))
     return step

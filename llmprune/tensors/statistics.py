@@ -16,6 +16,7 @@ from torch import Tensor
 from llmprune.tensors import ops
 
 S = TypeVar("S", bound="Statistic")
+TARGET_RIDGE = 0.05  # share of the inputs' mean square; less follows the calibration text too closely
 
 
 class Statistic:
@@ -41,6 +42,10 @@ class Statistic:
     def finite(self) -> bool:
         """Whether every activation so far was a finite number."""
         return True
+
+    def target(self, weight: Tensor) -> Tensor:
+        """The weight [O, I] whose outputs on these inputs a pruned one is to come near to."""
+        return weight
 
     @classmethod
     def bytes_for(cls, features: int) -> int:
@@ -168,6 +173,12 @@ class Gram(Statistic):
         values, vectors = self._spectrum
         return ((vectors / (values.clamp_min(0) + damping + shift)) @ vectors.T).float()
 
+    def reordered(self, order: Tensor) -> Gram:
+        """The statistic of the same inputs in another order [I]."""
+        found = Gram(len(order), self._sum.device)
+        found.tokens, found._sum = self.tokens, ops.mirrored(self._sum)[order][:, order]
+        return found
+
     def inverse_factor(self, damping: float, dtype: torch.dtype) -> tuple[Tensor, float]:
         """The upper triangular U with U^T U = H^-1, and the damping that made H positive definite.
 
@@ -231,6 +242,39 @@ class CentredGram(Gram):
         return self._total / self.tokens
 
 
+class CrossGram(Gram):
+    """The Gram matrix X^T X, and (X_d - X)^T X for the inputs X_d of the same tokens in the dense model."""
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(features, device)
+        self._shift = torch.zeros(features, features, device=device)
+        self._map: Tensor | None = None
+
+    def compare(self, dense: Tensor, x: Tensor) -> None:
+        """Account for the inputs [T, I] in the dense model, and the activations `x` that `update` got."""
+        x = x.float()
+        self._shift.addmm_((dense.to(x.device).float() - x).T, x)
+        self._map = None
+
+    def target(self, weight: Tensor) -> Tensor:
+        """The weight V, float32 [O, I], whose outputs X V^T are nearest to the dense model's X_d W^T.
+
+        V = W + W (X_d - X)^T X (X^T X + r I)^-1 (GPTAQ, arXiv:2504.02692, with a ridge r that pulls to W)
+        """
+        if self._map is None:
+            gram = self.value.double()
+            gram.diagonal().add_(TARGET_RIDGE * float(gram.diagonal().mean()) or 1.0)
+            factor = torch.linalg.cholesky(gram)
+            self._map = torch.cholesky_solve(self._shift.T.double() / self.tokens, factor).T.float()
+        weight = weight.float()
+        return weight + weight @ self._map
+
+    @classmethod
+    def bytes_for(cls, features: int) -> int:
+        """Memory that a summary of `features` inputs holds, in bytes."""
+        return super().bytes_for(features) + (4 + 4 + 8) * features * features
+
+
 class Several(Statistic):
     """Summaries of several kinds of the same inputs."""
 
@@ -254,6 +298,12 @@ class Several(Statistic):
     def finite(self) -> bool:
         """Whether every activation so far was a finite number."""
         return all(part.finite() for part in self._parts)
+
+    def target(self, weight: Tensor) -> Tensor:
+        """The weight [O, I] whose outputs on these inputs a pruned one is to come near to."""
+        for part in self._parts:
+            weight = part.target(weight)
+        return weight
 
     @classmethod
     def bytes_for(cls, features: int) -> int:

@@ -49,6 +49,9 @@ class Demand:
     held_tokens: int = 0
     """Tokens whose hidden states are held besides those of the calibration set."""
 
+    follows_dense: bool = False
+    """Whether the dense model's states pass through every block too, with its dense weights."""
+
     refits_layers: bool = False
     """Whether output layers are refitted, for which the Gram matrix of one is held."""
 

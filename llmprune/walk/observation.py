@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from llmprune.tensors.statistics import Statistic
+from llmprune.tensors.statistics import CrossGram, Statistic
 
 
 @dataclass
@@ -21,12 +21,14 @@ class Observation:
     every: int
     rows: list[Tensor] = field(default_factory=list)
 
-    def update(self, x: Tensor) -> None:
-        """Add the activations `x` [..., I]."""
+    def update(self, x: Tensor, dense: Tensor | None = None) -> None:
+        """Add the activations `x` [..., I], and those of the same tokens in the dense model."""
         x = x.reshape(-1, x.shape[-1])
         # Spread over all batches, and not at their starts: a sequence's first token is unlike the others.
         start = (self.every // 2 - self.statistic.tokens) % self.every
         self.statistic.update(x)
+        if dense is not None:
+            self.statistic.of(CrossGram).compare(dense.reshape(x.shape), x)
         self.rows.append(x[start :: self.every].clone())  # a view would keep all of `x` in memory
 
     @property

@@ -5,6 +5,7 @@ Letters used in shapes: S sampled tokens, O outputs, I inputs.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from llmprune.methods.base import PruningMethod, Weights
 from llmprune.patterns.base import Pattern
 from llmprune.repair.base import LayerRepair, Repaired
+from llmprune.repair.none import Unrepaired
 from llmprune.tensors.statistics import Statistic
 
 
@@ -47,17 +49,19 @@ def solve(
         weights: the tensors of the site.
         statistic: of its inputs; holds what method and repair need.
         method: chooses what to remove.
-        repair: compensates for removed inputs. Where single weights are removed, only the method can.
+        repair: compensates for what was removed; where single weights are, the method may have done so.
         pattern: which masks are allowed.
         share: what to remove, 0 to 1.
     """
+    stored = weights.matrix.dtype
+    weights = dataclasses.replace(weights, matrix=statistic.target(weights.matrix))
     solution = method.solve(weights, statistic.of(method.needs), pattern, share)
-    if solution.keep.ndim == 1:
-        repaired = repair.apply(weights.matrix, solution.keep, statistic.of(repair.needs))
+    if solution.keep.ndim == 2 and isinstance(repair, Unrepaired):
+        repaired = Repaired(solution.weight, notes=solution.notes)  # the method itself may have changed it
     else:
-        repaired = Repaired(solution.weight, notes=solution.notes)
+        repaired = repair.apply(weights.matrix, solution.keep, statistic.of(repair.needs))
     # Rounded here, so that all that follows (errors, the next layers) sees the weight that is stored.
-    weight = repaired.weight.to(weights.matrix.dtype)
+    weight = repaired.weight.to(stored)
     return Solved(weight, solution.keep, repaired.bias, repaired.notes)
 
 

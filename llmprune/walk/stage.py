@@ -6,8 +6,9 @@ Letters used in shapes: B sequences of one batch, T tokens, D hidden size, I inp
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from itertools import repeat
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -38,7 +39,12 @@ class Stage:
         self._every = max(1, sum(h.shape[0] * h.shape[1] for h in hidden) // anatomy.kind.sample_tokens)
 
     def visit(
-        self, needs: type[Statistic], propagation: Propagation, *, together: bool
+        self,
+        needs: type[Statistic],
+        propagation: Propagation,
+        *,
+        together: bool,
+        dense: Callable[[Site], Iterable[Tensor]] | None = None,
     ) -> Iterator[tuple[Site, Observation]]:
         """Yield every site with its observation; the caller prunes it before it asks for the next.
 
@@ -48,11 +54,12 @@ class Stage:
                 measure all sites of the block while it is dense.
             together: only for `layer`. True: one forward pass, in which all batches wait at each site.
                 False: the block runs again up to each site, one batch at a time, which needs less memory.
+            dense: only for `layer`, gives the inputs of a site in the dense model, to compare with.
         """
         if needs is Nothing:
             yield from ((site, Observation(Nothing(site.inputs), 1)) for site in self.sites)
         elif propagation == "layer":
-            yield from self._measured(self.site_inputs(together=together), needs)
+            yield from self._measured(self.site_inputs(together=together), needs, dense)
         else:
             seen = self._observe(needs)
             if propagation == "block":
@@ -92,7 +99,10 @@ class Stage:
         return output.to(hidden.device)
 
     def _measured(
-        self, reached: Iterator[tuple[Site, Iterable[Tensor]]], needs: type[Statistic]
+        self,
+        reached: Iterator[tuple[Site, Iterable[Tensor]]],
+        needs: type[Statistic],
+        dense: Callable[[Site], Iterable[Tensor]] | None,
     ) -> Iterator[tuple[Site, Observation]]:
         # Layers that read the same tensor (q, k, v; gate, up) share one statistic.
         last: Iterable[Tensor] | None = None
@@ -100,8 +110,8 @@ class Stage:
         for site, inputs in reached:
             if inputs is not last:
                 last, seen = inputs, self._new(site, needs)
-                for x in inputs:
-                    seen.update(x)
+                for x, before in zip(inputs, dense(site) if dense else repeat(None), strict=False):
+                    seen.update(x, before)
             measured.add(site.name)
             yield site, self._checked(site, seen)
         for site in self.sites:
@@ -155,9 +165,14 @@ class Stage:
         """
         main = getcurrent()
         inputs: list[Tensor] = []
-        with paused(self.sites, lambda site, x: main.switch((site, x))):
+        runs = [greenlet(self._output) for _ in self.hidden]
+
+        def at(site: Site, x: Tensor) -> None:
+            if getcurrent() in runs:  # another stage of the same block may run while these wait
+                main.switch((site, x))
+
+        with paused(self.sites, at):
             start = self._now()
-            runs = [greenlet(self._output) for _ in self.hidden]
             stops = [run.switch(batch) for batch, run in enumerate(runs)]
             self.forward_s += self._now() - start
             while (site := self._common_site(stops)) is not None:
@@ -215,15 +230,19 @@ class Stage:
 
     def inputs_of(self, site: Site) -> Iterator[Tensor]:
         """Yield the inputs of one site, batch by batch; what follows the site is not computed."""
-        main = getcurrent()
         for batch in range(len(self.hidden)):
-            run = greenlet(self._output)
-            with paused([site], lambda _site, x: main.switch(x)):
-                x = run.switch(batch)
-            if run.dead:
-                raise self._diverged()
-            run.throw()  # ends the suspended pass: its frames would keep the block's activations in memory
-            yield x
+            yield self.input_of(site, batch)
+
+    def input_of(self, site: Site, batch: int) -> Tensor:
+        """The inputs of one site for one batch."""
+        main = getcurrent()
+        run = greenlet(self._output)
+        with paused([site], lambda _site, x: main.switch(x)):
+            x: Tensor = run.switch(batch)
+        if run.dead:
+            raise self._diverged()
+        run.throw()  # ends the suspended pass: its frames would keep the block's activations in memory
+        return x
 
 
 class _Inputs:

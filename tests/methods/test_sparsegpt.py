@@ -109,3 +109,25 @@ def test_an_input_that_was_always_zero_loses_its_weights():
     found = Sparsegpt().solve(Weights(torch.randn(8, 16)), gram_of(x), Unstructured(), 0.5)
     assert not found.weight[:, 5].any()
     assert found.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(), NofM(2, 4)])
+def test_rose_prunes_first_where_most_is_lost(pattern: Pattern) -> None:
+    torch.manual_seed(3)
+    x, weight = correlated(400, 64), torch.randn(16, 64)
+    weight[:, 32:48] *= 30  # one slab loses far more than the others
+    asked = {"statistic": gram_of(x), "pattern": pattern, "sparsity": 0.5}
+    natural, rose = (
+        Sparsegpt(block_size=16, order=o).solve(Weights(weight), **asked) for o in ("natural", "rose")
+    )
+    assert torch.equal(rose.weight != 0, rose.keep)
+    assert (rose.keep.sum(1) == natural.keep.sum(1)).all()
+    if pattern.group:
+        assert (rose.keep.reshape(16, -1, 4).sum(-1) == 2).all()
+    lost = [((weight - found.weight) @ x.T).norm() for found in (natural, rose)]
+    assert lost[1] < lost[0]
+    even = Weights(torch.randn(16, 64))
+    same = [
+        Sparsegpt(block_size=16, order=o).solve(even, gram_of(x), pattern, 0.5) for o in ("natural", "rose")
+    ]
+    torch.testing.assert_close(same[0].weight, same[1].weight)  # slabs alike: the order stays

@@ -55,6 +55,7 @@ CASES = [
     *(("wanda", a, p) for a in ("uniform", "owl", "global") for p in ("layer", "block", "dense")),
     *(("sparsegpt", a, p) for a in ("uniform", "owl") for p in ("layer", "block", "dense")),
     *(("magnitude", a, "layer") for a in ("uniform", "owl", "global")),
+    ("admm", "uniform", "layer", "dense"),
 ]
 MARKED = [
     pytest.param(case, id="-".join(case), marks=[pytest.mark.slow] if "owl" in case else []) for case in CASES
@@ -67,10 +68,10 @@ def test_killed_between_any_two_files_it_ends_with_the_same_bytes(
     model: Path,
     process: Process,
     tmp_path: Path,
-    case: tuple[str, str, str],
+    case: tuple[str, ...],
 ) -> None:
-    method, allocation, propagation = case
-    recipe = {"method": method, "allocation": allocation, "propagation": propagation, "calibration": TEXT}
+    recipe = dict(zip(("method", "allocation", "propagation", "target"), case, strict=False))
+    recipe["calibration"] = TEXT
     reference, touched = references(recipe)
     moment = random.Random(" ".join(case))
     out = tmp_path / "out"
