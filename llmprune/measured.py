@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, NotRequired
 
 from pydantic import Field
@@ -79,6 +81,15 @@ class Evaluation(TypedDict, total=False):
     asked: dict[str, Any] | None
 
 
+class BudgetTrial(TypedDict):
+    """A budget that was tried: by which allocation, and how far its pruned model is from the dense one."""
+
+    allocation: dict[str, Any]
+    """Its name and options."""
+    kl: float | None
+    """Mean KL(dense || pruned) over the predictions of the held-out windows, in nats; None if not finite."""
+
+
 class Row(NamedTuple):
     """A figure in a table; what was not measured is empty."""
 
@@ -86,6 +97,23 @@ class Row(NamedTuple):
     dense: str
     pruned: str
     ratio: str
+
+
+def lowest(tried: Sequence[BudgetTrial]) -> int:
+    """The number of the budget whose model is closest to the dense one; of equals, the first."""
+    return min(range(len(tried)), key=lambda i: math.inf if (kl := tried[i]["kl"]) is None else kl)
+
+
+def spelled(part: Mapping[str, Any]) -> str:
+    """A part of a recipe with its options, lists left out."""
+    options = {key: value for key, value in part.items() if key != "name" and not isinstance(value, list)}
+    return ", ".join([part["name"], *(f"{key} {value}" for key, value in options.items())])
+
+
+def trial_in_words(trial: BudgetTrial) -> str:
+    """The allocation of a budget, and what was measured."""
+    found = "no finite" if trial["kl"] is None else f"{trial['kl']:.4f} nats of"
+    return f"{spelled(trial['allocation'])}: {found} KL divergence"
 
 
 def same_characters(one: Text, other: Text) -> bool:

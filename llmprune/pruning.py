@@ -21,6 +21,7 @@ from llmprune.checkpoint.journal import RunHeader
 from llmprune.errors import RequestError, of_step
 from llmprune.paths import existing
 from llmprune.plugins import Options
+from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.repair.span import Span
 from llmprune.report import Learned, Report
@@ -28,6 +29,7 @@ from llmprune.run import finish, job, learned
 from llmprune.run.job import Job, Run
 from llmprune.run.plan import Plan
 from llmprune.run.seam import Seams
+from llmprune.run.warning import overpruned
 from llmprune.run.windows import windows
 from llmprune.run.work import Work
 from llmprune.tensors.statistics import Nothing
@@ -174,6 +176,8 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
         sparsity=recipe.sparsity,
         pattern=recipe.pattern,
         repair=recipe.repair,
+        propagation=recipe.propagation,
+        together=todo.plan.together,
         allowed=todo.allowed,
         keeps_statistics=recipe.keeps_statistics,
         scratch=draft.scratch if draft else None,
@@ -183,12 +187,19 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     found = _allocated(problem, recipe, header)
     if header is None:
         header = RunHeader(
-            fingerprint=fingerprint, batch=batch, together=todo.plan.together, budget=found.budget
+            fingerprint=fingerprint,
+            batch=batch,
+            together=todo.plan.together,
+            budget=found.budget,
+            tried=found.tried,
         )
         if draft:
             draft.begin(header)
     if draft:
         learned.keep(method, draft.folder)
+    warnings = overpruned(todo, header.budget)
+    for warning in warnings:
+        say(f"warning: {warning}")
     seams = _seams(problem, header)
     measures = seams is not None or (recipe.needs is not Nothing and not found.observed.seen)
     walk = Walk(model.store, problem.batches if measures else [], problem.probe)
@@ -202,6 +213,7 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
     result = finish.report_of(todo, text, records, shapes, fingerprint, spent)
     result.learned = cast(Learned, method.facts()) or None
+    result.budgets, result.warnings = header.tried or None, warnings
     if draft:
         finish.publish(todo, shapes, draft, walk, result, tokenizer)
     if model.source is None:

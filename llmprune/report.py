@@ -20,7 +20,7 @@ from pydantic import (
 from typing_extensions import TypedDict  # Python 3.11's own cannot be checked by pydantic
 
 from llmprune.errors import RequestError, one_line
-from llmprune.measured import Evaluation
+from llmprune.measured import BudgetTrial, Evaluation
 from llmprune.vocabulary.choice import VocabularyRecord
 
 FILE = "llmprune_report.json"
@@ -199,6 +199,10 @@ class Report(BaseModel):
     """The dense model's index of every block that is left, where whole blocks went."""
     learned: Learned | None = None
     """How the policy was trained, or which one was used."""
+    budgets: list[BudgetTrial] | None = None
+    """The budgets that were tried, where one of several was chosen."""
+    warnings: list[str] = []
+    """What the user should know before the result is used, in sentences."""
     steps: list[StepRecord] | None = None
     """The steps before the last one."""
     versions: dict[str, str]

@@ -44,6 +44,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(kind))
     if get_origin(kind) is list:
         return st.lists(values(get_args(kind)[0]), max_size=4)
+    if get_origin(kind) is dict:  # a part by its name and options, here one that any recipe can have
+        return st.builds(lambda rise: {"name": "ramp", "rise": rise}, st.floats(-0.5, 0.5))
     if get_origin(kind) in (Union, UnionType):
         return st.one_of(map(values, get_args(kind)))
     return {bool: st.booleans(), str: WORDS, NoneType: st.none()}[kind]

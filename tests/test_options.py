@@ -34,6 +34,7 @@ Whole = Annotated[int, Field(ge=3, lt=5)]
         (list[float] | str, lambda value: isinstance(value, list) and len(value) > 1),
         (Literal["a", "b"], lambda word: word == "b"),
         (bool, lambda said: said),
+        (list[str | dict[str, Any]], lambda found: any(isinstance(part, dict) for part in found)),
     ],
 )
 def test_whatever_is_allowed_is_drawn(hint: Any, found: Callable[[Any], bool]) -> None:

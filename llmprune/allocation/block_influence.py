@@ -24,6 +24,7 @@ class BlockInfluence(Allocator):
     """A block keeps a share of units proportional to sigmoid(temperature * (influence - mean influence))."""
 
     needs_text: ClassVar = True
+    hands_on: ClassVar = True
     serves: ClassVar = ("units",)
 
     temperature: Annotated[float, Field(ge=0)] = 13.1

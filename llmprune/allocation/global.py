@@ -1,19 +1,26 @@
 """One threshold for the whole model: remove the lowest scores, wherever they are.
 
 All weights compete, so the sparsity of a site follows from the method's scores on the dense model. The
-threshold is found by counting, block by block; the scores are never held in memory or sorted together.
+threshold is found by counting, block by block; the scores are never held in memory or sorted together. The
+minimum for every layer is that of "Global Magnitude Pruning With Minimum Threshold Is All We Need" (Gupta et
+al., 2022).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from llmprune.allocation.base import Allocation, Allocator, Problem
+from llmprune.errors import RequestError
+from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
+from llmprune.model.widths import Allowed
 from llmprune.tensors import ops
 from llmprune.tensors.statistics import Statistic
 
@@ -24,6 +31,19 @@ class Global(Allocator):
 
     compares_scores: ClassVar = True
 
+    minimum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of its weights that every layer keeps at least: those of the highest scores."""
+
+    def require_possible(self, anatomy: Anatomy, allowed: Allowed, sparsity: float) -> None:
+        """Check that enough weights may go."""
+        total = sum(site.weights for site in anatomy.sites)
+        if round(sparsity * total) > total - sum(map(self._safe, anatomy.sites)):
+            raise RequestError(
+                "allocation.minimum",
+                f"{self.minimum:g} of every layer was asked, and a sparsity of {sparsity:g} keeps "
+                f"{1 - sparsity:.4g} of all; lower one of them",
+            )
+
     def allocate(self, problem: Problem) -> Allocation:
         """Count the scores below the threshold in each site."""
         statistics = {site.name: statistic for site, statistic in problem.measured(problem.method.needs)}
@@ -32,10 +52,10 @@ class Global(Allocator):
         if drops == 0:
             return Allocation({site.name: 0.0 for site in problem.anatomy.sites})
         # Scores are computed again in every pass of the selection: holding them takes as much as the model.
-        threshold = ops.kth_smallest(lambda: (s for _, s in _scores(problem, statistics)), drops)
+        threshold = ops.kth_smallest(lambda: (s for _, s in self._scores(problem, statistics)), drops)
         below: dict[str, int] = {}
         tied: dict[str, int] = {}
-        for site, score in _scores(problem, statistics):
+        for site, score in self._scores(problem, statistics):
             below[site.name] = int((score < threshold.to(score.device)).sum())
             tied[site.name] = int((score == threshold.to(score.device)).sum())
         # Ties at the threshold are resolved site by site, so that the total is exact.
@@ -47,10 +67,18 @@ class Global(Allocator):
             budget[site.name] = (below[site.name] + here) / site.weights
         return Allocation(budget)
 
+    def _safe(self, site: Site) -> int:
+        """Return how many weights a site keeps at least."""
+        return math.ceil(self.minimum * site.weights - 1e-9)
 
-def _scores(problem: Problem, statistics: dict[str, Statistic]) -> Iterator[tuple[Site, Tensor]]:
-    """Yield the scores of every site, with one block resident at a time."""
-    for block in range(len(problem.anatomy.blocks)):
-        with problem.store.resident(block):
-            for site in problem.anatomy.block_sites(block):
-                yield site, problem.method.score(problem.store.weights(site), statistics[site.name]).float()
+    def _scores(self, problem: Problem, statistics: dict[str, Statistic]) -> Iterator[tuple[Site, Tensor]]:
+        """Yield the scores of every site, one block resident at a time; infinite where a weight is safe."""
+        for block in range(len(problem.anatomy.blocks)):
+            with problem.store.resident(block):
+                for site in problem.anatomy.block_sites(block):
+                    weights = problem.store.weights(site)
+                    score = problem.method.score(weights, statistics[site.name]).float()
+                    if safe := self._safe(site):
+                        keep = ops.keep_largest_of_all(score, site.weights - safe)
+                        score = score.masked_fill(keep, math.inf)
+                    yield site, score

@@ -26,6 +26,7 @@ class GlobalThreshold(Allocator):
     """Remove the units with the lowest scores, wherever they are, until enough parameters are removed."""
 
     compares_scores: ClassVar = True
+    hands_on: ClassVar = True
     serves: ClassVar = ("units",)
 
     per_kind: bool = False

@@ -1,4 +1,9 @@
-"""OWL (Yin et al., 2024, arXiv:2310.05175): blocks with more outliers in their Wanda scores keep more."""
+"""OWL (Yin et al., 2024, arXiv:2310.05175): blocks with more outliers in their Wanda scores keep more. It
+gains on Llama and loses to `uniform` on Qwen; `best` compares the two.
+
+With SparseGPT at 70 %, the mean score of seven tasks is 46.0 against 43.2 of `uniform` on Llama-3-8B, but
+48.3 against 50.9 on Qwen2.5-7B, and 48.5 against 50.7 on Qwen3-8B (figures of LSA, ICLR 2026).
+"""
 
 from __future__ import annotations
 

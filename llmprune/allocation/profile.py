@@ -11,8 +11,8 @@ import yaml
 from llmprune.allocation.base import Allocation, Allocator, Problem
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.site import Site
-from llmprune.model.widths import Allowed, budget_of, round_counts
+from llmprune.model.budgets import budget_by_block, mean_share
+from llmprune.model.widths import Allowed
 
 TOLERANCE = 0.005  # difference allowed between the sparsities of recipe and profile
 
@@ -41,7 +41,7 @@ class Profile(Allocator):
                 "allocation.blocks",
                 f"{len(self.blocks)} sparsities were given for {blocks} blocks; give one per block",
             )
-        mean = self._mean(anatomy.sites)
+        mean = mean_share(anatomy, self._shares)
         if abs(mean - sparsity) > TOLERANCE:
             raise RequestError(
                 "sparsity",
@@ -51,18 +51,13 @@ class Profile(Allocator):
 
     def allocate(self, problem: Problem) -> Allocation:
         """Give each site the sparsity of its block."""
-        sites = problem.anatomy.sites
-        budget = {site.name: float(self.blocks[site.block]) for site in sites}
-        if not problem.units:
-            return Allocation(budget)
-        wanted = {site.name: (1 - budget[site.name]) * site.units for site in problem.units}
-        counts = round_counts(problem.units, problem.allowed, wanted, self._mean(sites))
-        return Allocation(budget_of(problem.units, counts))
+        return Allocation(budget_by_block(problem.anatomy, problem.allowed, self._shares))
 
-    def _mean(self, sites: list[Site]) -> float:
-        """Return the sparsity of all sites together."""
-        removed = sum(float(self.blocks[site.block]) * site.weights for site in sites)
-        return removed / sum(site.weights for site in sites)
+    @property
+    def _shares(self) -> list[float]:
+        """The sparsities, which are no path any more."""
+        assert not isinstance(self.blocks, str)
+        return self.blocks
 
 
 def _read(name: str) -> list[float]:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from llmprune.errors import RequestError
+from llmprune.measured import BudgetTrial
 from llmprune.report import Refit, SiteRecord
 
 Fingerprint = dict[str, object]  # all that the bytes of a result depend on, as JSON
@@ -31,6 +32,9 @@ class RunHeader(BaseModel):
 
     budget: dict[str, float] = {}
     """The share to remove at every site, by its name."""
+
+    tried: list[BudgetTrial] = []
+    """The budgets that this one was chosen from."""
 
 
 class BlockRecord(BaseModel):

@@ -114,6 +114,20 @@ class Store:
         setattr(layer, site.leaf, nn.Parameter(stored.to(now.device, now.dtype), trainable))
         self._changed[where] = site, stored
 
+    @contextmanager
+    def as_before(self, sites: list[Site]) -> Iterator[None]:
+        """Take back what is done to the weights and biases of resident sites while the context is open."""
+        before = [(site.layer, site.leaf, site.layer.get_parameter(site.leaf), site.bias) for site in sites]
+        try:
+            yield
+        finally:
+            for layer, leaf, weight, bias in before:
+                setattr(layer, leaf, weight)
+                if getattr(layer, "bias", None) is not bias:
+                    layer.register_parameter("bias", bias)
+                self._dense_biases.pop(layer, None)
+                self._changed.pop((layer, leaf), None)
+
     def restore(self, site: Site, file: Path) -> None:
         """Set the weight and bias of a resident site to those in a shard."""
         found = shards.read_file(file)

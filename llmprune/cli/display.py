@@ -12,6 +12,7 @@ from typing import TextIO
 import typer
 
 from llmprune.errors import JobError, RequestError
+from llmprune.measured import BudgetTrial, lowest, trial_in_words
 from llmprune.report import RecoveryRecord, Report
 from llmprune.vocabulary.choice import VocabularyRecord
 
@@ -31,6 +32,7 @@ def show_report(report: Report, out: Path, as_json: bool) -> None:
         ("parameters", f"{totals['parameters_before']:,} before, {totals['parameters_after']:,} after"),
         ("bytes", f"{totals['bytes_before']:,} before, {totals['bytes_after']:,} after"),
         *_errors([site.error for site in report.sites if site.error is not None]),
+        *_budgets(report.budgets or []),
         *_vocabulary(report.vocabulary),
         *_recovery(report.recovery),
         (
@@ -39,6 +41,7 @@ def show_report(report: Report, out: Path, as_json: bool) -> None:
         ),
         ("written to", str(out)),
         ("load it with", loading_line(report, out)),
+        *(("warning", sentence) for sentence in report.warnings),
     ]
     table(rows, sys.stdout)
 
@@ -47,6 +50,14 @@ def _errors(errors: list[float]) -> list[tuple[str, str]]:
     if not errors:
         return []
     return [("output error", f"{sum(errors) / len(errors):.4f} on average, {max(errors):.4f} at most")]
+
+
+def _budgets(tried: list[BudgetTrial]) -> list[tuple[str, str]]:
+    if not tried:
+        return []
+    first, best = tried[0], tried[lowest(tried)]
+    others = "" if best is first else f"; {trial_in_words(first)}"
+    return [("budget", f"the best of {len(tried)}, {trial_in_words(best)} on held-out windows{others}")]
 
 
 def _vocabulary(record: VocabularyRecord | None) -> list[tuple[str, str]]:

@@ -6,7 +6,16 @@ import hashlib
 import json
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from llmprune import plugins
 from llmprune.allocation.base import Allocator
@@ -101,6 +110,15 @@ class Recipe(BaseModel):
             data["sparsity"] = patterns.only_sparsity(pattern, data.get("sparsity", pattern.only_sparsity))
         return data
 
+    @field_validator("allocation")
+    @classmethod
+    def _settled(cls, allocation: Allocator, info: ValidationInfo) -> Allocator:
+        """Fill in what depends on the fields above, unless one of them is wrong."""
+        if not {"method", "pattern", "sparsity"} <= info.data.keys():
+            return allocation
+        shares = sites_of(info.data["pattern"]).shares
+        return allocation.settled(info.data["method"], shares, info.data["sparsity"])
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         self._agree_on_kind()
@@ -124,17 +142,18 @@ class Recipe(BaseModel):
                 f"dense was asked for {self.pattern} with {self.propagation} propagation, and serves single "
                 "weights with layer propagation; use --target pruned",
             )
-        if self.allocation.compares_scores and not self.method.scores_alone():
-            raise RequestError(
-                "allocation",
-                f"{name} compares scores before pruning, and {name_of(self.method)} decides while it "
-                "prunes; use uniform, erk or owl",
-            )
+        for part in self.allocation.parts:
+            if part.compares_scores and not self.method.scores_alone():
+                raise RequestError(
+                    "allocation",
+                    f"{name_of(part)} compares scores before pruning, and {name_of(self.method)} decides "
+                    "while it prunes; use uniform, erk or owl",
+                )
         return self
 
     def _agree_on_kind(self) -> None:
         """Refuse what does not go with the kind of site that the pattern prunes."""
-        method, allocation, repair = map(name_of, (self.method, self.allocation, self.repair))
+        method, repair = map(name_of, (self.method, self.repair))
         shares = self.sites.shares
         if shares not in self.method.serves:
             kinds = " or ".join(SERVED[kind] for kind in self.method.serves)
@@ -142,9 +161,10 @@ class Recipe(BaseModel):
                 "pattern",
                 f"{method} prunes {kinds}, and {self.pattern} was asked; use {fitting(self.method)}",
             )
-        if shares not in self.allocation.serves:
-            use = "sleb" if shares == "blocks" else "uniform"
-            raise RequestError("allocation", f"{allocation} cannot share out {shares}; use {use}")
+        for part in (self.allocation, *self.allocation.parts):
+            if shares not in part.serves:
+                use = "sleb" if shares == "blocks" else "uniform"
+                raise RequestError("allocation", f"{name_of(part)} cannot share out {shares}; use {use}")
         if shares not in self.repair.serves:
             kinds = " or ".join(SERVED[kind] for kind in self.repair.serves)
             raise RequestError(
@@ -157,8 +177,8 @@ class Recipe(BaseModel):
         if self.layout == "uniform" and self.allocation.uneven:
             raise RequestError(
                 "layout",
-                f"uniform was asked, and the allocation {allocation} gives blocks different sizes; use "
-                "--allocation uniform, or --layout per_layer or padded",
+                f"uniform was asked, and the allocation {name_of(self.allocation)} gives blocks different "
+                "sizes; use --allocation uniform, or --layout per_layer or padded",
             )
 
     @property
@@ -190,7 +210,7 @@ class Recipe(BaseModel):
     @property
     def keeps_statistics(self) -> bool:
         """Whether what the allocation measures of the dense model is all that pruning needs to know."""
-        measures = self.sites.changes_sizes and self.allocation.uneven
+        measures = self.sites.changes_sizes and self.allocation.hands_on
         return measures and self.needs.small and self.propagation == "dense"
 
     def demand(self, blocks: int, length: int) -> Demand:

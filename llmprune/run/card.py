@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError, first_line
+from llmprune.measured import lowest, spelled
 from llmprune.patterns import base as patterns
 from llmprune.report import CalibrationRecord, Choice, RecoveryRecord, Report, StepRecord
 
@@ -83,7 +84,7 @@ def make(report: Report, source: Source | None, out: Path) -> str:
         method=recipe["method"]["name"],
         about=f"{report.about}\n\n" if report.about else "",
         pattern=_pattern(recipe["pattern"]),
-        allocation=recipe["allocation"]["name"],
+        allocation=_allocation(report),
         repair=recipe["repair"]["name"],
         sparsity=totals["sparsity"],
         prunable=totals["prunable_parameters"],
@@ -195,6 +196,12 @@ def _earlier(steps: Sequence[StepRecord] | None) -> str:
         share = step["totals"]["sparsity"]
         rows.append(f"\n| before, step {number} | {said}: {share:.2%} of the pruned layers |")
     return "".join(rows)
+
+
+def _allocation(report: Report) -> str:
+    """The allocation's name, and which of several it chose."""
+    name, tried = report.recipe["allocation"]["name"], report.budgets
+    return f"{name} ({spelled(tried[lowest(tried)]['allocation'])})" if tried else name
 
 
 def _pattern(pattern: str | Choice) -> str:

@@ -49,6 +49,8 @@ class Plan:
     """Forward passes of the allocation's own."""
     allocation_tokens: int
     """Tokens of each of these."""
+    allocation_trials: int
+    """Budgets that the whole model is pruned with to choose one."""
 
     together: bool
     """Whether all batches fit in memory inside one block, so that `layer` propagation takes one forward
@@ -99,7 +101,8 @@ class Plan:
             return ""
         passes = "one" if self.allocation_passes == 1 else str(self.allocation_passes)
         over = f" over {self.allocation_tokens} tokens" if self.allocation_tokens < self.tokens else ""
-        return f", and {passes}{over} for the budgets"
+        tried = f", and as much again for each of {self.allocation_trials} budgets"
+        return f", and {passes}{over} for the budgets{tried if self.allocation_trials else ''}"
 
     @property
     def _walks(self) -> str:
@@ -226,7 +229,9 @@ def make(anatomy: Anatomy, demand: Demand, how: Resources, checkpoint_bytes: int
     streams = 2 if demand.follows_dense else 1
     waiting_states = (2 * streams * tokens + demand.held_tokens) * sizes.hidden
     on_host = waiting_states + sizes.written
-    on_device = streams * sizes.block + statistic + sizes.scratch + sizes.outside
+    # A trial holds the dense block beside the pruned one, as does a run that follows the dense model.
+    resident = (2 if demand.measuring.trials or demand.follows_dense else 1) * sizes.block
+    on_device = resident + statistic + sizes.scratch + sizes.outside
     base = on_device + (on_host if how.device.type == "cpu" else 0)
     waiting = tokens * sizes.inside
     together = demand.propagation == "layer" and base + waiting <= SPARE * how.available
@@ -247,6 +252,7 @@ def make(anatomy: Anatomy, demand: Demand, how: Resources, checkpoint_bytes: int
         generating_bytes=anatomy.parameters * how.dtype.itemsize if tokens and demand.generates_text else 0,
         allocation_passes=demand.measuring.passes,
         allocation_tokens=demand.measuring.tokens,
+        allocation_trials=demand.measuring.trials,
         together=together,
         checkpoint_bytes=checkpoint_bytes,
         block_bytes=sizes.block,

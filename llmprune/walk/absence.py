@@ -4,7 +4,7 @@ All trials walk together. When a block is resident, the trials that lack an earl
 one more begins that lacks this one. So no state before a missing block is computed twice, and each block is
 brought in once.
 
-Letters used in shapes: B sequences of one batch, T tokens, D hidden size, R predictions, V vocabulary.
+Letters used in shapes: B sequences of one batch, T tokens.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ import torch
 from torch import Tensor
 
 from llmprune.checkpoint.store import Store
-from llmprune.tensors import ops
-from llmprune.tensors.agreement import divergence
+from llmprune.walk.predictions import States, divergences
 from llmprune.walk.walk import Walk
-
-States = list[Tensor]  # hidden states [B, T, D], one tensor per batch
 
 
 class Absence:
@@ -55,30 +52,7 @@ class Absence:
         if self._dense is None:
             assert not gone, "the first comparison is with the dense model"
             self._dense = end
-        return self._compared(self._dense, trials)
-
-    def _compared(self, dense: States, trials: dict[int, States]) -> dict[int, float]:
-        """Mean divergence of every trial; the logits of a few rows of all trials are held at a time."""
-        rows = max(1, ops.CHUNK // self._store.anatomy.vocabulary)
-        found, predictions = dict.fromkeys(trials, 0.0), 0
-        parts = {key: _predicting(states, rows) for key, states in trials.items()}
-        with self._store.head():
-            for number, whole in enumerate(_predicting(dense, rows)):
-                predictions += len(whole)
-                expected = self._predicted(whole)
-                for key, of_trial in parts.items():
-                    # Top-1 agreement, which takes longer than all else here, decides nothing.
-                    found[key] += divergence(expected, self._predicted(of_trial[number]))
-        return {key: total / predictions for key, total in found.items()}
-
-    def _predicted(self, states: Tensor) -> Tensor:
-        """Log-probabilities, float32 [R, V], of hidden states [R, D] that left the last block."""
-        return self._walk.logits(states[:, None])[:, 0].float().log_softmax(-1)
-
-
-def _predicting(batches: States, rows: int) -> list[Tensor]:
-    """Hidden states [B, T, D] but those of last tokens, which predict nothing, in parts [R, D]."""
-    return [part for states in batches for part in states[:, :-1].flatten(0, 1).split(rows)]
+        return divergences(self._store, self._walk, self._dense, trials)
 
 
 def few_windows(batches: list[Tensor], tokens: int) -> list[Tensor]:

@@ -1,0 +1,115 @@
+"""Try several allocations, and take the one whose pruned model is closest to the dense one.
+
+Which rule is good differs between families and methods, so none is trusted: the model is pruned with each,
+and the lowest KL divergence to the dense model on held-out windows decides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from llmprune import plugins
+from llmprune.allocation.base import Allocation, Allocator, Problem
+from llmprune.allocation.uniform import Uniform
+from llmprune.errors import RequestError
+from llmprune.measured import BudgetTrial, lowest, spelled, trial_in_words
+from llmprune.methods.base import PruningMethod
+from llmprune.model.anatomy import Anatomy
+from llmprune.model.widths import Allowed, Budget
+from llmprune.progress import say
+from llmprune.tensors.statistics import Nothing, joined
+from llmprune.text.windows import batched
+from llmprune.walk.demand import Measuring
+from llmprune.walk.trial import Trials
+
+PACKAGE = "llmprune.allocation"
+HELD_OUT = 8  # one of so many windows is held out
+RULES = {"weights": ["owl"], "units": ["global_threshold", "block_influence"]}
+RISES = {"weights": (0.1, 0.2, 0.4), "units": (0.1, 0.2)}
+
+
+@dataclass(frozen=True)
+class Best(Allocator):
+    """The last eighth of the windows is held out of the trials; pruning then calibrates on all of them."""
+
+    needs_text: ClassVar = True
+    serves: ClassVar = ("weights", "units")
+
+    candidates: list[str | dict[str, Any]] | None = None
+    """Allocations to compare with `uniform`: names, or mappings of a `name` and options. By default, those
+    that suit method and pattern, and ramps of several slopes."""
+
+    def __post_init__(self) -> None:
+        if self.candidates == []:
+            raise RequestError("allocation.candidates", "none was named; name one to compare with uniform")
+        if any(isinstance(part, Best) for part in self.parts):
+            raise RequestError("allocation.candidates", "best was named, which compares others; leave it out")
+
+    @property
+    def parts(self) -> tuple[Allocator, ...]:
+        """`uniform` and the candidates, each once."""
+        found: list[Allocator] = [Uniform()]
+        for asked in self.candidates or ():
+            part = plugins.build("allocation.candidates", PACKAGE, asked, Allocator)
+            found += [part] if part not in found else []
+        return tuple(found)
+
+    def settled(self, method: PruningMethod, shares: str, sparsity: float) -> Best:
+        """Name the default candidates."""
+        if self.candidates is not None or shares not in self.serves:
+            return self
+        rules = {name: plugins.find(PACKAGE, name, Allocator) for name in RULES[shares]}
+        suited = [n for n, rule in rules.items() if method.scores_alone() or not rule.compares_scores]
+        room = 1.5 * min(sparsity, 1 - sparsity)  # blocks of different sizes leave less than twice that
+        ramps = [{"name": "ramp", "rise": rise} for rise in RISES[shares] if rise <= room]
+        return replace(self, candidates=[*suited, *ramps])
+
+    def require_possible(self, anatomy: Anatomy, allowed: Allowed, sparsity: float) -> None:
+        """Check every candidate."""
+        for part in self.parts:
+            part.require_possible(anatomy, allowed, sparsity)
+
+    def measuring(self, blocks: int, removed: int, tokens: int) -> Measuring:
+        """What the candidates measure, the dense states of held-out windows, and a trial of each."""
+        walking = [part for part in self.parts if part.needs_text or part.compares_scores]
+        found = [part.measuring(blocks, removed, tokens) for part in walking]
+        held = max([one.held for one in found], default=0) + tokens // HELD_OUT
+        return Measuring(1 + sum(one.passes for one in found), tokens, held, len(self.parts))
+
+    def allocate(self, problem: Problem) -> Allocation:
+        """Prune with every candidate's budget, and return the one of the lowest divergence.
+
+        Raises:
+            RequestError: there are fewer than two windows.
+        """
+        rest, held_out = _parted(problem.batches)
+        problem = replace(problem, batches=rest, keeps_statistics=False)
+        calibrates = joined(problem.method.needs, problem.repair.needs) is not Nothing
+        trials = Trials(problem.store, rest if calibrates else [], held_out, problem.probe)
+        budgets: list[Budget] = []
+        tried: list[BudgetTrial] = []
+        kind = "units" if problem.units else "weights"
+        for part in self.settled(problem.method, kind, problem.sparsity).parts:
+            named = plugins.plain(part)
+            budgets.append(part.allocate(problem).budget)
+            kl = trials.divergence(partial(problem.prune, budget=budgets[-1]), f"trying {spelled(named)}")
+            tried.append({"allocation": named, "kl": kl if math.isfinite(kl) else None})
+            say(f"{trial_in_words(tried[-1])} to the dense model on held-out windows")
+        return Allocation(budgets[lowest(tried)], tried=tried)
+
+
+def _parted(batches: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Split windows into those to calibrate on and the last eighth, in batches of the same size."""
+    windows, size = torch.cat(batches), len(batches[0])
+    if len(windows) < 2:
+        raise RequestError(
+            "calibration.samples", "best holds windows out of the text, and 1 was asked; ask for at least 2"
+        )
+    count = max(1, len(windows) // HELD_OUT)
+    return batched(windows[:-count], size), batched(windows[-count:], size)

@@ -1,0 +1,32 @@
+"""Warn of a budget under which few models survive: one that takes far more of some blocks than was asked."""
+
+from __future__ import annotations
+
+from llmprune.model.widths import Budget
+from llmprune.run.job import Job
+
+MUCH = 2.5  # times the share that was asked
+
+
+def overpruned(todo: Job, budget: Budget) -> list[str]:
+    """A sentence about the blocks that lose much more than was asked; none where whole blocks are to go.
+
+    What cannot go does not count: where a block has one group of heads, its channels alone are looked at.
+    """
+    recipe, anatomy = todo.recipe, todo.model.anatomy
+    if recipe.sites.shares not in ("weights", "units"):
+        return []
+    shares: dict[int, float] = {}
+    for block in range(len(anatomy.blocks)):
+        sites = [s for s in anatomy.block_sites(block) if len(todo.allowed.get(s.name, (0, 1))) > 1]
+        removed = sum(budget[site.name] * site.weights for site in sites)
+        shares[block] = removed / max(1, sum(site.weights for site in sites))
+    worst = max(shares, key=shares.__getitem__)
+    if shares[worst] <= MUCH * recipe.sparsity:
+        return []
+    more = sum(share > MUCH * recipe.sparsity for share in shares.values()) - 1
+    others = f", and {more} more lose over {MUCH:g} times as much as was asked" if more else ""
+    return [
+        f"block {worst} loses {shares[worst]:.0%} of what can go where {recipe.sparsity:.0%} was asked"
+        f"{others}; if the quality is poor, try --allocation best or uniform"
+    ]
