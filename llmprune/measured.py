@@ -99,6 +99,15 @@ class Row(NamedTuple):
     ratio: str
 
 
+class SearchStep(TypedDict):
+    """What one generation of a search of budgets found."""
+
+    round: int
+    generation: int
+    kl: float
+    """Mean KL(dense || pruned) of its best on the calibration windows that it was judged by, in nats."""
+
+
 def lowest(tried: Sequence[BudgetTrial]) -> int:
     """The number of the budget whose model is closest to the dense one; of equals, the first."""
     return min(range(len(tried)), key=lambda i: math.inf if (kl := tried[i]["kl"]) is None else kl)

@@ -184,6 +184,8 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     )
     method = learned.ready(problem, draft.folder if draft and header else None)
     problem = dataclasses.replace(problem, method=method)
+    if draft and header is None and recipe.allocation.resumes:
+        draft.claim(fingerprint)
     found = _allocated(problem, recipe, header)
     if header is None:
         header = RunHeader(
@@ -192,6 +194,7 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
             together=todo.plan.together,
             budget=found.budget,
             tried=found.tried,
+            searched=found.searched,
         )
         if draft:
             draft.begin(header)
@@ -213,7 +216,8 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
     result = finish.report_of(todo, text, records, shapes, fingerprint, spent)
     result.learned = cast(Learned, method.facts()) or None
-    result.budgets, result.warnings = header.tried or None, warnings
+    result.budgets, result.searched = header.tried or None, header.searched or None
+    result.warnings = warnings
     if draft:
         finish.publish(todo, shapes, draft, walk, result, tokenizer)
     if model.source is None:

@@ -20,7 +20,7 @@ from pydantic import (
 from typing_extensions import TypedDict  # Python 3.11's own cannot be checked by pydantic
 
 from llmprune.errors import RequestError, one_line
-from llmprune.measured import BudgetTrial, Evaluation
+from llmprune.measured import BudgetTrial, Evaluation, SearchStep
 from llmprune.vocabulary.choice import VocabularyRecord
 
 FILE = "llmprune_report.json"
@@ -201,6 +201,8 @@ class Report(BaseModel):
     """How the policy was trained, or which one was used."""
     budgets: list[BudgetTrial] | None = None
     """The budgets that were tried, where one of several was chosen."""
+    searched: list[SearchStep] | None = None
+    """What every generation found, where budgets were searched."""
     warnings: list[str] = []
     """What the user should know before the result is used, in sentences."""
     steps: list[StepRecord] | None = None

@@ -33,6 +33,9 @@ class Allocator:
     hands_on: ClassVar[bool] = False
     """True if it keeps statistics for pruning (`Problem.observe`)."""
 
+    resumes: ClassVar[bool] = False
+    """True if what it measured is kept in the run's scratch folder, from which it resumes."""
+
     follows_list: ClassVar[bool] = False
     """True if it removes what the pattern lists."""
 

@@ -11,9 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from llmprune import plugins
 from llmprune.allocation.base import Allocation, Allocator, Problem
 from llmprune.allocation.uniform import Uniform
@@ -24,12 +21,11 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.model.widths import Allowed, Budget
 from llmprune.progress import say
 from llmprune.tensors.statistics import Nothing, joined
-from llmprune.text.windows import batched
+from llmprune.text.windows import HELD_OUT, with_held_out
 from llmprune.walk.demand import Measuring
 from llmprune.walk.trial import Trials
 
 PACKAGE = "llmprune.allocation"
-HELD_OUT = 8  # one of so many windows is held out
 RULES = {"weights": ["owl"], "units": ["global_threshold", "block_influence"]}
 RISES = {"weights": (0.1, 0.2, 0.4), "units": (0.1, 0.2)}
 
@@ -88,7 +84,7 @@ class Best(Allocator):
         Raises:
             RequestError: there are fewer than two windows.
         """
-        rest, held_out = _parted(problem.batches)
+        rest, held_out = with_held_out(problem.batches)
         problem = replace(problem, batches=rest, keeps_statistics=False)
         calibrates = joined(problem.method.needs, problem.repair.needs) is not Nothing
         trials = Trials(problem.store, rest if calibrates else [], held_out, problem.probe)
@@ -102,14 +98,3 @@ class Best(Allocator):
             tried.append({"allocation": named, "kl": kl if math.isfinite(kl) else None})
             say(f"{trial_in_words(tried[-1])} to the dense model on held-out windows")
         return Allocation(budgets[lowest(tried)], tried=tried)
-
-
-def _parted(batches: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Split windows into those to calibrate on and the last eighth, in batches of the same size."""
-    windows, size = torch.cat(batches), len(batches[0])
-    if len(windows) < 2:
-        raise RequestError(
-            "calibration.samples", "best holds windows out of the text, and 1 was asked; ask for at least 2"
-        )
-    count = max(1, len(windows) // HELD_OUT)
-    return batched(windows[:-count], size), batched(windows[-count:], size)

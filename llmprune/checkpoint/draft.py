@@ -27,6 +27,7 @@ WORK = ".unfinished"
 JOURNAL = "journal.jsonl"
 STATE = "state.safetensors"  # from which an interrupted training resumes
 SCRATCH = "scratch"  # a folder for temporary files of the run
+REQUEST = "request.json"  # in that folder: what the files are for
 READY = "ready"  # exists once all files are complete and checked, and only have to be moved
 
 
@@ -68,6 +69,22 @@ class Draft:
             self._remove_partial_files()
         self.done = [BlockRecord.model_validate(line) for line in lines[1:]]
         return RunHeader.model_validate(lines[0])
+
+    def claim(self, fingerprint: Fingerprint) -> None:
+        """Take the scratch folder for a run that will keep its work there before the journal has a line.
+
+        Raises:
+            RequestError: it holds the work of another run; the message names the first difference.
+        """
+        file = self.scratch / REQUEST
+        with _as_job_error(file):
+            if file.is_file():
+                journal.require_same(json.loads(file.read_text()), fingerprint, as_named(self.out))
+                return
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(fingerprint))
+            part.replace(file)
 
     def begin(self, header: RunHeader) -> None:
         """Make the folder and write the run's first line."""

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from llmprune.errors import RequestError
-from llmprune.measured import BudgetTrial
+from llmprune.measured import BudgetTrial, SearchStep
 from llmprune.report import Refit, SiteRecord
 
 Fingerprint = dict[str, object]  # all that the bytes of a result depend on, as JSON
@@ -35,6 +35,9 @@ class RunHeader(BaseModel):
 
     tried: list[BudgetTrial] = []
     """The budgets that this one was chosen from."""
+
+    searched: list[SearchStep] = []
+    """How a search came to it."""
 
 
 class BlockRecord(BaseModel):

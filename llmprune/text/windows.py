@@ -11,6 +11,8 @@ from torch import Tensor
 from llmprune.errors import RequestError
 from llmprune.report import CalibrationRecord
 
+HELD_OUT = 8  # of so many windows, one is held out where windows choose
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -57,3 +59,19 @@ def size_of(tokens: Tensor) -> dict[str, int]:
 def batched(tokens: Tensor, size: int) -> list[Tensor]:
     """Split windows [N, L] into batches of at most `size` windows."""
     return list(tokens.split(size))
+
+
+def with_held_out(batches: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Split windows into those to calibrate on and the last eighth, in batches of the same size.
+
+    Raises:
+        RequestError: there is one window.
+    """
+    windows, size = torch.cat(batches), len(batches[0])
+    if len(windows) < 2:
+        raise RequestError(
+            "calibration.samples",
+            "1 was asked, and this allocation holds windows out to choose; ask for at least 2",
+        )
+    count = max(1, len(windows) // HELD_OUT)
+    return batched(windows[:-count], size), batched(windows[-count:], size)

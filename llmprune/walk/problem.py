@@ -10,7 +10,7 @@ from typing import cast
 from torch import Tensor
 
 from llmprune.checkpoint.store import Store
-from llmprune.measured import BudgetTrial
+from llmprune.measured import BudgetTrial, SearchStep
 from llmprune.methods.base import Propagation, PruningMethod
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
@@ -41,6 +41,9 @@ class Allocation:
 
     tried: list[BudgetTrial] = field(default_factory=list)
     """The budgets that this one was chosen from; empty if there was no choice."""
+
+    searched: list[SearchStep] = field(default_factory=list)
+    """How a search came to it."""
 
 
 @dataclass(frozen=True)

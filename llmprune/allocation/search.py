@@ -1,0 +1,189 @@
+"""Search the budgets: prune every site to several levels, then find the levels that serve the model best.
+
+Tyr-the-Pruner (Li et al., 2025, arXiv:2503.09657) for whole units, EvoPress (Sieberling et al., 2024,
+arXiv:2410.14649) for single weights. The levels of a site are made on the inputs that the sites before it
+give on average over their levels. The search begins with the levels whose costs, each on its own, have the
+least sum, and goes on by mutations that keep the budget. What decides is the KL divergence to the dense model
+on calibration windows; between the result and uniform budgets, that on held-out windows.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import Field
+
+from llmprune.allocation.base import Allocation, Allocator, Problem
+from llmprune.allocation.uniform import Uniform
+from llmprune.errors import JobError
+from llmprune.measured import BudgetTrial, SearchStep
+from llmprune.progress import say
+from llmprune.tensors.statistics import Nothing, joined
+from llmprune.text.windows import with_held_out
+from llmprune.walk.demand import Measuring
+from llmprune.walk.evolution import Best, Evolution
+from llmprune.walk.grid import Grid, grid_around
+from llmprune.walk.levels import BlockLevels, Levels
+from llmprune.walk.population import Population
+from llmprune.walk.solve import solve
+from llmprune.walk.walk import Walk
+
+
+@dataclass(frozen=True)
+class Search(Allocator):
+    """On the held-out windows never worse than uniform budgets; the same for the same seed."""
+
+    needs_text: ClassVar = True
+    resumes: ClassVar = True
+    serves: ClassVar = ("weights", "units")
+
+    levels: Annotated[int, Field(ge=3)] = 9
+    """Of every site, the centre among them."""
+
+    step: Annotated[float, Field(gt=0, lt=1)] = 0.125
+    """Between two levels, as a share of the site; half of that in each further round."""
+
+    rounds: Annotated[int, Field(ge=1)] = 2
+    """Times that the levels are made, each around the result of the one before."""
+
+    generations: Annotated[int, Field(ge=1)] = 4
+    """Of every round."""
+
+    offspring: Annotated[int, Field(ge=1)] = 16
+    """Mutations of every generation."""
+
+    tokens: Annotated[int, Field(ge=1)] = 1024
+    """That all of them are measured on; four and sixteen times as many for those that are left."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    def measuring(self, blocks: int, removed: int, tokens: int) -> Measuring:
+        """Half a pass for each level of two sites a block, and a pass for each mutation."""
+        passes = blocks * self.levels + self.rounds * self.generations * self.offspring
+        return Measuring(passes, min(tokens, self.tokens), trials=self.rounds)
+
+    def allocate(self, problem: Problem) -> Allocation:
+        """Return the best budget that was found.
+
+        Raises:
+            RequestError: there is one window.
+        """
+        with _folder(problem.scratch) as folder:
+            return _Running(self, problem, folder).found()
+
+
+@contextmanager
+def _folder(scratch: Path | None) -> Iterator[Path]:
+    """Where the levels are: with the run's files, or in a temporary folder."""
+    if scratch is not None:
+        yield scratch
+    else:
+        with tempfile.TemporaryDirectory(prefix="llmprune-search-") as folder:
+            yield Path(folder)
+
+
+class _Result(NamedTuple):
+    """What one round ended with."""
+
+    grid: Grid
+    kl: float
+    """On the held-out windows."""
+
+
+class _Running:
+    """One search. What is finished is on disk, so that an interrupted one resumes after it."""
+
+    def __init__(self, asked: Search, problem: Problem, folder: Path) -> None:
+        self._asked, self._problem, self._folder = asked, problem, folder
+        self._batches, self._held_out = with_held_out(problem.batches)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def found(self) -> Allocation:
+        """Search round by round; take the best of the rounds' results and of uniform budgets."""
+        uniform = Uniform().allocate(self._problem).budget
+        grid = grid_around(self._problem, uniform, self._asked.step, self._asked.levels)
+        results: list[_Result] = []
+        steps: list[SearchStep] = []
+        for number in range(1, self._asked.rounds + 1):
+            levels = Levels(self._folder / f"levels-{number}")
+            done = self._once(f"round-{number}", partial(self._round, grid, levels, number))
+            shutil.rmtree(levels.folder)
+            if not results:
+                results.append(_Result(grid, done["before"]))
+            results.append(_Result(grid.around(done["levels"]), done["after"]))
+            steps += done["steps"]
+            grid = results[-1].grid.finer()
+            say(f"round {number}: held-out KL {done['after']:.4f}, of uniform budgets {results[0].kl:.4f}")
+        best = min(results, key=lambda result: result.kl)
+        return Allocation(best.grid.budget, tried=_tried(results), searched=steps)
+
+    def _round(self, grid: Grid, levels: Levels, number: int) -> dict[str, Any]:
+        """Make the levels, and search among them."""
+        self._prune(grid, levels)
+        population = Population(self._problem.store, self._problem.probe, levels)
+        steps: list[SearchStep] = []
+        centre = chosen = (0,) * len(grid.rows)
+        # Further rounds begin with the best of the last one, which is the centre of their levels.
+        for generation in range(0 if number == 1 else 1, self._asked.generations + 1):
+            seed = f"{self._asked.seed}-{number}-{generation}"
+            evolution = Evolution(population, grid, self._batches, self._asked.tokens, seed)
+            compute = evolution.start
+            if generation:
+                compute = partial(evolution.next, chosen, self._asked.offspring)
+            best = Best(*self._once(f"generation-{number}-{generation}", compute))
+            chosen = tuple(best.levels)
+            steps.append({"round": number, "generation": generation, "kl": best.kl})
+            say(f"round {number}, generation {generation}: KL {best.kl:.4f} on calibration windows")
+        before, after = population.cost([centre, chosen], self._held_out, "comparing on held-out windows")
+        return {"levels": chosen, "before": before, "after": after, "steps": steps}
+
+    def _prune(self, grid: Grid, levels: Levels) -> None:
+        """Prune every site to all its levels; later ones get what it puts out on average over them."""
+        problem = self._problem
+        needs = joined(problem.method.needs, problem.repair.needs)
+        parts = problem.method, problem.repair, problem.pattern
+        rows = {row.site.name: row for row in grid.rows}
+        for stage in Walk(problem.store, self._batches, problem.probe).stages("pruning sites to all levels"):
+            known = levels.has(stage.index)
+            block = levels.get(stage.index) if known else BlockLevels()
+            visited = stage.visit(Nothing if known else needs, "layer", together=problem.together)
+            with problem.store.as_before(stage.sites):
+                for site, seen in visited:
+                    shares = rows[site.name].shares
+                    if not known:
+                        weights = problem.store.weights(site)
+                        for level, share in shares.items():
+                            block.add(site, level, solve(weights, seen.statistic, *parts, share))
+                    block.place_expected(problem.store, site, {n: 1 - share for n, share in shares.items()})
+                stage.outputs = stage.outputs or stage.run()
+            if not known:
+                levels.put(stage.index, block)
+
+    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, or returned in an interrupted run, as JSON data."""
+        file = self._folder / f"{name}.json"
+        if not file.is_file():
+            found, part = json.dumps(compute()), file.with_suffix(".part")
+            try:
+                part.write_text(found)
+                part.replace(file)
+            except OSError as error:
+                why = f"cannot write {file}: {error.strerror}; fix that, then rerun with --resume"
+                raise JobError(why) from error
+        return json.loads(file.read_text())
+
+
+def _tried(results: list[_Result]) -> list[BudgetTrial]:
+    """Uniform budgets, and what each round ended with."""
+    tried: list[BudgetTrial] = [{"allocation": {"name": "uniform"}, "kl": results[0].kl}]
+    for number, result in enumerate(results[1:], 1):
+        tried.append({"allocation": {"name": "search", "rounds": number}, "kl": result.kl})
+    return tried

@@ -1,0 +1,80 @@
+"""Measure many candidates in one walk: how far each choice of levels is from the dense model.
+
+Candidates that choose alike up to a block share their hidden states there, so that what they have in common
+is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from llmprune.checkpoint.store import Store
+from llmprune.walk.levels import BlockLevels, Level, Levels
+from llmprune.walk.predictions import States, divergences
+from llmprune.walk.stage import Stage
+from llmprune.walk.walk import Walk
+
+Candidate = tuple[Level | None, ...]
+"""The level of every site of the model, in order; None for the dense site."""
+
+HELD = 1 << 30  # bytes of hidden states that candidates may hold at a time
+
+
+class Population:
+    """Compares candidates with the same dense model.
+
+    Args:
+        store: the dense model.
+        probe: token ids [1, T].
+        levels: of every block.
+    """
+
+    def __init__(self, store: Store, probe: Tensor, levels: Levels) -> None:
+        self._store, self._probe, self._levels = store, probe, levels
+
+    def cost(self, candidates: Sequence[Candidate], batches: list[Tensor], label: str) -> list[float]:
+        """The mean KL(dense || candidate) in nats of every candidate.
+
+        Args:
+            candidates: to compare; those that are equal are measured once.
+            batches: token ids, each [B, T].
+            label: names the walk in the progress display.
+        """
+        state = self._store.anatomy.hidden_size * 4 * sum(batch.numel() for batch in batches)
+        at_once = max(1, HELD // state)
+        distinct = list(dict.fromkeys(candidates))
+        found: dict[Candidate, float] = {}
+        for start in range(0, len(distinct), at_once):
+            walk = Walk(self._store, batches, self._probe)
+            dense, ends = self._ends(walk, distinct[start : start + at_once], label)
+            found |= divergences(self._store, walk, dense, ends)
+        return [found[candidate] for candidate in candidates]
+
+    def _ends(
+        self, walk: Walk, candidates: list[Candidate], label: str
+    ) -> tuple[States, dict[Candidate, States]]:
+        """The states that leave the last block, of the dense model and of every candidate."""
+        dense: States = []
+        states: dict[Candidate, States] = {}  # by what was chosen so far; the dense ones are the stage's own
+        start = 0
+        for stage in walk.stages(label):
+            stop, after = start + len(stage.sites), {}
+            block = self._levels.get(stage.index)
+            for before in dict.fromkeys(candidate[:start] for candidate in candidates):
+                entering = states.pop(before, stage.hidden)
+                for chosen in dict.fromkeys(c[:stop] for c in candidates if c[:start] == before):
+                    if any(level is not None for level in chosen):
+                        after[chosen] = self._through(stage, block, chosen[start:], entering)
+            dense = stage.outputs = stage.run()
+            start, states = stop, after
+        return dense, {candidate: states.get(candidate, dense) for candidate in candidates}
+
+    def _through(self, stage: Stage, block: BlockLevels, chosen: Candidate, entering: States) -> States:
+        """Take states through a block whose sites have the chosen levels."""
+        with self._store.as_before(stage.sites):
+            for site, level in zip(stage.sites, chosen, strict=True):
+                if level is not None:
+                    block.place(self._store, site, level)
+            return stage.run(entering)
