@@ -17,19 +17,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmprune import recovering
 from llmprune.allocation.base import Allocation, Problem
 from llmprune.checkpoint.draft import Draft, step_folder
-from llmprune.checkpoint.journal import RunHeader
+from llmprune.checkpoint.journal import Fingerprint, RunHeader
 from llmprune.errors import RequestError, of_step
 from llmprune.paths import existing
 from llmprune.plugins import Options
-from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.repair.span import Span
 from llmprune.report import Learned, Report
-from llmprune.run import finish, job, learned
+from llmprune.run import finish, job, learned, warning
 from llmprune.run.job import Job, Run
 from llmprune.run.plan import Plan
 from llmprune.run.seam import Seams
-from llmprune.run.warning import overpruned
 from llmprune.run.windows import windows
 from llmprune.run.work import Work
 from llmprune.tensors.statistics import Nothing
@@ -168,41 +166,17 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     draft = Draft(out, todo.plan.blocks) if out is not None else None
     header = draft.resume(fingerprint) if draft else None
     batch = header.batch if header else todo.plan.batch
-    problem = Problem(
-        store=model.store,
-        batches=batched(text.tokens, batch) if text else [],
-        probe=todo.probe(),
-        method=recipe.method,
-        sparsity=recipe.sparsity,
-        pattern=recipe.pattern,
-        repair=recipe.repair,
-        propagation=recipe.propagation,
-        together=todo.plan.together,
-        allowed=todo.allowed,
-        keeps_statistics=recipe.keeps_statistics,
-        scratch=draft.scratch if draft else None,
-    )
+    problem = _problem(todo, batched(text.tokens, batch) if text else [], draft)
     method = learned.ready(problem, draft.folder if draft and header else None)
     problem = dataclasses.replace(problem, method=method)
     if draft and header is None and recipe.allocation.resumes:
         draft.claim(fingerprint)
     found = _allocated(problem, recipe, header)
     if header is None:
-        header = RunHeader(
-            fingerprint=fingerprint,
-            batch=batch,
-            together=todo.plan.together,
-            budget=found.budget,
-            tried=found.tried,
-            searched=found.searched,
-        )
-        if draft:
-            draft.begin(header)
+        header = _begun(todo, fingerprint, batch, found, draft)
     if draft:
         learned.keep(method, draft.folder)
-    warnings = overpruned(todo, header.budget)
-    for warning in warnings:
-        say(f"warning: {warning}")
+    warning.show(warning.overpruned(todo, header.budget))
     seams = _seams(problem, header)
     measures = seams is not None or (recipe.needs is not Nothing and not found.observed.seen)
     walk = Walk(model.store, problem.batches if measures else [], problem.probe)
@@ -214,15 +188,49 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     )
     records = [work.pruned(stage) for stage in walk.stages("pruning")]
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
-    result = finish.report_of(todo, text, records, shapes, fingerprint, spent)
+    result = finish.report_of(todo, text, records, shapes, header, spent)
     result.learned = cast(Learned, method.facts()) or None
-    result.budgets, result.searched = header.tried or None, header.searched or None
-    result.warnings = warnings
     if draft:
         finish.publish(todo, shapes, draft, walk, result, tokenizer)
     if model.source is None:
         shapes.apply(work.keeps, finish.mark(todo, shapes))
     return result
+
+
+def _problem(todo: Job, batches: list[Tensor], draft: Draft | None) -> Problem:
+    """What is to be allocated, with the method as it is before it learns."""
+    recipe = todo.recipe
+    return Problem(
+        store=todo.model.store,
+        batches=batches,
+        probe=todo.probe(),
+        method=recipe.method,
+        sparsity=recipe.sparsity,
+        pattern=recipe.pattern,
+        repair=recipe.repair,
+        propagation=recipe.propagation,
+        together=todo.plan.together,
+        allowed=todo.allowed,
+        keeps_statistics=recipe.keeps_statistics,
+        scratch=draft.scratch if draft else None,
+    )
+
+
+def _begun(
+    todo: Job, fingerprint: Fingerprint, batch: int, found: Allocation, draft: Draft | None
+) -> RunHeader:
+    """The header of a run that begins, written as the first line of its journal."""
+    header = RunHeader(
+        fingerprint=fingerprint,
+        batch=batch,
+        together=todo.plan.together,
+        budget=found.budget,
+        tried=found.tried,
+        searched=found.searched,
+    )
+    if draft:
+        draft.begin(header)
+    return header
 
 
 def _seams(problem: Problem, header: RunHeader) -> Seams | None:

@@ -69,16 +69,21 @@ class Global(Allocator):
 
     def _safe(self, site: Site) -> int:
         """Return how many weights a site keeps at least."""
-        return math.ceil(self.minimum * site.weights - 1e-9)
+        return int(self.minimum * site.weights + 1e-9)  # rounded down, so that 1 - sparsity is possible
 
     def _scores(self, problem: Problem, statistics: dict[str, Statistic]) -> Iterator[tuple[Site, Tensor]]:
         """Yield the scores of every site, one block resident at a time; infinite where a weight is safe."""
         for block in range(len(problem.anatomy.blocks)):
             with problem.store.resident(block):
                 for site in problem.anatomy.block_sites(block):
-                    weights = problem.store.weights(site)
-                    score = problem.method.score(weights, statistics[site.name]).float()
-                    if safe := self._safe(site):
-                        keep = ops.keep_largest_of_all(score, site.weights - safe)
-                        score = score.masked_fill(keep, math.inf)
-                    yield site, score
+                    score = problem.method.score(problem.store.weights(site), statistics[site.name]).float()
+                    yield site, self._guarded(site, score)
+
+    def _guarded(self, site: Site, score: Tensor) -> Tensor:
+        """Return the scores with those of safe weights replaced by infinity."""
+        safe = self._safe(site)
+        return (
+            score.masked_fill(ops.keep_largest_of_all(score, site.weights - safe), math.inf)
+            if safe
+            else score
+        )

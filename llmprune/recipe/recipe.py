@@ -38,7 +38,8 @@ from llmprune.recipe.parts import (
 from llmprune.recipe.steps import require_recoverable, unfolded
 from llmprune.recovery.base import Recovery
 from llmprune.repair.base import LayerRepair, Repair
-from llmprune.tensors.statistics import CrossGram, Nothing, Statistic, joined
+from llmprune.tensors.cross_gram import CrossGram
+from llmprune.tensors.statistics import Nothing, Statistic, joined
 from llmprune.text.calibration import Calibration, with_defaults
 from llmprune.walk.demand import Demand, Measuring
 

@@ -15,7 +15,7 @@ from llmprune import plugins, report
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint import reload, versions
 from llmprune.checkpoint.draft import Draft
-from llmprune.checkpoint.journal import BlockRecord
+from llmprune.checkpoint.journal import BlockRecord, RunHeader
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
 from llmprune.model import modelling_file
@@ -28,6 +28,7 @@ from llmprune.recipe.text import write_yaml
 from llmprune.report import RecipeRecord, Report, StepRecord, Time
 from llmprune.run import card, learned, memory, tokens
 from llmprune.run.job import Job, Run
+from llmprune.run.warning import overpruned
 from llmprune.text.calibration import as_now
 from llmprune.text.windows import Windows
 from llmprune.walk.walk import Walk
@@ -100,7 +101,7 @@ def report_of(
     windows: Windows | None,
     records: list[BlockRecord],
     shapes: Shapes,
-    identity: dict[str, object],
+    header: RunHeader,
     spent: Time,
 ) -> Report:
     """Make the report of a complete walk; sizes after writing are added later."""
@@ -117,7 +118,10 @@ def report_of(
         time=spent,
         memory=memory.peak(todo.model.resources.device),
         versions=versions.installed(),
-        fingerprint=identity,
+        fingerprint=header.fingerprint,
+        budgets=header.tried or None,
+        searched=header.searched or None,
+        warnings=overpruned(todo, header.budget),
         steps=[_step(step) for step in todo.steps] or None,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmprune.model.widths import Budget
+from llmprune.progress import say
 from llmprune.run.job import Job
 
 MUCH = 2.5  # times the share that was asked
@@ -30,3 +31,9 @@ def overpruned(todo: Job, budget: Budget) -> list[str]:
         f"block {worst} loses {shares[worst]:.0%} of what can go where {recipe.sparsity:.0%} was asked"
         f"{others}; if the quality is poor, try --allocation best or uniform"
     ]
+
+
+def show(warnings: list[str]) -> None:
+    """Show warnings on the terminal."""
+    for sentence in warnings:
+        say(f"warning: {sentence}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 
@@ -19,11 +21,10 @@ def balanced(costs: Sequence[dict[int, float]]) -> list[int]:
     for options in costs:
         reached: dict[int, float] = {}
         chosen: dict[int, int] = {}
-        for before, spent in best.items():
-            for step, cost in options.items():
-                total = before + step
-                if total not in reached or spent + cost < reached[total]:
-                    reached[total], chosen[total] = spent + cost, step
+        for (before, spent), (step, cost) in itertools.product(best.items(), options.items()):
+            total = before + step
+            if spent + cost < reached.get(total, math.inf):
+                reached[total], chosen[total] = spent + cost, step
         best = reached
         taken.append(chosen)
     if 0 not in best:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from llmprune.tensors.knapsack import balanced
-from llmprune.text.windows import batched
 from llmprune.walk.grid import Grid
 from llmprune.walk.levels import Level
 from llmprune.walk.population import Population
@@ -69,7 +68,7 @@ class Evolution:
         for group in self._grid.groups:
             for site, level in zip(group, balanced([costs[n] for n in group]), strict=True):
                 chosen[site] = level
-        return self._best([self.centre, tuple(chosen)], batched(self._windows, self._batch))
+        return self._best([self.centre, tuple(chosen)], list(self._windows.split(self._batch)))
 
     def next(self, parent: Chosen, offspring: int) -> Best:
         """The best of a parent and its mutations, of which ever fewer are measured on ever more tokens."""
@@ -92,7 +91,7 @@ class Evolution:
         """Windows with at least so many tokens, drawn without replacement; all if there are no more."""
         count = min(len(self._windows), -(-tokens // self._windows.shape[1]))
         drawn = sorted(self._lots.sample(range(len(self._windows)), count))
-        return batched(self._windows[drawn], self._batch)
+        return list(self._windows[drawn].split(self._batch))
 
 
 def mutated(parent: Chosen, grid: Grid, lots: random.Random) -> Chosen:

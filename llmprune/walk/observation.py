@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from llmprune.tensors.statistics import CrossGram, Statistic
+from llmprune.tensors.cross_gram import CrossGram
+from llmprune.tensors.statistics import Statistic
 
 
 @dataclass

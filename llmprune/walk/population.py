@@ -60,13 +60,12 @@ class Population:
         states: dict[Candidate, States] = {}  # by what was chosen so far; the dense ones are the stage's own
         start = 0
         for stage in walk.stages(label):
-            stop, after = start + len(stage.sites), {}
-            block = self._levels.get(stage.index)
-            for before in dict.fromkeys(candidate[:start] for candidate in candidates):
-                entering = states.pop(before, stage.hidden)
-                for chosen in dict.fromkeys(c[:stop] for c in candidates if c[:start] == before):
-                    if any(level is not None for level in chosen):
-                        after[chosen] = self._through(stage, block, chosen[start:], entering)
+            stop = start + len(stage.sites)
+            block, after = self._levels.get(stage.index), {}
+            for chosen in dict.fromkeys(candidate[:stop] for candidate in candidates):
+                if any(level is not None for level in chosen):
+                    entering = states.get(chosen[:start], stage.hidden)
+                    after[chosen] = self._through(stage, block, chosen[start:], entering)
             dense = stage.outputs = stage.run()
             start, states = stop, after
         return dense, {candidate: states.get(candidate, dense) for candidate in candidates}

@@ -65,7 +65,7 @@ def test_a_possible_ramp_reaches_the_total_exactly_and_no_other_is_let_through(
         by_block = [budget[anatomy.block_sites(block)[0].name] for block in range(3)]
         assert by_block[2] - by_block[0] == pytest.approx(ramp.rise, abs=1e-9)
     elif min(shares) < -1e-6 or max(shares) > 1:
-        with pytest.raises(RequestError, match="^allocation.rise: "):
+        with pytest.raises(RequestError, match=r"^allocation\.rise: "):
             ramp.require_possible(anatomy, {}, sparsity)
 
 

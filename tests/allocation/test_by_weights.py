@@ -67,9 +67,9 @@ def test_layers_keep_in_proportion_to_their_bounds(on: str) -> None:
 
 def test_the_index_of_scores_needs_a_method_that_has_them_before_it_prunes() -> None:
     Recipe.parse({"method": "sparsegpt", "allocation": "pq_index"})
-    with pytest.raises(RequestError, match="^allocation: pq_index compares scores before pruning"):
+    with pytest.raises(RequestError, match=r"^allocation: pq_index compares scores before pruning"):
         Recipe.parse({"method": "sparsegpt", "allocation": {"name": "pq_index", "on": "scores"}})
-    with pytest.raises(RequestError, match="^allocation.p: 1 was asked with a q of 1; ask for a smaller p$"):
+    with pytest.raises(RequestError, match=r"^allocation\.p: 1 was asked with a q of 1; ask for a smaller"):
         Recipe.parse({"method": "wanda", "allocation": {"name": "pq_index", "p": 1.0}})
 
 
@@ -100,14 +100,14 @@ def test_every_layer_keeps_its_minimum_and_the_rest_falls_to_one_threshold(minim
     rule = Global(minimum=minimum)
     rule.require_possible(asked.anatomy, {}, 0.7)
     budget = rule.allocate(asked).budget
-    assert all(1 - budget[site.name] >= minimum - 1e-9 for site in sites)
+    assert all(1 - budget[site.name] >= minimum - 1 / site.weights for site in sites)
     assert 1 - budget[sites[2].name] == pytest.approx(minimum, abs=1 / sites[2].weights)
     drops = {site.name: round(budget[site.name] * site.weights) for site in sites}
     assert sum(drops.values()) == round(0.7 * sum(site.weights for site in sites))
     free = [site for site in sites if 1 - budget[site.name] > minimum + 1 / site.weights]
     last_gone = [float(site.weight.abs().flatten().kthvalue(drops[site.name]).values) for site in free]
     first_kept = [float(site.weight.abs().flatten().kthvalue(drops[site.name] + 1).values) for site in free]
-    assert minimum == 0.3 or max(last_gone) <= min(first_kept)
+    assert not free or max(last_gone) <= min(first_kept)
 
 
 @torch.no_grad()

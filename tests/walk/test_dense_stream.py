@@ -9,7 +9,7 @@ from llmprune import prune
 from llmprune.checkpoint.store import Store
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites.linear import LinearLayers
-from llmprune.tensors.statistics import CrossGram
+from llmprune.tensors.cross_gram import CrossGram
 from llmprune.walk.dense_stream import DenseStream
 from llmprune.walk.walk import Walk
 from tests import tiny
@@ -39,7 +39,7 @@ def test_sites_see_the_inputs_that_they_have_in_the_dense_model(family: str, tog
 
 
 def test_the_target_is_the_best_weight_for_the_dense_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmprune.tensors.statistics.TARGET_RIDGE", 1e-9)
+    monkeypatch.setattr("llmprune.tensors.cross_gram.TARGET_RIDGE", 1e-9)
     torch.manual_seed(0)
     dense, weight = torch.randn(300, 8), torch.randn(5, 8)
     x = dense + 0.3 * torch.randn(300, 8) @ torch.randn(8, 8)
