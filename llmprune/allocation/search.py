@@ -9,10 +9,9 @@ on calibration windows; between the result and uniform budgets, that on held-out
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,23 +22,21 @@ from pydantic import Field
 
 from llmprune.allocation.base import Allocation, Allocator, Problem
 from llmprune.allocation.uniform import Uniform
-from llmprune.errors import JobError
+from llmprune.checkpoint.once import Once
 from llmprune.measured import BudgetTrial, SearchStep
 from llmprune.progress import say
-from llmprune.tensors.statistics import Nothing, joined
 from llmprune.text.windows import with_held_out
 from llmprune.walk.demand import Measuring
 from llmprune.walk.evolution import Best, Evolution
+from llmprune.walk.expected import prune_to_levels
 from llmprune.walk.grid import Grid, grid_around
-from llmprune.walk.levels import BlockLevels, Levels
+from llmprune.walk.levels import Levels
 from llmprune.walk.population import Population
-from llmprune.walk.solve import solve
-from llmprune.walk.walk import Walk
 
 
 @dataclass(frozen=True)
 class Search(Allocator):
-    """On the held-out windows never worse than uniform budgets; the same for the same seed."""
+    """On held-out windows never worse than uniform; sites are then pruned anew at the budget found."""
 
     needs_text: ClassVar = True
     resumes: ClassVar = True
@@ -52,7 +49,7 @@ class Search(Allocator):
     """Between two levels, as a share of the site; half of that in each further round."""
 
     rounds: Annotated[int, Field(ge=1)] = 2
-    """Times that the levels are made, each around the result of the one before."""
+    """Times that levels are made, each around the result of the one before."""
 
     generations: Annotated[int, Field(ge=1)] = 4
     """Of every round."""
@@ -91,20 +88,19 @@ def _folder(scratch: Path | None) -> Iterator[Path]:
 
 
 class _Result(NamedTuple):
-    """What one round ended with."""
+    """What one round ended with, and its divergence on the held-out windows."""
 
     grid: Grid
     kl: float
-    """On the held-out windows."""
 
 
 class _Running:
-    """One search. What is finished is on disk, so that an interrupted one resumes after it."""
+    """One search; an interrupted one resumes after what is in its folder."""
 
     def __init__(self, asked: Search, problem: Problem, folder: Path) -> None:
         self._asked, self._problem, self._folder = asked, problem, folder
         self._batches, self._held_out = with_held_out(problem.batches)
-        folder.mkdir(parents=True, exist_ok=True)
+        self._once = Once(folder)
 
     def found(self) -> Allocation:
         """Search round by round; take the best of the rounds' results and of uniform budgets."""
@@ -122,12 +118,12 @@ class _Running:
             steps += done["steps"]
             grid = results[-1].grid.finer()
             say(f"round {number}: held-out KL {done['after']:.4f}, of uniform budgets {results[0].kl:.4f}")
-        best = min(results, key=lambda result: result.kl)
-        return Allocation(best.grid.budget, tried=_tried(results), searched=steps)
+        best = min(results, key=lambda result: result.kl).grid
+        return Allocation(best.budget, tried=_tried(results), searched=steps)
 
     def _round(self, grid: Grid, levels: Levels, number: int) -> dict[str, Any]:
         """Make the levels, and search among them."""
-        self._prune(grid, levels)
+        prune_to_levels(self._problem, self._batches, grid, levels)
         population = Population(self._problem.store, self._problem.probe, levels)
         steps: list[SearchStep] = []
         centre = chosen = (0,) * len(grid.rows)
@@ -144,41 +140,6 @@ class _Running:
             say(f"round {number}, generation {generation}: KL {best.kl:.4f} on calibration windows")
         before, after = population.cost([centre, chosen], self._held_out, "comparing on held-out windows")
         return {"levels": chosen, "before": before, "after": after, "steps": steps}
-
-    def _prune(self, grid: Grid, levels: Levels) -> None:
-        """Prune every site to all its levels; later ones get what it puts out on average over them."""
-        problem = self._problem
-        needs = joined(problem.method.needs, problem.repair.needs)
-        parts = problem.method, problem.repair, problem.pattern
-        rows = {row.site.name: row for row in grid.rows}
-        for stage in Walk(problem.store, self._batches, problem.probe).stages("pruning sites to all levels"):
-            known = levels.has(stage.index)
-            block = levels.get(stage.index) if known else BlockLevels()
-            visited = stage.visit(Nothing if known else needs, "layer", together=problem.together)
-            with problem.store.as_before(stage.sites):
-                for site, seen in visited:
-                    shares = rows[site.name].shares
-                    if not known:
-                        weights = problem.store.weights(site)
-                        for level, share in shares.items():
-                            block.add(site, level, solve(weights, seen.statistic, *parts, share))
-                    block.place_expected(problem.store, site, {n: 1 - share for n, share in shares.items()})
-                stage.outputs = stage.outputs or stage.run()
-            if not known:
-                levels.put(stage.index, block)
-
-    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What `compute` returns, or returned in an interrupted run, as JSON data."""
-        file = self._folder / f"{name}.json"
-        if not file.is_file():
-            found, part = json.dumps(compute()), file.with_suffix(".part")
-            try:
-                part.write_text(found)
-                part.replace(file)
-            except OSError as error:
-                why = f"cannot write {file}: {error.strerror}; fix that, then rerun with --resume"
-                raise JobError(why) from error
-        return json.loads(file.read_text())
 
 
 def _tried(results: list[_Result]) -> list[BudgetTrial]:

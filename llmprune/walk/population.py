@@ -19,7 +19,7 @@ from llmprune.walk.walk import Walk
 Candidate = tuple[Level | None, ...]
 """The level of every site of the model, in order; None for the dense site."""
 
-HELD = 1 << 30  # bytes of hidden states that candidates may hold at a time
+HELD = 1 << 29  # bytes of hidden states that candidates may hold at a time
 
 
 class Population:
