@@ -34,7 +34,7 @@ def of(run: Run) -> list[Plot]:
     """The plots of one run."""
     kinds = kinds_of(run.record.sites)
     curves = (run.record.learned or {}).get("losses", {})
-    found = [_sparsity(kinds), _errors(run, kinds), *_recovery(run, kinds)]
+    found = [_sparsity(kinds), _search(run), _errors(run, kinds), *_recovery(run, kinds)]
     if any(curves.values()):
         series = tuple(curve(part, losses, 0) for part, losses in curves.items() if losses)
         passes, loss = Axis("passes made", whole=True), Axis("share of the spectrum lost")
@@ -94,6 +94,18 @@ def _sparsity(kinds: dict[str, list[SiteRecord]]) -> Grid:
     return Grid(
         "sparsity", "Share of the weights removed from each layer, in percent", BLOCK, value, columns, rows
     )
+
+
+def _search(run: Run) -> Chart | None:
+    steps = run.record.searched
+    if not steps:
+        return None
+    rounds: dict[int, list[tuple[float, float]]] = {}
+    for number, step in enumerate(steps):
+        rounds.setdefault(step["round"], []).append((number, step["kl"]))
+    series = tuple(Series(f"round {number}", tuple(points)) for number, points in rounds.items())
+    axes = Axis("generation", whole=True), Axis("KL to the dense model, nats")
+    return Chart("search", "The best budgets of every generation, on calibration windows", *axes, series)
 
 
 def _errors(run: Run, kinds: dict[str, list[SiteRecord]]) -> Chart | None:

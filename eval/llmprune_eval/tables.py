@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from llmprune import measured
-from llmprune.measured import same_characters, same_tokens
+from llmprune.measured import same_characters, same_tokens, trial_in_words
 from llmprune.report import Memory, SiteRecord, Spent, Time
 from llmprune_eval import figures
 from llmprune_eval.markup import element
@@ -39,6 +39,8 @@ def done(run: Run) -> list[tuple[str, object]]:
         ("sparsity asked", percent(recipe["sparsity"])),
         ("sparsity reached", f"{percent(totals['sparsity'])} of the pruned layers, {_of_model(run)}"),
         ("budget", _budget(record.sites)),
+        *(("budget tried", trial_in_words(trial)) for trial in record.budgets or ()),
+        *(("warning", sentence) for sentence in record.warnings),
         ("parameters", f"{totals['parameters_before']:,} before, {totals['parameters_after']:,} after"),
         (
             "bytes",

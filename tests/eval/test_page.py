@@ -383,3 +383,16 @@ def test_without_matplotlib_the_way_to_it_is_named(folders, tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(RequestError, match=r"pip install llmprune\[plot\]"):
         png.require(tmp_path / "png")
+
+
+def test_a_search_shows_its_budgets_and_how_it_went(folders: dict[str, Path], tmp_path: Path) -> None:
+    tried = [{"allocation": {"name": "uniform"}, "kl": 0.5}, {"allocation": {"name": "search"}, "kl": 0.4}]
+    steps = [{"round": r, "generation": g, "kl": 0.9 / (r + g)} for r, g in ((1, 0), (1, 1), (2, 1))]
+    said = "block 3 loses 90 % where 30 % was asked"
+    folder = copied(folders["cut"], tmp_path / "a", budgets=tried, searched=steps, warnings=[said])
+    [run] = read_all([folder])
+    rows = [value for key, value in tables.done(run) if key in ("budget tried", "warning")]
+    assert rows == ["uniform: 0.5000 nats of KL divergence", "search: 0.4000 nats of KL divergence", said]
+    chart = next(plot for plot in figures.of(run) if plot.name == "search")
+    assert [len(series.points) for series in chart.series] == [2, 1]
+    assert "generation" in page.page([run])
