@@ -65,7 +65,7 @@ class Search(Allocator):
     def measuring(self, blocks: int, removed: int, tokens: int) -> Measuring:
         """Half a pass for each level of two sites a block, and a pass for each mutation."""
         passes = blocks * self.levels + self.rounds * self.generations * self.offspring
-        return Measuring(passes, min(tokens, self.tokens), trials=self.rounds)
+        return Measuring(passes, min(tokens, self.tokens), levels=self.levels, trials=self.rounds)
 
     def allocate(self, problem: Problem) -> Allocation:
         """Return the best budget that was found.

@@ -262,10 +262,16 @@ def make(anatomy: Anatomy, demand: Demand, how: Resources, checkpoint_bytes: int
         host_bytes=on_host,
         needed_bytes=base + inside,
         available_bytes=how.available,
-        disk_bytes=checkpoint_bytes,
+        disk_bytes=checkpoint_bytes + demand.measuring.levels * _solved_bytes(anatomy, checkpoint_bytes),
         device=str(how.device),
         dtype=how.dtype_name,
     )
+
+
+def _solved_bytes(anatomy: Anatomy, checkpoint_bytes: int) -> int:
+    """At most the size of the solved weights of all sites, as stored."""
+    stored = checkpoint_bytes / anatomy.parameters
+    return int(stored * sum(site.inputs * site.outputs for site in anatomy.sites))
 
 
 def _block_outputs(anatomy: Anatomy) -> int:

@@ -5,6 +5,7 @@ Letters used in shapes: O outputs, I inputs.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 
 from safetensors import safe_open
@@ -84,10 +85,17 @@ class Levels:
         """Whether the levels of a block were written."""
         return self._file(block).is_file()
 
-    def get(self, block: int) -> BlockLevels:
-        """Read the levels of one block."""
+    def get(self, block: int, only: Container[tuple[str, Level | None]] | None = None) -> BlockLevels:
+        """Read the levels of one block, or only those of the given sites, by name, and levels."""
         with safe_open(self._file(block), framework="pt") as file:
-            return BlockLevels({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no mapping
+            keys = [key for key in file.keys() if only is None or _named(key) in only]  # noqa: SIM118
+            return BlockLevels({key: file.get_tensor(key) for key in keys})
 
     def _file(self, block: int) -> Path:
         return self.folder / f"levels-{block:05d}.safetensors"
+
+
+def _named(key: str) -> tuple[str, Level]:
+    """The site and the level that a tensor belongs to."""
+    site, level, _ = key.rsplit(":", 2)
+    return site, int(level)

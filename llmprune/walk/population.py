@@ -60,8 +60,10 @@ class Population:
         states: dict[Candidate, States] = {}  # by what was chosen so far; the dense ones are the stage's own
         start = 0
         for stage in walk.stages(label):
-            stop = start + len(stage.sites)
-            block, after = self._levels.get(stage.index), {}
+            stop, after = start + len(stage.sites), {}
+            names = [site.name for site in stage.sites]
+            wanted = {pair for c in candidates for pair in zip(names, c[start:stop], strict=True)}
+            block = self._levels.get(stage.index, wanted)
             for chosen in dict.fromkeys(candidate[:stop] for candidate in candidates):
                 if any(level is not None for level in chosen):
                     entering = states.get(chosen[:start], stage.hidden)

@@ -219,3 +219,12 @@ def test_what_cannot_be_searched_is_refused() -> None:
 def test_magnitude_needs_no_statistic_but_is_searched_on_text() -> None:
     report = prune(tiny.model("llama"), method="magnitude", sparsity=0.6, allocation=QUICK, tokens=TOKENS)
     assert report.searched
+
+
+def test_the_plan_counts_the_levels_on_disk(tmp_path: Path) -> None:
+    folder, plans = tiny.save("llama", tmp_path / "dense"), []
+    for name in ("uniform", "search"):
+        asked = WAYS["weights"] | {"allocation": name}
+        prune(folder, asked, tokens=TOKENS[:2], out=tmp_path / name, on_plan=plans.append)
+    weights = plans[0].prunable_parameters * plans[0].checkpoint_bytes / plans[0].parameters
+    assert plans[1].disk_bytes - plans[0].disk_bytes == pytest.approx(9 * weights)
