@@ -86,7 +86,7 @@ class Best(Allocator):
         """
         rest, held_out = with_held_out(problem.batches)
         problem = replace(problem, batches=rest, keeps_statistics=False)
-        calibrates = joined(problem.method.needs, problem.repair.needs) is not Nothing
+        calibrates = joined(problem.method.needs, problem.repair.gathers) is not Nothing
         trials = Trials(problem.store, rest if calibrates else [], held_out, problem.probe)
         budgets: list[Budget] = []
         tried: list[BudgetTrial] = []

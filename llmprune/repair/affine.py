@@ -22,10 +22,10 @@ class Affine(Refit[CentredGram]):
     needs: ClassVar = CentredGram
     gives_bias: ClassVar = True
 
-    def apply(self, weight: Tensor, keep: Tensor, statistic: CentredGram) -> Repaired:
+    def fitted(self, weight: Tensor, keep: Tensor, statistic: CentredGram, ridge: float) -> Repaired:
         """V = W_K + W_R C_RK (C_KK + r I)^-1 with C = cov(x), b = W E[x] - V E[x_K]"""
         mean = statistic.mean
         # In float64: the difference of two nearly equal matrices loses digits when means are large.
         covariance = statistic.value.double() - torch.outer(mean, mean)
-        refit, ridge = refitted(weight, keep, covariance, self.ridge)
+        refit, ridge = refitted(weight, keep, covariance, ridge)
         return Repaired(refit, (weight.double() - refit) @ mean, {"ridge": ridge})

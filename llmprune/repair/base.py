@@ -9,16 +9,19 @@ Letters used in shapes: O outputs, I inputs, K kept inputs, R removed inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from llmprune.plugins import OPTIONS
-from llmprune.tensors.statistics import Nothing, Statistic
+from llmprune.tensors.held_out import HeldOutGram
+from llmprune.tensors.statistics import CentredGram, Nothing, Statistic
 
 S = TypeVar("S", bound=Statistic)
+USUAL = 0.01
+RIDGES = (0.001, 0.01, 0.1, 1.0)  # that held-out text chooses from
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ class Repair(Generic[S]):
     gives_bias: ClassVar[bool] = False
     """True if the pruned layer needs a bias to hold the result."""
 
+    @property
+    def gathers(self) -> type[Statistic]:
+        """What calibration gathers for it: what it needs, or more."""
+        return self.needs
+
     def apply(self, weight: Tensor, keep: Tensor, statistic: S) -> Repaired:
         """Repair one layer.
 
@@ -61,10 +69,49 @@ LayerRepair: TypeAlias = Repair[Any]  # a repair, whatever its statistic
 
 @dataclass(frozen=True)
 class Refit(Repair[S]):
-    """Base class of the repairs that change the kept weights."""
+    """Base class of the repairs that change the kept weights; override `fitted`."""
 
-    ridge: Annotated[float, Field(gt=0)] = 0.01
-    """Penalty on moving a weight, as a share of the mean diagonal of the inputs' second moments."""
+    ridge: Annotated[float, Field(gt=0)] | Literal["held_out"] = USUAL
+    """Penalty on moving a weight, as a share of the mean diagonal of the inputs' second moments; `held_out`
+    tries some on every fourth batch of the text, layer by layer."""
+
+    @property
+    def gathers(self) -> type[Statistic]:
+        """With a ridge by held-out windows, those apart."""
+        return HeldOutGram if self.ridge == "held_out" else self.needs
+
+    def fitted(self, weight: Tensor, keep: Tensor, statistic: S, ridge: float) -> Repaired:
+        """Repair one layer with a given ridge; the arguments are those of `apply`."""
+        raise NotImplementedError
+
+    def apply(self, weight: Tensor, keep: Tensor, statistic: S) -> Repaired:
+        """Repair one layer."""
+        ridge = self._chosen(weight, keep, statistic) if self.ridge == "held_out" else self.ridge
+        return self.fitted(weight, keep, statistic, ridge)
+
+    def _chosen(self, weight: Tensor, keep: Tensor, statistic: Any) -> float:
+        """The ridge whose fit to the rest of the text has the least error on what is held out of it."""
+        assert isinstance(statistic, HeldOutGram)
+        if not statistic.held.tokens:  # fewer than four batches
+            return USUAL
+        rest: Any = statistic.rest
+        fits = {ridge: self.fitted(weight, keep, rest, ridge) for ridge in RIDGES}
+        return min(RIDGES, key=lambda ridge: lost(weight, fits[ridge], statistic.held))
+
+
+def lost(weight: Tensor, repaired: Repaired, inputs: CentredGram) -> float:
+    """E||W x - (V x + b)||^2 of a repair, over the inputs that were summarised.
+
+    Args:
+        weight: W [O, I].
+        repaired: V and b.
+        inputs: their second moments and means.
+    """
+    change = weight.double() - repaired.weight.double()
+    error = float(((change @ inputs.value.double()) * change).sum())
+    if repaired.bias is not None:
+        error += float((repaired.bias * (repaired.bias - 2 * change @ inputs.mean)).sum())
+    return error
 
 
 def refitted(weight: Tensor, keep: Tensor, moments: Tensor, ridge: float) -> tuple[Tensor, float]:

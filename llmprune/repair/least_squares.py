@@ -19,7 +19,7 @@ class LeastSquares(Refit[Gram]):
 
     needs: ClassVar = Gram
 
-    def apply(self, weight: Tensor, keep: Tensor, statistic: Gram) -> Repaired:
+    def fitted(self, weight: Tensor, keep: Tensor, statistic: Gram, ridge: float) -> Repaired:
         """V = W_K + W_R C_RK (C_KK + r I)^-1 with C = E[x x^T]"""
-        refit, ridge = refitted(weight, keep, statistic.value, self.ridge)
+        refit, ridge = refitted(weight, keep, statistic.value, ridge)
         return Repaired(refit, notes={"ridge": ridge})

@@ -93,7 +93,7 @@ class Problem:
     @property
     def needs(self) -> type[Statistic]:
         """The statistic to gather: the method's, and the repair's too if statistics are kept for pruning."""
-        return joined(self.method.needs, self.repair.needs) if self.keeps_statistics else self.method.needs
+        return joined(self.method.needs, self.repair.gathers) if self.keeps_statistics else self.method.needs
 
     def stages(self, *, forward: bool) -> Iterator[Stage]:
         """Yield every block of the dense model while resident; with calibration batches if `forward`."""
@@ -117,7 +117,7 @@ class Problem:
 
     def prune(self, stage: Stage, budget: Budget) -> None:
         """Prune one resident block as the run will; nothing is recorded or written."""
-        needs = joined(self.method.needs, self.repair.needs)
+        needs = joined(self.method.needs, self.repair.gathers)
         for site, seen in stage.visit(needs, self.propagation, together=self.together):
             share, weights = budget[site.name], self.store.weights(site)
             solved = solve(weights, seen.statistic, self.method, self.repair, self.pattern, share)

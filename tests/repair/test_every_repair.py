@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from llmprune import plugins
 from llmprune.repair.affine import Affine
-from llmprune.repair.base import Repair
+from llmprune.repair.base import RIDGES, Repair
 from llmprune.repair.least_squares import LeastSquares
 from llmprune.repair.mean_bias import MeanBias
 
@@ -89,3 +89,36 @@ def test_inputs_that_were_always_zero_do_no_harm():
     x[:, keep.nonzero()[0]] = 0
     for repair in (LeastSquares(), Affine()):
         assert repaired(repair, x, weight, keep).weight.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [LeastSquares, Affine])
+@pytest.mark.parametrize("white", [True, False])
+def test_the_ridge_is_the_best_on_the_batches_held_out(kind, white):
+    x, weight, keep = case(6, inputs=30, tokens=100)
+    if white:  # nothing to learn, and few tokens: the least ridge fits noise
+        x = torch.randn(100, 30, generator=torch.Generator().manual_seed(1))
+    parts, rest = x.split(5), kind.needs(30)
+    statistic = kind("held_out").gathers(30)
+    for number, part in enumerate(parts):
+        statistic.update(part)
+        if number % 4 != 3:
+            rest.update(part)
+    held = torch.cat(parts[3::4]).double()
+
+    def judged(ridge: float) -> float:
+        result = kind(ridge).apply(weight, keep, rest)
+        lost = held @ (weight.double() - result.weight).T
+        return float((lost if result.bias is None else lost - result.bias).square().sum())
+
+    best = min(RIDGES, key=judged)
+    assert (best > min(RIDGES)) == white
+    found = kind("held_out").apply(weight, keep, statistic)
+    assert found.notes["ridge"] == best
+    torch.testing.assert_close(found.weight, kind(best).apply(weight, keep, statistic).weight)
+
+
+def test_too_little_text_to_hold_any_out_gets_the_usual_ridge():
+    x, weight, keep = case(7)
+    statistic = Affine("held_out").gathers(10)
+    statistic.update(x)
+    assert Affine("held_out").apply(weight, keep, statistic).notes["ridge"] == Affine().ridge
