@@ -94,10 +94,10 @@ def test_inputs_that_were_always_zero_do_no_harm():
 @pytest.mark.parametrize("kind", [LeastSquares, Affine])
 @pytest.mark.parametrize("white", [True, False])
 def test_the_ridge_is_the_best_on_the_batches_held_out(kind, white):
-    x, weight, keep = case(6, inputs=30, tokens=100)
+    x, weight, keep = case(6, inputs=30, tokens=2000)
     if white:  # nothing to learn, and few tokens: the least ridge fits noise
         x = torch.randn(100, 30, generator=torch.Generator().manual_seed(1))
-    parts, rest = x.split(5), kind.needs(30)
+    parts, rest = x.split(len(x) // 20), kind.needs(30)
     statistic = kind("held_out").gathers(30)
     for number, part in enumerate(parts):
         statistic.update(part)
