@@ -6,9 +6,12 @@ will have is not known yet, so later ones are calibrated on the mean of all of t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from llmprune.tensors.statistics import Nothing, joined
+from llmprune.methods.base import Method, PruningMethod, Weights
+from llmprune.tensors.statistics import Nothing, Statistic, joined
 from llmprune.walk.grid import Grid, Row
 from llmprune.walk.levels import BlockLevels, Levels
 from llmprune.walk.problem import Problem
@@ -44,8 +47,26 @@ def _pruned(problem: Problem, stage: Stage, rows: dict[str, Row], known: BlockLe
         shares = rows[site.name].shares
         if known is None:
             weights = problem.store.weights(site)  # the dense ones: no level is made of another
-            parts = problem.method, problem.repair, problem.pattern
+            parts = _scored(problem.method, weights, seen.statistic), problem.repair, problem.pattern
             for level, share in shares.items():
                 block.add(site, level, solve(weights, seen.statistic, *parts, share))
         block.place_expected(problem.store, site, {level: 1 - share for level, share in shares.items()})
     return block
+
+
+def _scored(method: PruningMethod, weights: Weights, statistic: Statistic) -> PruningMethod:
+    """The method, which scores a site once for all levels where its scores alone decide."""
+    if not method.scores_alone():
+        return method
+    return _Scored(method.score(weights, statistic.of(method.needs)))
+
+
+@dataclass(frozen=True)
+class _Scored(Method[Nothing]):
+    """Scores that are known."""
+
+    known: Tensor
+
+    def score(self, weights: Weights, statistic: Nothing) -> Tensor:
+        """Return them."""
+        return self.known

@@ -116,7 +116,7 @@ class Problem:
             observed.forward_s[stage.index] = stage.forward_s
 
     def prune(self, stage: Stage, budget: Budget) -> None:
-        """Prune one resident block as the run will; nothing is recorded or written."""
+        """Prune one resident block as the run will, with `target: pruned`; nothing is recorded or written."""
         needs = joined(self.method.needs, self.repair.gathers)
         for site, seen in stage.visit(needs, self.propagation, together=self.together):
             share, weights = budget[site.name], self.store.weights(site)
