@@ -143,6 +143,7 @@ def _asked(recovery: Recovery) -> dict[str, Any]:
 def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     start = time.perf_counter()
     pruned, dense, needed = asked.pruned, asked.dense, asked.plan
+    asked.recovery.require(pruned, dense, asked.text.samples)
     text = windows(dense, asked.text, needed, tokens=tokens)  # the pruned model would generate damaged text
     assert text is not None and asked.run.folder is not None and dense.source is not None
     needed.require_fit(asked.run.folder)

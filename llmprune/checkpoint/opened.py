@@ -83,11 +83,11 @@ class Opened:
         )
         return model.to(self.resources.device).eval()
 
-    def fits_whole(self) -> bool:
-        """Whether the whole model fits into free memory, in the dtype of the computation."""
+    def fits_whole(self, copies: int = 1) -> bool:
+        """Whether so many copies of the model fit into free memory, in the dtype of the computation."""
         # Half of what is free: loading keeps a second copy for a while, and activations need room too.
         limit = min(psutil.virtual_memory().available, self.resources.available)
-        return bool(self.anatomy.parameters * self.resources.dtype.itemsize < limit // 2)
+        return bool(copies * self.anatomy.parameters * self.resources.dtype.itemsize < limit // 2)
 
     def tokenizer(self, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
         """`given` if it is not None, otherwise the checkpoint's tokenizer."""

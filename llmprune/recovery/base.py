@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.opened import Opened
@@ -41,6 +41,16 @@ class Task:
         """The windows [N, L]."""
         return torch.cat(self.batches)
 
+    def write(self, model: Any) -> Tensor:
+        """Write a whole model as the pruned one is stored; return its logits on the probe, so rounded."""
+        source, where = self.pruned.source, self.pruned.resources
+        assert source is not None
+        _cast(model, source.size[1])
+        self.draft.write_model(model)
+        _cast(model, where.dtype)
+        logits: Tensor = model(self.pruned.probe().to(where.device), use_cache=False).logits
+        return logits
+
 
 @dataclass(frozen=True)
 class Recovered:
@@ -62,6 +72,19 @@ class Recovery:
 
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
 
+    def require(self, pruned: Opened, dense: Opened, samples: int) -> None:
+        """Refuse what cannot be recovered, before anything is written; `samples` is the number of windows.
+
+        Raises:
+            RequestError: it cannot.
+        """
+
     def recover(self, task: Task) -> Recovered:
         """Write the recovered weights into `task.draft`."""
         raise NotImplementedError
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights, but not the buffers: every load computes those again in full precision."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

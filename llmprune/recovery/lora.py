@@ -11,7 +11,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmprune.allocation.block_influence import BlockInfluence, influence
 from llmprune.checkpoint.store import Store
@@ -77,16 +77,13 @@ class Lora(Recovery):
             )
             training = Training(adapted, self.learning_rate, self.seed, task.draft.state)
             training.run(self._batches(task.tokens), "training the adapters")
-        merged: nn.Module = adapted.merge_and_unload()
+        merged = adapted.merge_and_unload()
         merged.eval()
         # Looked up again: peft wrapped the layers. The low-rank update is dense, so zeros are restored.
         for site in Anatomy(merged, LinearLayers()).sites:
             if site.name in zeros:
                 site.weight.masked_fill_(zeros[site.name], 0)
-        _cast(merged, task.pruned.source.size[1])
-        task.draft.write_model(merged)
-        _cast(merged, getattr(torch, dtype))  # the probe runs with the rounded weights, as after a reload
-        logits = merged(task.pruned.probe().to(device), use_cache=False).logits
+        logits = task.write(merged)
         return Recovered({"ranks": ranks, "losses": training.losses}, logits)
 
     def _ranks(self, anatomy: Anatomy, task: Task) -> list[int]:
@@ -106,9 +103,3 @@ class Lora(Recovery):
             for _ in range(self.epochs)
             for picked in torch.randperm(len(tokens), generator=order).split(self.batch)
         ]
-
-
-def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights, but not the buffers: every load computes those again in full precision."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
