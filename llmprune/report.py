@@ -155,6 +155,7 @@ class RecoveryRecord(TypedDict):
     time: Spent
     ranks: NotRequired[list[int]]
     losses: NotRequired[list[float]]
+    swaps: NotRequired[list[int]]
     sites: NotRequired[list[Refit]]
 
 

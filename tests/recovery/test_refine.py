@@ -29,7 +29,7 @@ MASKS: dict[str, dict[str, Any]] = {
     "matrix": {"method": "magnitude", "sparsity": 0.3, "pattern": {"compete": "matrix"}},
     "2:4": {"method": "wanda", "pattern": "2:4"},
 }
-HOW: dict[str, Any] = {"name": "refine", "rounds": 4, "windows": 6, "candidates": 0.1}
+HOW: dict[str, Any] = {"name": "refine", "rounds": 4, "windows": 6, "candidates": 0.1, "alpha": 0.1}
 
 
 @pytest.fixture(autouse=True)

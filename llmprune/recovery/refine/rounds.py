@@ -14,7 +14,7 @@ from llmprune.recovery.refine.masks import Loss, Masked
 from llmprune.recovery.refine.swaps import Problem, candidates, solve
 
 MEMORY = 0.5  # weight of earlier rounds in the running gradient and curvature
-TRIES = 3  # masks of one round; each trusts the gradient half as much as the one before
+TRIES = 3  # masks of one round; each trusts the gradient half as much, or twice where nothing moved
 GROWTH = 1.5  # of that trust, after a round whose first mask won
 RICH = 4  # candidates come from the best of so many groups
 
@@ -66,18 +66,23 @@ class Refinement:
         chosen = self._candidates()
         jacobian = self._observe(windows, chosen, memory=MEMORY)
         before = [mask.gone for mask in self._masks]
-        swaps, loss = 0, self.losses[-1]
-        for attempt in range(TRIES if len(jacobian[0]) else 0):
-            swaps, loss = self._swap(before, chosen, jacobian), self._loss.mean(self._judging)
-            if loss < self.losses[-1]:
+        self.losses.append(self.losses[-1])
+        self.swaps.append(0)
+        for attempt in range(TRIES):
+            if self._accepted(before, chosen, jacobian):
                 self._alpha *= 1 if attempt else GROWTH
                 break
-            for mask, gone in zip(self._masks, before, strict=True):
-                mask.remove(gone)
-            swaps, loss = 0, self.losses[-1]
-            self._alpha /= 2
-        self.losses.append(loss)
-        self.swaps.append(swaps)
+
+    def _accepted(self, before: list[Tensor], chosen: list[Tensor], jacobian: list[Tensor]) -> bool:
+        """Swap, and see if the loss falls; if not, restore the masks, and trust the gradient otherwise."""
+        swaps = self._swap(before, chosen, jacobian)
+        if swaps and (loss := self._loss.mean(self._judging)) < self.losses[-1]:
+            self.losses[-1], self.swaps[-1] = loss, swaps
+            return True
+        for mask, gone in zip(self._masks, before, strict=True):
+            mask.remove(gone)
+        self._alpha *= 0.5 if swaps else 2
+        return False
 
     def save(self, seconds: float) -> None:
         """Write the state after a round that took so long."""
