@@ -130,6 +130,11 @@ class Refine(Recovery):
 def _whole(opened: Opened) -> Any:
     assert opened.source is not None
     where = opened.resources
-    folder, trust = str(opened.source.folder), opened.trust_remote_code
-    options = {"device": str(where.device), "dtype": where.dtype_name, "trust_remote_code": trust}
-    return load(folder, kernels="none", **options)[0]
+    model, _ = load(
+        str(opened.source.folder),
+        device=str(where.device),
+        dtype=where.dtype_name,
+        kernels="none",
+        trust_remote_code=opened.trust_remote_code,
+    )
+    return model

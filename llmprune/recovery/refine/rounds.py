@@ -116,8 +116,9 @@ class Refinement:
             step = torch.where(gone, mask.values, -mask.values)
             cost = self._alpha * gradient * step + curvature * step.square() / 2
             # A weight that is zero in the dense model would count as removed if it were kept.
-            grouped = [x.reshape(-1, mask.group) for x in (cost, gone, mask.values != 0)]
-            found.append(candidates(*grouped, each))
+            wide = -1, mask.group
+            usable = (mask.values != 0).reshape(wide)
+            found.append(candidates(cost.reshape(wide), gone.reshape(wide), usable, each))
         promises = torch.cat([promise for _, promise in found])
         wanted = self._how.share * sum(mask.values.numel() for mask in self._masks) / (2 * each)
         limit = promises.sort().values[: max(1, round(wanted))][-1]
