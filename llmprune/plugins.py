@@ -104,11 +104,11 @@ def sentence(error: ValidationError, prefix: str = "") -> RequestError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, RequestError):
         return cause
-    field = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
-    found = (
-        "" if first["type"] in ("missing", "unexpected_keyword_argument") else f" (found {first['input']!r})"
-    )
-    message = first["msg"]
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        message, found = "there is no such option", ""
+    place = [str(part) for part in first["loc"]]
+    unknown = first["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+    if not unknown:  # of several types that are allowed, pydantic names the one that it tried
+        place = [part for part in place if not part.startswith(("constrained-", "literal["))]
+    field = ".".join([prefix] * bool(prefix) + place)
+    found = "" if unknown or first["type"] == "missing" else f" (found {first['input']!r})"
+    message = "there is no such option" if unknown else first["msg"]
     return RequestError(field or "recipe", message[0].lower() + message[1:] + found)

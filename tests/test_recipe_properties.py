@@ -121,10 +121,12 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         data["pattern"] = f"{draw(st.integers(1, m - 1))}:{m}"
         even = {n: part for n, part in allocations("weights", method).items() if not part.uneven}
         data["allocation"] = draw(named(even))
+        data["repair"] = draw(named(repairs("weights")))
     else:
         data["allocation"] = draw(named(allocations("weights", method)))
         options = options_of(Unstructured).map(lambda options: {"name": "unstructured", **options})
         data["pattern"] = draw(st.just("unstructured") | options)
+        data["repair"] = draw(named(repairs("weights")))
         data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
     others = {
         "propagation": st.sampled_from(["dense", "block", "layer"]),
@@ -133,6 +135,9 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         "version": st.integers(1, 9),
         "calibration": st.fixed_dictionaries({}, optional=AMOUNTS) | calibrations(),
     }
+    if kind == "weights" and draw(st.booleans()):
+        data["target"] = "dense"
+        others["propagation"] = st.just("layer")  # no other follows the dense model
     if "rows" in method.serves:
         del others["recovery"]  # it compares logits of one vocabulary
     return data | draw(st.fixed_dictionaries({}, optional=others))

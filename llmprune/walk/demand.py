@@ -22,11 +22,11 @@ class Measuring:
     """Tokens whose hidden states are held besides those of the calibration set; a token counts for each
     state of it."""
 
-    levels: int = 0
-    """Times that every site is solved and kept on disk meanwhile."""
-
     trials: int = 0
     """Budgets that the whole model is pruned with to choose one, each of which takes what pruning takes."""
+
+    levels: int = 0
+    """Times that every site is solved and kept on disk meanwhile."""
 
 
 @dataclass(frozen=True)

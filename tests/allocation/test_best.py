@@ -172,7 +172,11 @@ REFUSED = {
     "of scores": ({"candidates": ["global"]}, {"method": "sparsegpt"}, "^allocation: global compares scores"),
     "even": ({}, {"pattern": "2:4"}, "^allocation: best gives sites different sparsities"),
     "out of reach": ({"candidates": [{"name": "ramp", "rise": 1.5}]}, {}, "^allocation.rise: 1.5 was asked"),
-    "one window": ({}, {"calibration": {"samples": 1, "length": 32}}, "^calibration.samples: best holds"),
+    "one window": (
+        {},
+        {"calibration": {"samples": 1, "length": 32}},
+        "^calibration.samples: 1 was asked, and this allocation holds windows out",
+    ),
 }
 
 

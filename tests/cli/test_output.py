@@ -91,6 +91,7 @@ def test_flags_win_over_the_recipe_and_set_over_both(
         "damping": 0.5,
         "block_size": 128,
         "precision": "float64",
+        "order": "natural",
     }
     assert recipe["calibration"]["samples"] == 3
     assert recipe["calibration"]["seed"] == 5
