@@ -12,6 +12,7 @@ from torch import Tensor
 
 CHUNK = 1 << 22  # elements looked at in one go, so that scratch memory stays in the tens of megabytes
 PANELS = 4  # the Gram matrix is symmetric: computed in panels, 5/8 of the products are enough
+FEW = 8  # columns up to which comparing them all is faster than selecting
 DIGIT = 16  # bits that one histogram pass settles
 
 
@@ -28,11 +29,25 @@ def keep_largest(score: Tensor, drops: int) -> Tensor:
     keep = torch.ones(score.shape, dtype=torch.bool, device=score.device)
     if drops == 0:
         return keep
+    if score.shape[1] <= FEW:
+        return _above_few(score, drops)
     rows = max(1, CHUNK // score.shape[1])
     for part, kept in zip(score.split(rows), keep.split(rows), strict=True):
         part = _wide(part)
         kept.copy_(_above(part, part.kthvalue(drops, dim=1, keepdim=True).values, drops))
     return keep
+
+
+def _above_few(score: Tensor, drops: int) -> Tensor:
+    """The same for short rows: count for each entry how many of its row go before it."""
+    columns = score.T.contiguous()  # all rows at once: a selection in each of them would take far longer
+    keep = torch.empty(columns.shape, dtype=torch.bool, device=score.device)
+    for number, column in enumerate(columns):
+        below = torch.zeros(len(column), dtype=torch.int8, device=score.device)
+        for other, values in enumerate(columns):
+            below += values <= column if other < number else values < column
+        torch.ge(below, drops, out=keep[number])
+    return keep.T.contiguous()
 
 
 def keep_largest_of_all(score: Tensor, drops: int) -> Tensor:
