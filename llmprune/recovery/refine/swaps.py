@@ -1,4 +1,4 @@
-"""Which weights of one matrix swap places with removed ones: a binary quadratic problem and its search.
+"""Which kept weights swap places with removed ones: a binary quadratic problem and its search.
 
 In every group, as many candidates are removed as are kept, and stay so: the budget is exact. The curvature is
 the product of few gradients, F = J^T J / N, so that nothing is as large as the square of the candidates.
@@ -9,12 +9,13 @@ Letters used in shapes: G groups, K weights of a group, C candidates of a group,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 SHORTLIST = 8  # candidates of either kind whose pairs are all looked at in one step of the search
-STEPS = 100  # of the search
+STEPS = 100  # of the descent and of the search
 TENURE = 4  # most steps for which a weight that moved stays where it is
 
 
@@ -93,8 +94,12 @@ class Problem:
         alone = (1 - self.coupling) * self.diagonal + 2 * self.ridge
         slope = self.alpha * self.gradient + alone * d
         slope += self.coupling / samples * torch.einsum("ngc,n->gc", self.jacobian, slopes)
-        bend = alone + self.coupling * self.jacobian.square().mean(0)
-        return step, step * slope + bend / 2 * step.square()
+        return step, step * slope + (alone + self._own) / 2 * step.square()
+
+    @cached_property
+    def _own(self) -> Tensor:
+        """The diagonal [G, C] of c J^T J / N."""
+        return self.coupling * self.jacobian.square().mean(0)
 
 
 def solve(problem: Problem, generator: torch.Generator) -> Tensor:
@@ -121,14 +126,15 @@ def _descend(problem: Problem) -> tuple[Tensor, float]:
     """Swap the most promising pairs together; half as many, whenever they do not keep their promise."""
     gone, energy = problem.gone, 0.0
     width = gone.numel() // 2
-    while width:
+    for _ in range(STEPS):
         pairs = _ranked_pairs(problem, gone)[:width]
+        if not len(pairs):
+            break
         moved = _swapped(gone, pairs)
-        reached = problem.energy(moved)
-        if reached < energy:
+        if (reached := problem.energy(moved)) < energy:
             gone, energy = moved, reached
         else:
-            width = min(width, len(pairs)) // 2
+            width = len(pairs) // 2
     return gone, energy
 
 
