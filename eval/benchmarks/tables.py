@@ -237,6 +237,16 @@ TABLES = {
             for repair in repairs
         },
     ),
+    "one-shot": Table(
+        ("one_shot", "against_authors"),
+        "method | 50 % | 60 % | 70 % | 2:4",
+        (beside_divergence,),
+        {
+            f"`{method}`": " ".join(f"{method}-{share}" for share in ("50", "60", "70", "2of4"))
+            for method in ("sparsegpt", "admm")
+        }
+        | {"`admm`, `--target dense`": "admm-50-dense admm-60-dense admm-70-dense admm-2of4-dense"},
+    ),
     "vocabulary": Table(
         ("vocabulary",),
         "rows | WikiText-2 test, bits per byte | C4, held out",
