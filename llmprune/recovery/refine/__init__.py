@@ -54,8 +54,8 @@ class Refine(Recovery):
     alpha: Annotated[float, Field(gt=0)] = 1e-3
     """Trust in the gradient at first; halved after a mask that lost, raised after one that won."""
 
-    coupling: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """How much of the curvature holds between weights; the rest is that of each weight alone."""
+    coupling: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How much of the curvature holds between weights (1 in the paper); the rest is of each weight alone."""
 
     ridge: Annotated[float, Field(ge=0)] = 0.0
     """Penalty on the squared change of the weights."""

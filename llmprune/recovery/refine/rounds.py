@@ -73,7 +73,7 @@ class Refinement:
                 self._alpha *= 1 if attempt else GROWTH
                 break
 
-    def _accepted(self, before: list[Tensor], chosen: list[Tensor], jacobian: list[Tensor]) -> bool:
+    def _accepted(self, before: list[Tensor], chosen: list[Tensor], jacobian: Tensor) -> bool:
         """Swap, and see if the loss falls; if not, restore the masks, and trust the gradient otherwise."""
         swaps = self._swap(before, chosen, jacobian)
         if swaps and (loss := self._loss.mean(self._judging)) < self.losses[-1]:
@@ -124,8 +124,8 @@ class Refinement:
         limit = promises.sort().values[: max(1, round(wanted))][-1]
         return [index[(promise <= limit) & promise.isfinite()] for index, promise in found]
 
-    def _observe(self, windows: Tensor, chosen: list[Tensor], memory: float) -> list[Tensor]:
-        """Update the running means by windows [N, L]; return the rows of J at the candidates [G, C]."""
+    def _observe(self, windows: Tensor, chosen: list[Tensor], memory: float) -> Tensor:
+        """Update the running means by windows [N, L]; return J at the candidates [N, G, C]."""
         for running in (*self._gradients, *self._curvatures):
             running.mul_(memory)
         draws = torch.Generator().manual_seed(self._how.seed + len(self.losses))
@@ -139,9 +139,9 @@ class Refinement:
                 if chosen:
                     row.append(root.reshape(-1)[chosen[number]])
             rows.append(row)
-        return [torch.cat(row) for row in rows if row]
+        return torch.stack([torch.cat(row) for row in rows]) if chosen else torch.empty(0)
 
-    def _swap(self, before: list[Tensor], chosen: list[Tensor], jacobian: list[Tensor]) -> int:
+    def _swap(self, before: list[Tensor], chosen: list[Tensor], jacobian: Tensor) -> int:
         """Solve the problem of all matrices, set their new masks, and return how many weights came back."""
 
         def gathered(tensors: list[Tensor]) -> Tensor:
@@ -153,7 +153,7 @@ class Refinement:
             gathered(before),
             gathered(self._gradients),
             gathered(self._curvatures),
-            torch.stack(jacobian),
+            jacobian,
             self._alpha,
             how.coupling,
             how.ridge,
