@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from llmprune.repair.base import Refit, Repaired, refitted
@@ -24,8 +23,5 @@ class Affine(Refit[CentredGram]):
 
     def fitted(self, weight: Tensor, keep: Tensor, statistic: CentredGram, ridge: float) -> Repaired:
         """V = W_K + W_R C_RK (C_KK + r I)^-1 with C = cov(x), b = W E[x] - V E[x_K]"""
-        mean = statistic.mean
-        # In float64: the difference of two nearly equal matrices loses digits when means are large.
-        covariance = statistic.value.double() - torch.outer(mean, mean)
-        refit, ridge = refitted(weight, keep, covariance, ridge)
-        return Repaired(refit, (weight.double() - refit) @ mean, {"ridge": ridge})
+        refit, ridge = refitted(weight, keep, statistic.covariance, ridge)
+        return Repaired(refit, (weight.double() - refit) @ statistic.mean, {"ridge": ridge})

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from llmprune.plugins import OPTIONS
+from llmprune.tensors import ops
 from llmprune.tensors.held_out import HeldOutGram
 from llmprune.tensors.statistics import CentredGram, Nothing, Statistic
 
@@ -134,15 +135,7 @@ def refitted(weight: Tensor, keep: Tensor, moments: Tensor, ridge: float) -> tup
     if keep.all() or not keep.any():
         return refit, ridge
     kept = moments[keep][:, keep].double()
-    scale = float(kept.diagonal().mean()) or 1.0  # all inputs zero: any ridge gives a step of zero
-    added = 0.0
-    while True:
-        kept.diagonal().add_(ridge * scale - added)  # in place: a copy of [K, K] in float64 is large
-        added = ridge * scale
-        factor, failed = torch.linalg.cholesky_ex(kept)
-        if not failed:
-            break
-        ridge *= 10
+    factor, ridge = ops.factored(kept, ridge)
     crossed = moments[keep][:, ~keep].double() @ weight[:, ~keep].double().T  # C_KR W_R^T [K, O]
     refit[:, keep] += torch.cholesky_solve(crossed, factor).T
     return refit, ridge

@@ -145,6 +145,25 @@ def mirrored(lower: Tensor) -> Tensor:
     return lower.tril() + lower.tril(-1).T
 
 
+def factored(matrix: Tensor, damping: float) -> tuple[Tensor, float]:
+    """The lower Cholesky factor of a symmetric matrix [I, I] with a damped diagonal, and the damping used.
+
+    Args:
+        matrix: changed in place, since a copy in float64 is large.
+        damping: share of the mean diagonal to add to the diagonal; ten times more each time the
+            factorisation fails.
+    """
+    scale = float(matrix.diagonal().mean()) or 1.0  # of a matrix of zeros, any makes a factor
+    added = 0.0
+    while True:
+        matrix.diagonal().add_(damping * scale - added)
+        added = damping * scale
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        if not failed:
+            return lower, damping
+        damping = max(damping * 10, 1e-6)
+
+
 def mean_cosine(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
     """Mean cosine over all tokens between two hidden states [..., D] of each, batch by batch."""
     total, tokens = 0.0, 0

@@ -202,15 +202,7 @@ class Gram(Statistic):
         backwards = self.value.to(dtype).flip(0, 1)
         diagonal = backwards.diagonal()
         diagonal[diagonal == 0] = 1
-        step = float(diagonal.mean())
-        added, used = 0.0, damping
-        while True:
-            diagonal += used * step - added
-            added = used * step
-            lower, failed = torch.linalg.cholesky_ex(backwards)
-            if not failed:
-                break
-            used = max(used * 10, 1e-6)
+        lower, used = ops.factored(backwards, damping)
         del backwards, diagonal
         upper = lower.flip(0, 1)
         del lower
@@ -239,6 +231,12 @@ class CentredGram(Gram):
     def mean(self) -> Tensor:
         """float64 [I]"""
         return self._total / self.tokens
+
+    @property
+    def covariance(self) -> Tensor:
+        """float64 [I, I]"""
+        # In float64: the difference of two nearly equal matrices loses digits when means are large.
+        return self.value.double() - torch.outer(self.mean, self.mean)
 
 
 class Several(Statistic):
