@@ -53,6 +53,11 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         "greater",
     ),
     "layout of loose weights": ({"method": "wanda", "layout": "padded"}, "layout", "whole units"),
+    "refined masks of whole units": (
+        {"method": "flap", "recovery": "refine"},
+        "recovery",
+        "serves single weights",
+    ),
     "recovery that is a number": ({"method": "flap", "recovery": 5}, "recovery", "neither a name"),
     "unknown layout": ({"method": "flap", "layout": "ragged"}, "layout", "ragged"),
     "one size for blocks that differ": (

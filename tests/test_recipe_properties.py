@@ -130,7 +130,9 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
     others = {
         "propagation": st.sampled_from(["dense", "block", "layer"]),
-        "recovery": st.sampled_from([None, "lora", {"name": "lora", "rank": 4}, "reconstruct"]),
+        "recovery": st.sampled_from(
+            [None, "lora", {"name": "lora", "rank": 4}, "reconstruct", *["refine"] * (kind == "weights")]
+        ),
         "model": st.none() | WORDS | SHORT,
         "version": st.integers(1, 9),
         "calibration": st.fixed_dictionaries({}, optional=AMOUNTS) | calibrations(),

@@ -31,7 +31,7 @@ from llmprune.walk.evolution import Best, Evolution
 from llmprune.walk.expected import prune_to_levels
 from llmprune.walk.grid import Grid, grid_around
 from llmprune.walk.levels import Levels
-from llmprune.walk.population import Population
+from llmprune.walk.population import HELD, Population
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class Search(Allocator):
     def measuring(self, blocks: int, removed: int, tokens: int) -> Measuring:
         """Half a pass for each level of two sites a block, and a pass for each mutation."""
         passes = blocks * self.levels + self.rounds * self.generations * self.offspring
-        return Measuring(passes, min(tokens, self.tokens), levels=self.levels, trials=self.rounds)
+        # Candidates hold their states before a block while those after it are made.
+        held = min(2 * HELD, passes * tokens)
+        return Measuring(passes, min(tokens, self.tokens), held, self.rounds, self.levels)
 
     def allocate(self, problem: Problem) -> Allocation:
         """Return the best budget that was found.

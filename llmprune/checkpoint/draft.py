@@ -21,13 +21,13 @@ from transformers import PreTrainedModel
 
 from llmprune.checkpoint import journal, shards
 from llmprune.checkpoint.journal import BlockRecord, Fingerprint, RunHeader
+from llmprune.checkpoint.once import Once
 from llmprune.errors import JobError, RequestError
 
 WORK = ".unfinished"
 JOURNAL = "journal.jsonl"
 STATE = "state.safetensors"  # from which an interrupted training resumes
 SCRATCH = "scratch"  # a folder for temporary files of the run
-REQUEST = "request.json"  # in that folder: what the files are for
 READY = "ready"  # exists once all files are complete and checked, and only have to be moved
 
 
@@ -76,15 +76,9 @@ class Draft:
         Raises:
             RequestError: it holds the work of another run; the message names the first difference.
         """
-        file = self.scratch / REQUEST
-        with _as_job_error(file):
-            if file.is_file():
-                journal.require_same(json.loads(file.read_text()), fingerprint, as_named(self.out))
-                return
-            self.scratch.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            part.write_text(json.dumps(fingerprint))
-            part.replace(file)
+        with _as_job_error(self.scratch):
+            once = Once(self.scratch)
+        journal.require_same(once("request", lambda: fingerprint), fingerprint, as_named(self.out))
 
     def begin(self, header: RunHeader) -> None:
         """Make the folder and write the run's first line."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmprune.errors import JobError
+from llmprune.checkpoint.files import write_atomically
 
 
 class Once:
@@ -29,11 +29,5 @@ class Once:
         """
         file = self._folder / f"{name}.json"
         if not file.is_file():
-            found, part = json.dumps(compute()), file.with_suffix(".part")
-            try:
-                part.write_text(found)
-                part.replace(file)
-            except OSError as error:
-                why = f"cannot write {file}: {error.strerror}; fix that, then rerun with --resume"
-                raise JobError(why) from error
+            write_atomically({file: json.dumps(compute())})
         return json.loads(file.read_text())

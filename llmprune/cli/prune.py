@@ -69,7 +69,7 @@ def prune(
     dtype: Dtype = "auto",
     max_memory: MaxMemory = None,
     recovery: Annotated[
-        str | None, typer.Option("--recover", help="Afterwards, reconstruct or lora; keeps OUT-pruned too.")
+        str | None, typer.Option("--recover", help="Afterwards, reconstruct, lora, refine; keeps OUT-pruned.")
     ] = None,
     eval_: Annotated[
         str | None,

@@ -20,6 +20,7 @@ from llmprune.methods.base import Method, Weights
 from llmprune.tensors import ops
 from llmprune.tensors.statistics import CentredGram
 
+SEPARATE = 1e-12  # relative difference of scores that would be equal
 PANEL = 64  # channels removed between two updates of all that are left
 
 
@@ -33,7 +34,7 @@ class Obs(Method[CentredGram]):
     needs: ClassVar = CentredGram
     propagation: ClassVar = "dense"
     pattern: ClassVar = "units"
-    allocation: ClassVar = "uniform"
+    allocation: ClassVar = "global_threshold"
     repair: ClassVar = "affine"
     serves: ClassVar = ("units",)
 
@@ -41,9 +42,9 @@ class Obs(Method[CentredGram]):
     """Penalty on moving a weight, as a share of the inputs' mean variance."""
 
     def score(self, weights: Weights, statistic: CentredGram) -> Tensor:
-        """Return float64 [I]: the loss of the layer once a unit, and all that go before it, are gone.
+        """Return float64 [I]: the most that the removal of a unit, or of one before it, adds to the loss.
 
-        That loss is the mean squared error of the outputs after the best refit, with the ridge's share.
+        The loss is the mean squared error of the outputs after the best refit, with the ridge's share.
         """
         covariance = statistic.covariance
         # What never varies is a bias: removing it costs nothing.
@@ -54,7 +55,9 @@ class Obs(Method[CentredGram]):
         else:
             order, added = groups_in_order(inverse, matrix, weights.units)
         score = torch.empty_like(added)
-        score[order] = added.clamp_min(0).cumsum(0)
+        # Compensation makes some later removals cheaper than earlier ones; the order stands all the same.
+        place = torch.arange(len(order), dtype=added.dtype, device=order.device)
+        score[order] = added.clamp_min(0).cummax(0).values * (1 + SEPARATE * place)
         return score.repeat_interleave(len(inverse) // weights.units)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmprune.errors import RequestError, of_step
 from llmprune.plugins import name_of
+from llmprune.recipe.parts import SERVED
 
 if TYPE_CHECKING:
     from llmprune.recipe.recipe import Recipe
@@ -77,7 +78,7 @@ def _require_used(beside: Mapping[str, object], steps: Sequence[Mapping[str, Any
 
 
 def require_recoverable(steps: Iterable[Recipe]) -> None:
-    """Refuse to recover a model after its vocabulary was cut.
+    """Refuse to recover a model after its vocabulary was cut, or what a recovery does not serve.
 
     Raises:
         RequestError: a step asks for that.
@@ -90,4 +91,10 @@ def require_recoverable(steps: Iterable[Recipe]) -> None:
                 "recovery",
                 f"{name_of(step.recovery)} compares logits of one vocabulary, and {cut} changes it; "
                 "recover before the vocabulary is cut",
+            )
+        if step.recovery is not None and step.sites.shares not in step.recovery.serves:
+            raise RequestError(
+                "recovery",
+                f"{name_of(step.recovery)} was asked after {step.pattern}, and serves "
+                f"{' or '.join(SERVED[kind] for kind in step.recovery.serves)}; use reconstruct or lora",
             )

@@ -70,6 +70,9 @@ class Recovery:
     needs: ClassVar[type[Statistic]] = InputNorm
     """A statistic as large as the memory that the recovery holds per site, for the plan."""
 
+    serves: ClassVar[tuple[str, ...]] = ("weights", "units", "blocks")
+    """What must have been removed (`Sites.shares`)."""
+
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
 
     def require(self, pruned: Opened, dense: Opened, samples: int) -> None:

@@ -50,7 +50,7 @@ class Plan:
     allocation_tokens: int
     """Tokens of each of these."""
     allocation_trials: int
-    """Budgets that the whole model is pruned with to choose one."""
+    """Times that the whole model is pruned to choose a budget."""
 
     together: bool
     """Whether all batches fit in memory inside one block, so that `layer` propagation takes one forward
@@ -101,7 +101,7 @@ class Plan:
             return ""
         passes = "one" if self.allocation_passes == 1 else str(self.allocation_passes)
         over = f" over {self.allocation_tokens} tokens" if self.allocation_tokens < self.tokens else ""
-        tried = f", and as much again for each of {self.allocation_trials} budgets"
+        tried = f", and {self.allocation_trials} times as much to try budgets"
         return f", and {passes}{over} for the budgets{tried if self.allocation_trials else ''}"
 
     @property

@@ -23,7 +23,7 @@ class Measuring:
     state of it."""
 
     trials: int = 0
-    """Budgets that the whole model is pruned with to choose one, each of which takes what pruning takes."""
+    """Times that the whole model is pruned to choose a budget, each of which takes what pruning takes."""
 
     levels: int = 0
     """Times that every site is solved and kept on disk meanwhile."""

@@ -19,7 +19,7 @@ from llmprune.walk.walk import Walk
 Candidate = tuple[Level | None, ...]
 """The level of every site of the model, in order; None for the dense site."""
 
-HELD = 1 << 29  # bytes of hidden states that candidates may hold at a time
+HELD = 1 << 17  # tokens whose hidden states candidates may hold at a time
 
 
 class Population:
@@ -42,8 +42,7 @@ class Population:
             batches: token ids, each [B, T].
             label: names the walk in the progress display.
         """
-        state = self._store.anatomy.hidden_size * 4 * sum(batch.numel() for batch in batches)
-        at_once = max(1, HELD // state)
+        at_once = max(1, HELD // sum(batch.numel() for batch in batches))
         distinct = list(dict.fromkeys(candidates))
         found: dict[Candidate, float] = {}
         for start in range(0, len(distinct), at_once):

@@ -202,7 +202,7 @@ def test_the_plan_counts_passes_trials_and_the_memory_of_one_more_block(
     assert (best.allocation_passes, best.allocation_trials) == (2, 5)
     held = 16 * 32 // 8 * 32 * 4  # an eighth of the tokens, 32 float32 each
     assert best.needed_bytes - plain.needed_bytes == best.block_bytes + held
-    said = "and 2 for the budgets, and as much again for each of 5 budgets"
+    said = "and 2 for the budgets, and 5 times as much to try budgets"
     assert said in dict(best.rows())["calibration"]
 
 

@@ -3,14 +3,15 @@
 In every round, some removed weights of each layer come back with their original value and as many kept ones
 go, where the gradient and the curvature of the loss promise most; it counts if the loss on other text falls.
 Written from the mathematics of the paper. Deviations: all layers move in one round, weights compete as the
-pattern says, and every mask is tried on text.
+pattern says, every mask is tried on text, and curvature between weights counts only where `coupling` asks for
+it: with it the search found few swaps that paid.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -34,6 +35,8 @@ COPIES = 5  # models, in bytes: the two, a gradient, and running means of gradie
 @dataclass(frozen=True)
 class Refine(Recovery):
     """Needs both models in memory. Every matrix, row or group of M keeps as many weights as before."""
+
+    serves: ClassVar = ("weights",)
 
     rounds: Annotated[int, Field(ge=1)] = 8
     candidates: Annotated[float, Field(gt=0, le=1)] = 0.004
