@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,18 +73,10 @@ class Search(Allocator):
         Raises:
             RequestError: there is one window.
         """
-        with _folder(problem.scratch) as folder:
-            return _Running(self, problem, folder).found()
-
-
-@contextmanager
-def _folder(scratch: Path | None) -> Iterator[Path]:
-    """Where the levels are: with the run's files, or in a temporary folder."""
-    if scratch is not None:
-        yield scratch
-    else:
+        if problem.scratch is not None:
+            return _Running(self, problem, problem.scratch).found()
         with tempfile.TemporaryDirectory(prefix="llmprune-search-") as folder:
-            yield Path(folder)
+            return _Running(self, problem, Path(folder)).found()
 
 
 class _Result(NamedTuple):
