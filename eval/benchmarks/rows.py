@@ -35,11 +35,14 @@ class Measuring:
         held = {"choosing": True, "count": 8, "length": 1024}
         self._held = {name: windows(shared, name, tokenizer, **held) for name in ("c4", "wikipedia")}
 
-    def row(self, asked: Recipe) -> tuple[dict[str, Any], Report]:
-        """Prune as a recipe asks, and measure."""
+    def row(self, asked: Recipe, shape: tuple[int, int] | None = None) -> tuple[dict[str, Any], Report]:
+        """Prune as a recipe asks, and measure; calibrate on all windows or on the first tokens, so shaped."""
+        tokens = self._calibration
+        if shape is not None:
+            tokens = tokens.flatten()[: shape[0] * shape[1]].reshape(shape)
         out = Path(tempfile.mkdtemp()) / "out"
         try:
-            report = llmprune.prune(self.model, asked, tokens=self._calibration, out=out)
+            report = llmprune.prune(self.model, asked, tokens=tokens, out=out)
             pruned = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, trust_remote_code=True)
             return self._figures(pruned.eval(), report), report
         finally:
