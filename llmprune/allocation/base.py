@@ -36,6 +36,9 @@ class Allocator:
     resumes: ClassVar[bool] = False
     """True if what it measured is kept in the run's scratch folder, from which it resumes."""
 
+    holds_out: ClassVar[bool] = False
+    """True if it chooses on windows that it holds out of the calibration text."""
+
     follows_list: ClassVar[bool] = False
     """True if it removes what the pattern lists."""
 

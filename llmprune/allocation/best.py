@@ -35,6 +35,7 @@ class Best(Allocator):
     """The last eighth of the windows is held out of the trials; pruning then calibrates on all of them."""
 
     needs_text: ClassVar = True
+    holds_out: ClassVar = True
     serves: ClassVar = ("weights", "units")
 
     candidates: list[str | dict[str, Any]] | None = None

@@ -37,6 +37,7 @@ class Search(Allocator):
     """On held-out windows never worse than uniform; sites are then pruned anew at the budget found."""
 
     needs_text: ClassVar = True
+    holds_out: ClassVar = True
     resumes: ClassVar = True
     serves: ClassVar = ("weights", "units")
 

@@ -61,7 +61,9 @@ def recover_(
     from llmprune.recipe.text import set_options, text_options
     from llmprune.run.job import Run
 
-    how = {"name": _name(method, {"lora": lora, "reconstruct": reconstruct}), **set_options(context.params)}
+    named = {"name": _name(method, {"lora": lora, "reconstruct": reconstruct})}
+    # Options may be named as `prune` names them, too.
+    how = named | {key.removeprefix("recovery."): v for key, v in set_options(context.params).items()}
     display.quiet()
     text = text_options(context.params)
     run = Run(out, resume, device, dtype, max_memory, trust_remote_code)

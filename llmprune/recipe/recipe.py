@@ -41,6 +41,7 @@ from llmprune.repair.base import LayerRepair, Repair
 from llmprune.tensors.cross_gram import CrossGram
 from llmprune.tensors.statistics import Nothing, Statistic, joined
 from llmprune.text.calibration import Calibration, with_defaults
+from llmprune.text.windows import require_held_out
 from llmprune.walk.demand import Demand, Measuring
 
 
@@ -143,6 +144,8 @@ class Recipe(BaseModel):
                 f"dense was asked for {self.pattern} with {self.propagation} propagation, and serves single "
                 "weights with layer propagation; use --target pruned",
             )
+        if self.allocation.holds_out:
+            require_held_out(self.calibration.samples)
         for part in self.allocation.parts:
             if part.compares_scores and not self.method.scores_alone():
                 raise RequestError(

@@ -61,6 +61,19 @@ def batched(tokens: Tensor, size: int) -> list[Tensor]:
     return list(tokens.split(size))
 
 
+def require_held_out(samples: int) -> None:
+    """Refuse a single window where some are held out.
+
+    Raises:
+        RequestError: there is one.
+    """
+    if samples < 2:
+        raise RequestError(
+            "calibration.samples",
+            f"{samples} was asked, and this allocation holds windows out to choose; ask for at least 2",
+        )
+
+
 def with_held_out(batches: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Split windows into those to calibrate on and the last eighth, in batches of the same size.
 
@@ -68,10 +81,6 @@ def with_held_out(batches: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         RequestError: there is one window.
     """
     windows, size = torch.cat(batches), len(batches[0])
-    if len(windows) < 2:
-        raise RequestError(
-            "calibration.samples",
-            "1 was asked, and this allocation holds windows out to choose; ask for at least 2",
-        )
+    require_held_out(len(windows))
     count = max(1, len(windows) // HELD_OUT)
     return batched(windows[:-count], size), batched(windows[-count:], size)

@@ -54,6 +54,11 @@ WRONG: dict[str, tuple[list[str], str, str]] = {
     "short text": ([*USUAL, "--calibration", "{tmp}/short.txt"], "calibration", "fewer than one window"),
     "no text": ([*USUAL, "--calibration", "{tmp}/absent.txt"], "calibration", "there is no file"),
     "too long": (["--method", "wanda", "--length", "65"], "calibration.length", "context is 64"),
+    "one window to choose on": (
+        [*USUAL, "--allocation", "search", "--samples", "1", "--length", "16"],
+        "calibration.samples",
+        "at least 2",
+    ),
     "no samples": ([*USUAL, "--samples", "0"], "calibration.samples", "greater"),
     "wrong key": (["--recipe", "{tmp}/wrong.yaml"], "sparcity", "no such option"),
     "recipe that is a list": (["--recipe", "{tmp}/list.yaml"], "recipe", "not a mapping"),

@@ -36,6 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     [
         ([], {"name": "lora"}),
         (["--set", "rank=4"], {"name": "lora", "rank": 4}),
+        (["--set", "recovery.rank=4"], {"name": "lora", "rank": 4}),
         (["--method", "lora"], {"name": "lora"}),
         (["--method", "reconstruct", "--set", "ridge=0.1"], {"name": "reconstruct", "ridge": 0.1}),
         (["--lora"], {"name": "lora"}),
