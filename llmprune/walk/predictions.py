@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from llmprune.checkpoint.store import Store
+from llmprune.progress import track
 from llmprune.tensors import ops
 from llmprune.tensors.agreement import divergence
 from llmprune.walk.walk import Walk
@@ -34,7 +35,7 @@ def divergences(store: Store, walk: Walk, dense: States, others: Mapping[K, Stat
     found, predictions = dict.fromkeys(others, 0.0), 0
     parts = {key: _predicting(states, rows) for key, states in others.items()}
     with store.head():
-        for number, whole in enumerate(_predicting(dense, rows)):
+        for number, whole in enumerate(track(_predicting(dense, rows), "comparing predictions")):
             predictions += len(whole)
             expected = _predicted(walk, whole)
             for key, of_other in parts.items():
