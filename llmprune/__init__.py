@@ -1,8 +1,8 @@
 """llmprune: prune language models after training, one decoder block at a time.
 
-`prune`, `recover`, `push`, `load`, `Recipe` and `Report` are the public names; nothing else is promised. They
-are looked up when they are first used, so that importing llmprune does no work. Importing it is enough for
-transformers to load checkpoints whose layers differ in size.
+`prune`, `recover`, `push`, `load`, `Recipe`, `Report` and `KeepZeros` are the public names; nothing else is
+promised. They are looked up when they are first used, so that importing llmprune does no work. Importing it
+is enough for transformers to load checkpoints whose layers differ in size.
 """
 
 from importlib import import_module
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from llmprune.recipe import Recipe
     from llmprune.recovering import recover
     from llmprune.report import Report
+    from llmprune.training.keep_zeros import KeepZeros
 
-__all__ = ["Recipe", "Report", "load", "prune", "push", "recover"]
+__all__ = ["KeepZeros", "Recipe", "Report", "load", "prune", "push", "recover"]
 _HOMES = {
     "prune": "pruning",
     "load": "loading",
@@ -26,6 +27,7 @@ _HOMES = {
     "recover": "recovering",
     "Recipe": "recipe",
     "Report": "report",
+    "KeepZeros": "training.keep_zeros",
 }
 
 

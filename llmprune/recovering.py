@@ -43,7 +43,7 @@ def recover(
 
     Args:
         model: the folder of a pruned checkpoint.
-        how: `lora`, `reconstruct`, or a mapping of that `name` and its options.
+        how: `distill`, `lora`, `reconstruct`, `refine`, or a mapping of that `name` and its options.
         out: the folder to write; the pruned one's name with `-recovered` unless given.
         baseline: the dense model; by default the one that the pruned checkpoint's report names.
         calibration: fields of the recipe's `calibration` that differ from how the checkpoint was pruned.
@@ -66,6 +66,8 @@ def recover(
     asked = with_defaults(dict(calibration or {}), earlier.recipe["calibration"])
     if tokens is not None:
         asked |= size_of(tokens)
+    elif "samples" not in (calibration or {}) and (own := recovery.samples(asked["length"])):
+        asked["samples"] = own
     text = calibration_of(asked)
     if run.resume and (done := _already_done(folder, earlier, recovery, text, run, baseline)):
         return done

@@ -63,7 +63,17 @@ INNER_FLOOR = {
     package: {name: floor for floor, names in enumerate(floors) for name in names.split()}
     for package, floors in INNER.items()
 }
-MAY_IMPORT_TRANSFORMERS = ("model", "checkpoint", "walk", "text", "run", "pruning", "loading", "cli")
+MAY_IMPORT_TRANSFORMERS = (
+    "model",
+    "checkpoint",
+    "walk",
+    "text",
+    "training",
+    "run",
+    "pruning",
+    "loading",
+    "cli",
+)
 TENSORS_ONLY = ("plugins", "tensors", "methods", "recipe")
 FILE, PLUGIN, FUNCTION, NESTING = 300, 150, 60, 3
 # Kernels are long by nature: many pointers and strides, and a tile of code that must not be cut up.

@@ -32,6 +32,8 @@ RECIPES = shipped()
 TRAINED = SHARED / "models" / "stories15M"
 FAMILIES = ("llama", "phi3", "qwen2")  # separate projections, fused ones, biases
 TEXT = {"samples": 8, "length": 32}
+LORA = {"name": "lora", "epochs": 4, "products": "float32"}
+DISTILL = {"name": "distill", "tokens": 512, "batch_tokens": 64, "products": "float32"}
 # What no shipped recipe reaches; `then` is a recovery of the result.
 BESIDES: dict[str, dict[str, Any]] = {
     "global": {"method": "wanda", "sparsity": 0.4, "allocation": "global"},
@@ -65,7 +67,8 @@ BESIDES: dict[str, dict[str, Any]] = {
     },
     "reconstruct-masked": {"method": "wanda", "pattern": "2:4", "then": "reconstruct"},
     "reconstruct-cut": {"method": "flap", "sparsity": 0.3, "pattern": {"multiple": 4}, "then": "reconstruct"},
-    "lora-masked": {"method": "wanda", "pattern": "2:4", "then": "lora"},
+    "lora-masked": {"method": "wanda", "pattern": "2:4", "then": LORA},
+    "distill-masked": {"method": "wanda", "pattern": "2:4", "then": DISTILL},
 }
 CASES = [
     *(
@@ -89,7 +92,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def asked(name: str, family: str) -> tuple[dict[str, Any], str | None]:
+def asked(name: str, family: str) -> tuple[dict[str, Any], dict[str, Any] | str | None]:
     """A case as a recipe of this size, and the recovery that follows."""
     if name in BESIDES:
         data = {"calibration": TEXT, **BESIDES[name]}
@@ -103,7 +106,9 @@ def asked(name: str, family: str) -> tuple[dict[str, Any], str | None]:
 
 
 def _fitted(step: dict[str, Any], *, small: bool) -> None:
-    """Ask for what these models have: fewer rows, one of three blocks, few channels."""
+    """Ask for what these models have: fewer rows, one of three blocks, few channels, more to learn."""
+    if step.get("recovery") == "lora":
+        step["recovery"] = LORA
     if step.get("pattern") == "blocks" and small:
         step["sparsity"] = 0.34
     elif isinstance(step.get("pattern"), dict) and "keep" in step["pattern"]:

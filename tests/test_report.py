@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -23,11 +22,6 @@ from tests.test_families import check_here
 UNITS = {"name": "units", "multiple": 8}
 TEXT = {"samples": 4, "length": 32}
 MASKED: dict[str, Any] = {"method": "magnitude", "pattern": "2:4"}
-
-needs_peft = pytest.mark.skipif(
-    importlib.util.find_spec("peft") is None, reason="needs peft: pip install llmprune[recover]"
-)
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +97,7 @@ def test_a_wrong_part_is_named(part: str, changes: dict[str, Any], finished: Pat
     ("asked", "then"),
     [
         (MASKED, None),
-        pytest.param({"method": "sparsegpt", "sparsity": 0.5}, "lora", marks=needs_peft),
+        ({"method": "sparsegpt", "sparsity": 0.5}, "lora"),
         ({"method": "flap", "sparsity": 0.3, "pattern": UNITS}, "reconstruct"),
         ({"method": {"name": "prunenet", "passes": 1}, "sparsity": 0.1, "pattern": UNITS}, None),
     ],

@@ -42,6 +42,9 @@ SEARCHED = {
     for allocation in ("uniform", "global_threshold", "block_influence", "search")
 }
 ROWS |= SEARCHED
+for ridge in (0.01, 0.1, 1.0, "held_out"):
+    asked = {**UNITS["flap-channels"], "sparsity": 0.2, "repair": {"name": "affine", "ridge": ridge}}
+    ROWS |= {f"ridge-{ridge}": asked, f"ridge-{ridge}-short": asked}
 
 
 def main() -> None:
@@ -55,7 +58,8 @@ def main() -> None:
     measuring = Measuring(arguments.model, arguments.shared)
 
     def row_of(name: str) -> dict[str, Any]:
-        return {"asked": ROWS[name], **measuring.row(ROWS[name], SHORT if name in SEARCHED else None)[0]}
+        shape = SHORT if name in SEARCHED or name.endswith("-short") else None
+        return {"asked": ROWS[name], **measuring.row(ROWS[name], shape)[0]}
 
     measure(str(__doc__), arguments.out, arguments.rows, measuring, row_of)
 

@@ -77,17 +77,25 @@ class Opened:
                 "the model generates calibration text only where it fits into memory as a whole; use "
                 "--calibration synthetic, which needs one block at a time, or give a text"
             )
+        return self.loaded()
+
+    def loaded(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """The whole checkpoint as plain transformers loads it, in the dtype of the computation or another."""
+        assert self.source is not None
         self.source.fetch()
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self.source.folder, dtype=self.resources.dtype, trust_remote_code=self.trust_remote_code
+            self.source.folder,
+            dtype=dtype or self.resources.dtype,
+            trust_remote_code=self.trust_remote_code,
         )
         return model.to(self.resources.device).eval()
 
-    def fits_whole(self, copies: int = 1) -> bool:
+    def fits_whole(self, copies: float = 1, dtype: torch.dtype | None = None) -> bool:
         """Whether so many copies of the model fit into free memory, in the dtype of the computation."""
         # Half of what is free: loading keeps a second copy for a while, and activations need room too.
         limit = min(psutil.virtual_memory().available, self.resources.available)
-        return bool(copies * self.anatomy.parameters * self.resources.dtype.itemsize < limit // 2)
+        width = (dtype or self.resources.dtype).itemsize
+        return bool(copies * self.anatomy.parameters * width < limit // 2)
 
     def tokenizer(self, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
         """`given` if it is not None, otherwise the checkpoint's tokenizer."""

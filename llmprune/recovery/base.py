@@ -1,20 +1,25 @@
-"""Base class of recoveries: a pruned checkpoint in, better weights with the same sizes and zeros out."""
+"""Base classes of recoveries: a pruned checkpoint in, better weights with the same sizes and zeros out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.opened import Opened
+from llmprune.errors import JobError, RequestError
 from llmprune.patterns.base import Pattern
 from llmprune.patterns.unstructured import Unstructured
 from llmprune.plugins import OPTIONS
 from llmprune.tensors.statistics import InputNorm, Statistic
+from llmprune.text.windows import HELD_OUT, sharing
+
+TRAINING = 6  # models in float32: student, gradient, two of AdamW's, the best state, and the teacher
+ADAPTING = 3  # student, teacher, and what adapters and their optimiser take
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,16 @@ class Task:
         """The windows [N, L]."""
         return torch.cat(self.batches)
 
+    @property
+    def stored(self) -> torch.dtype:
+        """The dtype of the checkpoint."""
+        assert self.pruned.source is not None
+        return self.pruned.source.size[1]
+
     def write(self, model: Any) -> Tensor:
         """Write a whole model as the pruned one is stored; return its logits on the probe, so rounded."""
-        source, where = self.pruned.source, self.pruned.resources
-        assert source is not None
-        _cast(model, source.size[1])
+        where = self.pruned.resources
+        _cast(model, self.stored)
         self.draft.write_model(model)
         _cast(model, where.dtype)
         logits: Tensor = model(self.pruned.probe().to(where.device), use_cache=False).logits
@@ -73,7 +83,14 @@ class Recovery:
     serves: ClassVar[tuple[str, ...]] = ("weights", "units", "blocks")
     """What must have been removed (`Sites.shares`)."""
 
+    streams: ClassVar[bool] = True
+    """Whether it walks both models, with one block of each resident; else it holds them whole."""
+
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
+
+    def samples(self, length: int) -> int | None:
+        """Windows of `length` tokens to draw unless asked otherwise; None for as many as pruning drew."""
+        return None
 
     def require(self, pruned: Opened, dense: Opened, samples: int) -> None:
         """Refuse what cannot be recovered, before anything is written; `samples` is the number of windows.
@@ -85,6 +102,120 @@ class Recovery:
     def recover(self, task: Task) -> Recovered:
         """Write the recovered weights into `task.draft`."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Taught(Recovery):
+    """Base class of those that train with gradients; override `recover`, and call `teach`.
+
+    What trains keeps its zeros. Of the states on the way, the one of the lowest loss on held-out windows is
+    kept, and a training that ends no better than it began is refused.
+    """
+
+    streams: ClassVar = False
+
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+    loss: Literal["teacher", "text"] = "teacher"
+    """KL to the dense model, or the cross-entropy of the text."""
+
+    products: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of matrix products: `auto` is bfloat16 where the device computes in it."""
+
+    report_to: str = "none"
+    """Where transformers' Trainer logs to: `tensorboard`, `trackio`, `wandb`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    def require(self, pruned: Opened, dense: Opened, samples: int) -> None:
+        """Refuse a text of one window.
+
+        Raises:
+            RequestError: there is one.
+        """
+        if samples < 2:
+            raise RequestError(
+                "calibration.samples",
+                f"{samples} was asked, and training holds windows out to choose its best state; ask for 2 "
+                "or more",
+            )
+
+    def student(self, task: Task, copies: float) -> Any:
+        """The pruned model in float32.
+
+        Raises:
+            JobError: that many copies of it do not fit into memory.
+        """
+        if not task.pruned.fits_whole(copies, torch.float32):
+            raise JobError(
+                f"training takes {copies:g} times the model in float32, and memory does not hold that; use "
+                "reconstruct, which needs one block at a time"
+            )
+        return task.pruned.loaded(torch.float32)
+
+    def windows(self, tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The windows [count, L] in the order of training, and held-out ones that share no text with them.
+
+        Raises:
+            RequestError: all share text with a held-out one.
+        """
+        held_out, rest = tokens.split([held := max(1, len(tokens) // HELD_OUT), len(tokens) - held])
+        rest = rest[~sharing(rest, held_out)]
+        if not len(rest):
+            raise RequestError(
+                "calibration", "every window shares text with those that are held out; give a longer text"
+            )
+        lots = torch.Generator().manual_seed(self.seed)
+        passes = [torch.randperm(len(rest), generator=lots) for _ in range(-(-count // len(rest)))]
+        return rest[torch.cat(passes)[:count]], held_out
+
+    def teach(
+        self, task: Task, student: Any, windows: Tensor, held_out: Tensor, at_once: int
+    ) -> dict[str, Any]:
+        """Train what requires a gradient, leave the student in its best state, and return the record.
+
+        Args:
+            task: of the recovery.
+            student: in float32.
+            windows: [N, L] in the order of training.
+            held_out: [M, L].
+            at_once: windows of one step.
+
+        Raises:
+            JobError: the training failed, or helped nothing.
+        """
+        from llmprune.training.teacher import Teacher, Text
+        from llmprune.training.trainer import Course, train
+
+        bfloat16 = self._bfloat16(task.pruned.resources.device)
+        dtype = torch.bfloat16 if bfloat16 else torch.float32
+        lesson = Teacher(task.dense.loaded(dtype)) if self.loss == "teacher" else Text()
+        course = Course(
+            rate=self.learning_rate,
+            windows=at_once,
+            decay=self.weight_decay,
+            seed=self.seed,
+            bfloat16=bfloat16,
+            stored=task.stored,
+            report_to=self.report_to,
+        )
+        done = train(student, lesson, windows, held_out, course, task.draft.scratch)
+        if done.end >= done.start:
+            raise JobError(
+                f"no state on the way was better than the start ({done.start:.4f} nats on held-out windows, "
+                f"{done.end:.4f} at best); try a lower learning_rate or another text"
+            )
+        held = [{"step": step, "loss": loss} for step, loss in done.held_out]
+        return {"losses": done.losses, "held_out": held, "computed_in": str(dtype).removeprefix("torch.")}
+
+    def _bfloat16(self, device: torch.device) -> bool:
+        """Whether products are computed in bfloat16."""
+        if self.products != "auto":
+            return self.products == "bfloat16"
+        if device.type == "cuda":
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:

@@ -227,13 +227,14 @@ def make(anatomy: Anatomy, demand: Demand, how: Resources, checkpoint_bytes: int
     statistic = _statistic_bytes(demand, anatomy)
     # Hidden states before and after the block. They wait in host memory between blocks.
     streams = 2 if demand.follows_dense else 1
-    waiting_states = (2 * streams * tokens + demand.held_tokens) * sizes.hidden
+    passing = tokens if demand.walks else 0
+    waiting_states = (2 * streams * passing + demand.held_tokens) * sizes.hidden
     on_host = waiting_states + sizes.written
     # A trial holds the dense block beside the pruned one, as does a run that follows the dense model.
     resident = (2 if demand.measuring.trials or demand.follows_dense else 1) * sizes.block
     on_device = resident + statistic + sizes.scratch + sizes.outside
     base = on_device + (on_host if how.device.type == "cpu" else 0)
-    waiting = tokens * sizes.inside
+    waiting = passing * sizes.inside
     together = demand.propagation == "layer" and base + waiting <= SPARE * how.available
     inside = waiting if together else min(batch * length, tokens) * sizes.inside
     return Plan(

@@ -42,8 +42,8 @@ class RecoveryJob:
 
     @property
     def plan(self) -> Plan:
-        """What walking both models side by side takes."""
-        demand = Demand(self.recovery.needs, "layer", self.text.samples)
+        """What walking both models side by side takes; a recovery that holds them whole checks for itself."""
+        demand = Demand(self.recovery.needs, "layer", self.text.samples, walks=self.recovery.streams)
         anatomy, where = self.pruned.anatomy, self.pruned.resources
         length = plan.require_length(anatomy, self.text.length)
         one = plan.make(anatomy, demand, where, self.pruned.bytes, length)

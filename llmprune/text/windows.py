@@ -12,6 +12,7 @@ from llmprune.errors import RequestError
 from llmprune.report import CalibrationRecord
 
 HELD_OUT = 8  # of so many windows, one is held out where windows choose
+RUN = 64  # tokens in a row that two texts have by chance only if one was copied
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,15 @@ def with_held_out(batches: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     require_held_out(len(windows))
     count = max(1, len(windows) // HELD_OUT)
     return batched(windows[:-count], size), batched(windows[-count:], size)
+
+
+def sharing(windows: Tensor, others: Tensor) -> Tensor:
+    """Which windows [N, L] have a run of 64 tokens (or of L) in common with others [M, K]: bool [N]."""
+    run = min(RUN, windows.shape[1], others.shape[1])
+    factors = torch.randint(2**62, (run,), generator=torch.Generator().manual_seed(0))
+    # Equal runs have equal sums, whose overflow does no harm; others hardly ever do.
+    ours, theirs = (
+        sum(ids[:, k : ids.shape[1] - run + 1 + k] * factor for k, factor in enumerate(factors))
+        for ids in (windows, others)
+    )
+    return torch.isin(ours, theirs).any(1)

@@ -40,6 +40,9 @@ class Demand:
     samples: int = 0
     """Calibration windows; 0 if no text is needed."""
 
+    walks: bool = True
+    """Whether windows pass through the blocks one by one, and their hidden states are held."""
+
     training_passes: int = 0
     """Forward passes over the calibration set to train the method."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +51,6 @@ def test_reconstruct_pairs_blocks_by_their_dense_index(
     assert after < before
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("peft") is None, reason="needs peft: pip install llmprune[recover]"
-)
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_adapters_are_trained_on_fewer_blocks(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     report = prune(
         checkpoints("llama"), {**TEXT, **DEPTH, "recovery": {"name": "lora", "rank": 2}}, out=tmp_path / "out"

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
-from llmprune.loading import load
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites.linear import LinearLayers
 from llmprune.progress import track
@@ -87,7 +86,7 @@ class Refine(Recovery):
                 "refine holds the pruned and the dense model and three gradients, and memory does not; use "
                 "reconstruct, which needs one block at a time"
             )
-        model, teacher = _whole(task.pruned), _whole(task.dense)
+        model, teacher = task.pruned.loaded(), task.dense.loaded()
         masks = self._masks(task, model, teacher)
         loss = Loss(model, teacher if self.loss == "teacher" else None)
         judging, batches = self._windows(task.tokens)
@@ -128,16 +127,3 @@ class Refine(Recovery):
             masks.append(Masked(site, values, pattern.group or site.inputs * (site.outputs if whole else 1)))
             masks[-1].parameter.requires_grad_(True)
         return masks
-
-
-def _whole(opened: Opened) -> Any:
-    assert opened.source is not None
-    where = opened.resources
-    model, _ = load(
-        str(opened.source.folder),
-        device=str(where.device),
-        dtype=where.dtype_name,
-        kernels="none",
-        trust_remote_code=opened.trust_remote_code,
-    )
-    return model

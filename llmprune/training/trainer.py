@@ -1,0 +1,287 @@
+"""Train a pruned model on transformers' Trainer: our loss, zeros that stay, the best state on other windows.
+
+A run that was killed resumes from its last checkpoint, and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from llmprune.errors import JobError
+from llmprune.progress import say
+from llmprune.training.keep_zeros import KeepZeros
+from llmprune.training.teacher import Lesson
+
+LAST, BEST = "last.safetensors", "best.safetensors"  # weights of a checkpoint of the training
+COMPLETE = "complete"  # a file that is written last into it
+LOOKS = 20  # at the held-out windows, over a run
+SAVE_EVERY = 60.0  # seconds of training before the first checkpoint, and between two
+SHARE = 0.03  # most of the time that goes into writing them
+
+
+@dataclass(frozen=True)
+class Course:
+    """How to train."""
+
+    rate: float
+    """Peak learning rate: it rises for a tenth of the steps, then falls as a cosine to a tenth of it."""
+
+    windows: int
+    """Windows of one step; one at a time is in memory."""
+
+    decay: float = 0.0
+    seed: int = 0
+    bfloat16: bool = False
+    """Whether products are computed in bfloat16; weights and optimiser stay in float32."""
+
+    stored: torch.dtype = torch.float32
+    """To which weights are rounded where held-out windows judge them."""
+
+    report_to: str = "none"
+    """Where Trainer logs to: `tensorboard`, `trackio`, `wandb`."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training did."""
+
+    losses: list[float]
+    """Mean loss of every step."""
+
+    held_out: list[tuple[int, float]]
+    """Steps done, and the loss on held-out windows then; the first is that of the start."""
+
+    @property
+    def start(self) -> float:
+        """The held-out loss of the start."""
+        return self.held_out[0][1]
+
+    @property
+    def end(self) -> float:
+        """That of the state that was kept."""
+        return min(loss for _, loss in self.held_out)
+
+
+def train(
+    model: Any, lesson: Lesson, windows: Tensor, held_out: Tensor, course: Course, folder: Path
+) -> Trained:
+    """Train the parameters that require a gradient, and leave the model in its best state.
+
+    Args:
+        model: the student, its weights in float32.
+        lesson: its loss.
+        windows: token ids [N, L] in the order of training; a rest that fills no step is left out.
+        held_out: windows [M, L] that judge.
+        course: how to train.
+        folder: for checkpoints of the training, from which an interrupted one resumes.
+
+    Raises:
+        JobError: the loss is not finite, or memory or disk ran out.
+    """
+    trainer = _Trainer(model, lesson, windows, held_out, course, folder)
+    last = _last(folder)
+    trainer.args.eval_on_start = last is None
+    try:
+        with torch.enable_grad():
+            trainer.train(resume_from_checkpoint=last)
+    except torch.OutOfMemoryError as error:
+        raise JobError(
+            f"memory ran out on a window of {windows.shape[1]} tokens; start again with a smaller --length"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise JobError(f"cannot write {folder}: {error}; fix that, then rerun with --resume") from error
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # its forward pass computes as before
+    _place(model, trainer.best)
+    history = trainer.state.log_history
+    return Trained(
+        [entry["loss"] for entry in history if "loss" in entry],
+        [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry],
+    )
+
+
+class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as Any
+    """Windows in their order, our loss, and checkpoints of what trains alone."""
+
+    def __init__(
+        self, model: Any, lesson: Lesson, windows: Tensor, held_out: Tensor, course: Course, folder: Path
+    ) -> None:
+        steps, saving = len(windows) // course.windows, _Saving()
+        windows = windows[: steps * course.windows]  # or Trainer, resumed at its end, goes on
+        super().__init__(
+            model,
+            _arguments(course, steps, folder, cpu=next(model.parameters()).device.type == "cpu"),
+            train_dataset=[{"input_ids": ids} for ids in windows],
+            eval_dataset=[{"input_ids": ids} for ids in held_out],
+            callbacks=[KeepZeros(), saving, _Telling(course.windows * windows.shape[1])],
+        )
+        self._saving = saving
+        self.remove_callback(PrinterCallback)
+        self._lesson, self._stored = lesson, course.stored
+        self.best: dict[str, Tensor] = {}
+        """The trained weights of the best state so far."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        """The lesson's loss of a batch.
+
+        Raises:
+            JobError: it is not finite.
+        """
+        ids = inputs["input_ids"]
+        loss = self._lesson(ids, model(input_ids=ids, use_cache=False).logits)
+        if not math.isfinite(value := float(loss.detach())):
+            step = self.state.global_step + 1
+            raise JobError(f"the loss of step {step} is {value}; start again with a lower learning rate")
+        return (loss, {}) if return_outputs else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Judge the weights as they will be stored, and keep them if they are the best so far."""
+        known = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
+        with _rounded(self.model, self._stored):
+            found: dict[str, float] = super().evaluate(*args, **kwargs)
+        if not known or found["eval_loss"] < min(known):
+            self.best = {name: p.detach().to("cpu", copy=True) for name, p in _trained(self.model)}
+        return found
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write one, and only then delete the one before it."""
+        start, folder = time.monotonic(), Path(self.args.output_dir)
+        earlier = _complete(folder)
+        super()._save_checkpoint(model, trial)
+        (folder / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+        for one in earlier:
+            shutil.rmtree(one)
+        self._saving.wrote(time.monotonic() - start)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert output_dir is not None
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: p.detach().contiguous() for name, p in _trained(self.model)}, folder / LAST)
+        save_file(self.best, folder / BEST)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        _place(self.model, load_file(Path(resume_from_checkpoint) / LAST))
+        self.best = load_file(Path(resume_from_checkpoint) / BEST)
+
+
+def _arguments(course: Course, steps: int, folder: Path, *, cpu: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=course.windows,
+        learning_rate=course.rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        warmup_steps=round(0.1 * steps),
+        adam_beta2=0.95,
+        weight_decay=course.decay,
+        seed=course.seed,
+        bf16=course.bfloat16,
+        use_cpu=cpu,
+        eval_strategy="steps",
+        eval_steps=max(1, round(steps / LOOKS)),
+        save_strategy="no",  # `_Saving` says when
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        prediction_loss_only=True,
+        label_names=["input_ids"],  # or Trainer would not compute the loss of held-out windows
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        report_to=course.report_to,
+    )
+
+
+class _Saving(TrainerCallback):  # type: ignore[misc]
+    """Evaluates at the end, and saves so rarely that writing takes a small share of the time."""
+
+    def __init__(self) -> None:
+        self._due = time.monotonic() + SAVE_EVERY
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Evaluate and save after the last step, and save where that is due."""
+        last = state.global_step == state.max_steps
+        control.should_evaluate |= last
+        control.should_save = last or time.monotonic() >= self._due
+
+    def wrote(self, seconds: float) -> None:
+        """Wait for the next checkpoint, given how long this one took."""
+        self._due = time.monotonic() + max(SAVE_EVERY, seconds / SHARE)
+
+
+class _Telling(TrainerCallback):  # type: ignore[misc]
+    """Says how far training is, and what the held-out windows say."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens, self._began, self._from = tokens, time.monotonic(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note where this run begins."""
+        self._began, self._from = time.monotonic(), state.global_step
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Print one line."""
+        done, loss = state.global_step, kwargs["metrics"]["eval_loss"]
+        line = (
+            f"{done * self._tokens:,} of {state.max_steps * self._tokens:,} tokens: held-out loss {loss:.4f}"
+        )
+        if done > self._from:
+            pace = (time.monotonic() - self._began) / (done - self._from)
+            line += f", {pace * (state.max_steps - done) / 60:.0f} minutes left"
+        say(line)
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def _place(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, parameter in _trained(model):
+        parameter.data.copy_(weights[name])
+
+
+@contextmanager
+def _rounded(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Round the trained weights for a while; adapters round their sum with the weight themselves."""
+    weights = [p for name, p in _trained(model) if "parametrizations" not in name]
+    exact = [parameter.data for parameter in weights]
+    for parameter in weights:
+        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+    try:
+        yield
+    finally:
+        for parameter, data in zip(weights, exact, strict=True):
+            parameter.data = data
+
+
+def _complete(folder: Path) -> list[Path]:
+    """The checkpoints of a training that were written to their end."""
+    return [file.parent for file in folder.glob(f"checkpoint-*/{COMPLETE}")]
+
+
+def _last(folder: Path) -> str | None:
+    """The checkpoint to resume from; deletes what was left unfinished."""
+    complete = _complete(folder)
+    for part in folder.glob("checkpoint-*"):
+        if part not in complete:
+            shutil.rmtree(part)
+    return str(max(complete, key=lambda found: int(found.name.rpartition("-")[2]))) if complete else None

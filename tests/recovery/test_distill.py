@@ -1,0 +1,212 @@
+"""A student comes closer to the dense model on other windows, keeps sizes and zeros, and resumes exactly."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmprune import prune, recover
+from llmprune.checkpoint import reload
+from llmprune.checkpoint.draft import SCRATCH, WORK
+from llmprune.checkpoint.opened import Opened
+from llmprune.errors import JobError, RequestError
+from llmprune.recovery.distill import counted
+from llmprune.training import trainer
+from llmprune.training.teacher import Teacher, divergence
+from llmprune.training.trainer import COMPLETE, _Trainer
+from tests import tiny
+from tests.recovery.test_reconstruct import PADDED, PRUNED, UNEVEN, tensors
+from tests.test_families import check_here
+
+TEXT = {"calibration": {"samples": 8, "length": 32}}
+HOW: dict[str, Any] = {
+    "name": "distill",
+    "tokens": 1024,
+    "batch_tokens": 64,
+    "learning_rate": 1e-3,
+    "products": "float32",
+}
+STUDENTS: dict[str, dict[str, Any]] = {
+    "2:4": PRUNED["2:4"],
+    "padded": PADDED,
+    "per_layer": PRUNED["units without"] | {"allocation": UNEVEN, "layout": "per_layer"},
+    "biases": PRUNED["units with biases"],
+    "blocks": {"pattern": {"name": "blocks", "remove": [1]}},
+}
+
+
+@pytest.fixture(autouse=True)
+def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "check", check_here)
+
+
+@pytest.fixture
+def pruned(checkpoints: tiny.Checkpoints, tmp_path: Path) -> Path:
+    prune(checkpoints("llama"), PRUNED["2:4"] | TEXT, out=tmp_path / "out")
+    return tmp_path / "out"
+
+
+@torch.no_grad()
+def distance(folder: Path, dense: Path, ids: torch.Tensor) -> float:
+    models = [AutoModelForCausalLM.from_pretrained(f, trust_remote_code=True).eval() for f in (dense, folder)]
+    return float(Teacher(models[0])(ids, models[1](ids).logits))
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_it_comes_closer_and_keeps_sizes_and_zeros(
+    student: str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    dense, out, after = checkpoints("llama"), tmp_path / "out", tmp_path / "after"
+    prune(dense, STUDENTS[student] | TEXT, out=out)
+    report = recover(out, HOW, out=after)
+    assert report.recovery is not None
+    assert report.recovery["calibration"]["samples"] == 32 + 32 // 7
+    assert len(report.recovery["losses"]) == 16
+    ids = torch.randint(3, tiny.VOCABULARY, (8, 32), generator=torch.Generator().manual_seed(5))
+    assert distance(after, dense, ids) < distance(out, dense, ids)
+    old, new = tensors(out), tensors(after)
+    assert {key: tensor.shape for key, tensor in old.items()} == {k: t.shape for k, t in new.items()}
+    assert all((new[key][tensor == 0] == 0).all() for key, tensor in old.items() if tensor.ndim == 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_saved_is_the_best_state_as_it_was_judged(
+    dtype: torch.dtype, checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, kept = tmp_path / "dense", []
+    AutoModelForCausalLM.from_pretrained(checkpoints("llama"), dtype=dtype).save_pretrained(dense)
+    AutoTokenizer.from_pretrained(checkpoints("llama")).save_pretrained(dense)
+    prune(dense, PRUNED["2:4"] | TEXT, out=tmp_path / "out")
+    own = trainer.train
+
+    def noted(model: Any, lesson: Any, windows: Any, held_out: torch.Tensor, *rest: Any) -> Any:
+        kept.append((done := own(model, lesson, windows, held_out, *rest), held_out))
+        return done
+
+    monkeypatch.setattr(trainer, "train", noted)
+    recover(tmp_path / "out", HOW, out=tmp_path / "after", dtype="float32")
+    done, held_out = kept[0]
+    teacher, student = (
+        AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in (dense, tmp_path / "after")
+    )
+    with torch.no_grad():
+        losses = [float(Teacher(teacher)(ids[None], student(ids[None]).logits)) for ids in held_out]
+    assert sum(losses) / len(losses) == pytest.approx(done.end, abs=1e-5)
+    assert {tensor.dtype for tensor in tensors(tmp_path / "after").values()} == {dtype}
+
+
+def require_same(cut: Path, whole: Path) -> None:
+    assert {path.name for path in cut.iterdir()} == {path.name for path in whole.iterdir()}
+    for file in whole.glob("*.safetensors"):
+        assert (cut / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(("save_every", "first"), [(0.0, 5), (60.0, 0)])
+@pytest.mark.parametrize("adapters", [None, 2])
+def test_an_interrupted_training_resumes_from_its_checkpoint(
+    adapters: int | None, save_every: float, first: int, pruned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut, steps = pruned.with_name("whole"), pruned.with_name("cut"), []
+    how = HOW | {"adapters": adapters}
+    reference = recover(pruned, how, out=whole)
+    step = _Trainer.training_step
+
+    def until_the_sixth(self: _Trainer, *rest: Any, **named: Any) -> Any:
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(self, *rest, **named)
+
+    def noted(self: _Trainer, *rest: Any, **named: Any) -> Any:
+        steps.append(self.state.global_step)
+        return step(self, *rest, **named)
+
+    monkeypatch.setattr(trainer, "SAVE_EVERY", save_every)
+    monkeypatch.setattr(trainer, "SHARE", 1e9)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_Trainer, "training_step", until_the_sixth)
+        recover(pruned, how, out=cut)
+    monkeypatch.setattr(_Trainer, "training_step", noted)
+    report = recover(pruned, how, out=cut, resume=True)
+    assert sorted(set(steps)) == list(range(first, 16))
+    assert report.recovery is not None and reference.recovery is not None
+    for what in ("losses", "held_out"):
+        assert report.recovery[what] == reference.recovery[what]
+    require_same(cut, whole)
+
+
+@pytest.mark.slow
+def test_killed_while_it_trains_it_resumes_to_the_same_bytes(pruned: Path) -> None:
+    whole, cut = pruned.with_name("whole"), pruned.with_name("cut")
+    recover(pruned, HOW, out=whole)
+    code = (
+        "from llmprune import recover; from llmprune.training import trainer; trainer.SAVE_EVERY = 0.0; "
+        f"recover({str(pruned)!r}, {HOW!r}, out={str(cut)!r})"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as started:
+        while started.poll() is None and not list((cut / WORK / SCRATCH).glob(f"*/{COMPLETE}")):
+            time.sleep(0.01)
+        started.kill()
+    assert started.returncode == -signal.SIGKILL, started.communicate()
+    recover(pruned, HOW, out=cut, resume=True)
+    require_same(cut, whole)
+
+
+def test_a_loss_that_is_no_number_is_a_sentence(pruned: Path) -> None:
+    with pytest.raises(
+        JobError, match=r"the loss of step \d+ is nan; start again with a lower learning rate"
+    ):
+        recover(pruned, HOW | {"learning_rate": 1e30}, out=pruned.with_name("nan"))
+
+
+def test_a_training_that_helped_nothing_is_refused(pruned: Path) -> None:
+    with pytest.raises(JobError, match="no state on the way was better than the start"):
+        recover(pruned, HOW | {"learning_rate": 10}, out=pruned.with_name("worse"))
+    assert not (pruned.with_name("worse") / "config.json").exists()
+
+
+def test_a_model_that_does_not_fit_is_refused(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Opened, "fits_whole", lambda *_: False)
+    with pytest.raises(JobError, match="use reconstruct, which needs one block at a time"):
+        recover(pruned, HOW, out=pruned.with_name("large"))
+
+
+def test_one_window_is_refused(pruned: Path) -> None:
+    with pytest.raises(RequestError, match=r"calibration\.samples: 1 was asked"):
+        recover(pruned, HOW, out=pruned.with_name("one"), calibration={"samples": 1})
+    assert not pruned.with_name("one").exists()
+
+
+def test_fewer_tokens_than_a_step_takes_are_refused(pruned: Path) -> None:
+    with pytest.raises(RequestError, match=r"recovery\.tokens: 10 were asked, and one step takes 64"):
+        recover(pruned, HOW | {"tokens": 10}, out=pruned.with_name("few"))
+
+
+def test_windows_that_share_text_with_held_out_ones_are_refused(pruned: Path) -> None:
+    ids = torch.arange(32).repeat(8, 1) + 3
+    with pytest.raises(RequestError, match="every window shares text"):
+        recover(pruned, HOW, out=pruned.with_name("same"), tokens=ids)
+
+
+@given(st.integers(1, 50), st.sampled_from(["k", "M"]))
+def test_tokens_are_counted_in_thousands_and_millions(number: int, unit: str) -> None:
+    assert counted(f"{number}{unit}") == number * {"k": 1_000, "M": 1_000_000}[unit]
+    assert counted(f"0.5{unit}") == {"k": 500, "M": 500_000}[unit]
+    assert counted(number) == number and counted("many") == "many"
+
+
+@given(st.integers(0, 10**6))
+def test_the_divergence_is_its_definition(seed: int) -> None:
+    lots = torch.Generator().manual_seed(seed)
+    dense, student = torch.randn(2, 5, 7, generator=lots, dtype=torch.float64).unbind()
+    p, q = dense.softmax(-1), student.softmax(-1)
+    assert float(divergence(dense, student)) == pytest.approx(float((p * (p / q).log()).sum(-1).mean()))
