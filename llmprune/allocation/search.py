@@ -4,7 +4,8 @@ Tyr-the-Pruner (Li et al., 2025, arXiv:2503.09657) for whole units, EvoPress (Si
 arXiv:2410.14649) for single weights. The levels of a site are made on the inputs that the sites before it
 give on average over their levels. The search begins with the levels whose costs, each on its own, have the
 least sum, and goes on by mutations that keep the budget. What decides is the KL divergence to the dense model
-on calibration windows; between the result and uniform budgets, that on held-out windows.
+on calibration windows that made no level, since refitted weights fit theirs too well; between the result and
+uniform budgets, that on further ones.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from llmprune.walk.expected import prune_to_levels
 from llmprune.walk.grid import Grid, grid_around
 from llmprune.walk.levels import Levels
 from llmprune.walk.population import HELD, Population
+
+JUDGING = 4  # of so many windows, one judges mutations
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ class _Running:
 
     def __init__(self, asked: Search, problem: Problem, folder: Path) -> None:
         self._asked, self._problem, self._folder = asked, problem, folder
-        self._batches, self._held_out = with_held_out(problem.batches)
+        rest, self._held_out = with_held_out(problem.batches)
+        several = sum(map(len, rest)) > 1
+        self._makes, self._judges = with_held_out(rest, JUDGING) if several else (rest, rest)
         self._once = Once(folder)
 
     def found(self) -> Allocation:
@@ -116,14 +121,14 @@ class _Running:
 
     def _round(self, grid: Grid, levels: Levels, number: int) -> dict[str, Any]:
         """Make the levels, and search among them."""
-        prune_to_levels(self._problem, self._batches, grid, levels)
+        prune_to_levels(self._problem, self._makes, grid, levels)
         population = Population(self._problem.store, self._problem.probe, levels)
         steps: list[SearchStep] = []
         centre = chosen = (0,) * len(grid.rows)
         # Further rounds begin with the best of the last one, which is the centre of their levels.
         for generation in range(0 if number == 1 else 1, self._asked.generations + 1):
             seed = f"{self._asked.seed}-{number}-{generation}"
-            evolution = Evolution(population, grid, self._batches, self._asked.tokens, seed)
+            evolution = Evolution(population, grid, self._judges, self._asked.tokens, seed)
             compute = evolution.start
             if generation:
                 compute = partial(evolution.next, chosen, self._asked.offspring)

@@ -75,15 +75,15 @@ def require_held_out(samples: int) -> None:
         )
 
 
-def with_held_out(batches: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Split windows into those to calibrate on and the last eighth, in batches of the same size.
+def with_held_out(batches: list[Tensor], every: int = HELD_OUT) -> tuple[list[Tensor], list[Tensor]]:
+    """Split windows into those to calibrate on and the last eighth (or other part), in equal batches.
 
     Raises:
         RequestError: there is one window.
     """
     windows, size = torch.cat(batches), len(batches[0])
     require_held_out(len(windows))
-    count = max(1, len(windows) // HELD_OUT)
+    count = max(1, len(windows) // every)
     return batched(windows[:-count], size), batched(windows[-count:], size)
 
 
