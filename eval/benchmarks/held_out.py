@@ -22,13 +22,24 @@ DOCUMENTS = {"c4": 40, "wikipedia": 80}
 
 def windows(shared: Path, name: str, tokenizer: Any, *, choosing: bool, count: int, length: int) -> Tensor:
     """The first windows [N, L] of a held-out text."""
-    number = DOCUMENTS[name]
-    documents = list(
-        sources.for_evaluation(str(shared / "data/calib" / name / "train.parquet")).documents("evaluation")
-    )
+    number, documents = DOCUMENTS[name], _documents(shared, name)
     part = documents[-2 * number : -number] if choosing else documents[-number:]
-    ids = tokenize("\n\n".join(part), tokenizer)
-    return ids[: len(ids) // length * length].reshape(-1, length)[:count]
+    return _windows(part, tokenizer, length)[:count]
+
+
+def teaching(shared: Path, name: str, tokenizer: Any, length: int) -> Tensor:
+    """The windows [N, L] of a text that neither choose nor report."""
+    return _windows(_documents(shared, name)[: -2 * DOCUMENTS[name]], tokenizer, length)
+
+
+def _documents(shared: Path, name: str) -> list[str]:
+    file = shared / "data/calib" / name / "train.parquet"
+    return list(sources.for_evaluation(str(file)).documents("evaluation"))
+
+
+def _windows(documents: list[str], tokenizer: Any, length: int) -> Tensor:
+    ids = tokenize("\n\n".join(documents), tokenizer)
+    return ids[: len(ids) // length * length].reshape(-1, length)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from llmprune.plugins import OPTIONS
 from llmprune.tensors.statistics import InputNorm, Statistic
 from llmprune.text.windows import HELD_OUT, sharing
 
+JUDGING = 20  # windows to train on for each that is held out: what is held out is read ten times
 TRAINING = 6  # models in float32: student, gradient, two of AdamW's, the best state, and the teacher
 ADAPTING = 3  # student, teacher, and what adapters and their optimiser take
 
@@ -160,7 +161,8 @@ class Taught(Recovery):
         Raises:
             RequestError: all share text with a held-out one.
         """
-        held_out, rest = tokens.split([held := max(1, len(tokens) // HELD_OUT), len(tokens) - held])
+        held = max(1, min(held_of(count), len(tokens) // HELD_OUT))
+        held_out, rest = tokens[:held], tokens[held:]
         rest = rest[~sharing(rest, held_out)]
         if not len(rest):
             raise RequestError(
@@ -216,6 +218,11 @@ class Taught(Recovery):
         if device.type == "cuda":
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def held_of(training: int) -> int:
+    """How many windows to hold out of a text, given how many train."""
+    return max(2, training // JUDGING)
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:

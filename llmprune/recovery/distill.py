@@ -12,8 +12,7 @@ from pydantic import BeforeValidator, Field
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites.linear import LinearLayers
-from llmprune.recovery.base import ADAPTING, TRAINING, Recovered, Task, Taught
-from llmprune.text.windows import HELD_OUT
+from llmprune.recovery.base import ADAPTING, TRAINING, Recovered, Task, Taught, held_of
 from llmprune.training.adapters import attach, merge
 
 SCALE = 2.0  # of the adapters' products
@@ -54,7 +53,7 @@ class Distill(Taught):
     def samples(self, length: int) -> int:
         """Windows of `length` tokens to draw: those to train on, and those held out."""
         training = -(-self.tokens // length)
-        return training + max(1, training // (HELD_OUT - 1))
+        return training + held_of(training)
 
     def recover(self, task: Task) -> Recovered:
         """Train, and write the best state."""

@@ -27,7 +27,7 @@ from llmprune.training.teacher import Lesson
 
 LAST, BEST = "last.safetensors", "best.safetensors"  # weights of a checkpoint of the training
 COMPLETE = "complete"  # a file that is written last into it
-LOOKS = 20  # at the held-out windows, over a run
+LOOKS = 10  # at the held-out windows, over a run
 SAVE_EVERY = 60.0  # seconds of training before the first checkpoint, and between two
 SHARE = 0.03  # most of the time that goes into writing them
 
