@@ -147,6 +147,13 @@ class Refit(TypedDict):
     ridge: float
 
 
+class Look(TypedDict):
+    """What a training was worth after some steps: its loss on held-out windows."""
+
+    step: int
+    loss: float
+
+
 class RecoveryRecord(TypedDict):
     """What brought quality back; its options stand beside its name."""
 
@@ -154,7 +161,11 @@ class RecoveryRecord(TypedDict):
     calibration: CalibrationRecord
     time: Spent
     ranks: NotRequired[list[int]]
+    loss: NotRequired[str]
     losses: NotRequired[list[float]]
+    held_out: NotRequired[list[Look]]
+    trained_tokens: NotRequired[int]
+    computed_in: NotRequired[str]
     swaps: NotRequired[list[int]]
     sites: NotRequired[list[Refit]]
 

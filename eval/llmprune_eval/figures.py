@@ -126,7 +126,9 @@ def _recovery(run: Run, kinds: dict[str, list[SiteRecord]]) -> list[Plot]:
     if any(map(math.isfinite, losses)):
         title = f"Loss on the calibration text while {name} recovered the model"
         axes = Axis("step", whole=True), Axis("loss, nats per token")
-        plots.append(Chart("recovery", title, *axes, (curve("loss", losses),)))
+        looks = tuple((look["step"], look["loss"]) for look in done.get("held_out", []))
+        held_out = (Series("held-out windows", looks),) if looks else ()
+        plots.append(Chart("recovery", title, *axes, (curve("loss", losses), *held_out)))
     sides = {
         "before": {site["name"]: site["error_before"] for site in refitted},
         "after": {site["name"]: site["error_after"] for site in refitted},

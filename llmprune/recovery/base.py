@@ -208,8 +208,12 @@ class Taught(Recovery):
                 f"no state on the way was better than the start ({done.start:.4f} nats on held-out windows, "
                 f"{done.end:.4f} at best); try a lower learning_rate or another text"
             )
-        held = [{"step": step, "loss": loss} for step, loss in done.held_out]
-        return {"losses": done.losses, "held_out": held, "computed_in": str(dtype).removeprefix("torch.")}
+        return {
+            "trained_tokens": len(done.losses) * at_once * windows.shape[1],
+            "losses": done.losses,
+            "held_out": [{"step": step, "loss": loss} for step, loss in done.held_out],
+            "computed_in": str(dtype).removeprefix("torch."),
+        }
 
     def _bfloat16(self, device: torch.device) -> bool:
         """Whether products are computed in bfloat16."""

@@ -229,4 +229,8 @@ def _recovered(record: RecoveryRecord | None) -> str:
     """A table row about the recovery, if there was one."""
     if record is None:
         return ""
-    return f"\n| recovered by | {record['name']}, on {_calibration(record['calibration'])} |"
+    said = str(record["name"])
+    if "trained_tokens" in record:
+        teacher = "the text alone" if record["loss"] == "text" else "the dense model's predictions"
+        said += f", {record['trained_tokens']:,} tokens of {teacher}"
+    return f"\n| recovered by | {said}, on {_calibration(record['calibration'])} |"

@@ -72,6 +72,9 @@ def test_it_comes_closer_and_keeps_sizes_and_zeros(
     assert report.recovery is not None
     assert report.recovery["calibration"]["samples"] == 32 + 2
     assert len(report.recovery["losses"]) == 16
+    assert report.recovery["trained_tokens"] == 1024
+    card = (after / "README.md").read_text()
+    assert "| recovered by | distill, 1,024 tokens of the dense model's predictions, on builtin" in card
     ids = torch.randint(3, tiny.VOCABULARY, (8, 32), generator=torch.Generator().manual_seed(5))
     assert distance(after, dense, ids) < distance(out, dense, ids)
     old, new = tensors(out), tensors(after)
