@@ -90,6 +90,28 @@ class BudgetTrial(TypedDict):
     """Mean KL(dense || pruned) over the predictions of the held-out windows, in nats; None if not finite."""
 
 
+class Refit(TypedDict):
+    """A refitted layer: its relative output errors, and the penalty on moving its weights."""
+
+    name: str
+    error_before: float
+    error_after: float
+    ridge: float
+
+
+class Look(TypedDict):
+    """What a training was worth after some steps: its loss on held-out windows."""
+
+    step: int
+    loss: float
+
+
+class Learned(TypedDict, total=False):
+    """How a policy was trained: one curve for each part of the blocks."""
+
+    losses: dict[str, list[float]]
+
+
 class Row(NamedTuple):
     """A figure in a table; what was not measured is empty."""
 

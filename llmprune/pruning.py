@@ -19,11 +19,12 @@ from llmprune.allocation.base import Allocation, Problem
 from llmprune.checkpoint.draft import Draft, step_folder
 from llmprune.checkpoint.journal import Fingerprint, RunHeader
 from llmprune.errors import RequestError, of_step
+from llmprune.measured import Learned
 from llmprune.paths import existing
 from llmprune.plugins import Options
 from llmprune.recipe import Recipe
 from llmprune.repair.span import Span
-from llmprune.report import Learned, Report
+from llmprune.report import Report
 from llmprune.run import finish, job, learned, warning
 from llmprune.run.job import Job, Run
 from llmprune.run.plan import Plan

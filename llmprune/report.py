@@ -20,7 +20,7 @@ from pydantic import (
 from typing_extensions import TypedDict  # Python 3.11's own cannot be checked by pydantic
 
 from llmprune.errors import RequestError, one_line
-from llmprune.measured import BudgetTrial, Evaluation, SearchStep
+from llmprune.measured import BudgetTrial, Evaluation, Learned, Look, Refit, SearchStep
 from llmprune.vocabulary.choice import VocabularyRecord
 
 FILE = "llmprune_report.json"
@@ -59,6 +59,14 @@ class RecipeRecord(TypedDict):
     calibration: dict[str, Any]
 
 
+class PartRecord(TypedDict):
+    """One text of a mix; `sha256` is over its windows, without BOS."""
+
+    dataset: str
+    samples: int
+    sha256: str
+
+
 class CalibrationRecord(TypedDict):
     """The text that was calibrated on: windows of `length` tokens, `sha256` over all of them."""
 
@@ -70,6 +78,8 @@ class CalibrationRecord(TypedDict):
     sha256: str
     bos: NotRequired[bool]
     """Whether every window begins with BOS; absent for the caller's own tokens and in earlier reports."""
+    parts: NotRequired[list[PartRecord]]
+    """Of a mix."""
 
 
 class SiteRecord(BaseModel):
@@ -138,22 +148,6 @@ class Reload(TypedDict):
     max_abs_logit_difference: float | None
 
 
-class Refit(TypedDict):
-    """A refitted layer: its relative output errors, and the penalty on moving its weights."""
-
-    name: str
-    error_before: float
-    error_after: float
-    ridge: float
-
-
-class Look(TypedDict):
-    """What a training was worth after some steps: its loss on held-out windows."""
-
-    step: int
-    loss: float
-
-
 class RecoveryRecord(TypedDict):
     """What brought quality back; its options stand beside its name."""
 
@@ -168,12 +162,6 @@ class RecoveryRecord(TypedDict):
     computed_in: NotRequired[str]
     swaps: NotRequired[list[int]]
     sites: NotRequired[list[Refit]]
-
-
-class Learned(TypedDict, total=False):
-    """How a policy was trained: one curve for each part of the blocks."""
-
-    losses: dict[str, list[float]]
 
 
 class StepRecord(TypedDict):

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from llmprune.errors import RequestError
-from llmprune.measured import BudgetTrial, SearchStep
-from llmprune.report import Refit, SiteRecord
+from llmprune.measured import BudgetTrial, Refit, SearchStep
+from llmprune.report import SiteRecord
 
 Fingerprint = dict[str, object]  # all that the bytes of a result depend on, as JSON
 

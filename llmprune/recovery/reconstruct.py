@@ -18,11 +18,11 @@ from torch import Tensor
 
 from llmprune.checkpoint.journal import BlockRecord
 from llmprune.checkpoint.store import Store
+from llmprune.measured import Refit
 from llmprune.model.site import Site
 from llmprune.patterns.base import Pattern
 from llmprune.patterns.units import Units
 from llmprune.recovery.base import Recovered, Recovery, Task
-from llmprune.report import Refit
 from llmprune.tensors.fit import Fit
 from llmprune.tensors.statistics import Gram
 from llmprune.walk.stage import Stage

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from llmprune.checkpoint.store import Store
+from llmprune.measured import Refit
 from llmprune.model.site import Site
 from llmprune.model.sites.units import WholeUnits
 from llmprune.patterns.units import Units
 from llmprune.repair.span import Span
-from llmprune.report import Refit
 from llmprune.tensors.fit import Fit
 from llmprune.walk.stage import Stage
 from llmprune.walk.walk import Walk

@@ -61,8 +61,9 @@ class Calibration(BaseModel):
             return data
         options = {key: value for key, value in data.items() if key not in (*AMOUNT, "dataset")}
         source = sources.for_calibration(_dataset(data), options)
+        own = {} if source.own_samples is None else {"samples": source.own_samples}
         # Absent fields are not filled in here, so that pydantic applies and validates its defaults.
-        return {"source": source, **{key: data[key] for key in AMOUNT if key in data}}
+        return {"source": source, **own, **{key: data[key] for key in AMOUNT if key in data}}
 
     @model_serializer
     def flat(self) -> dict[str, Any]:

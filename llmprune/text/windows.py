@@ -24,6 +24,8 @@ class Windows:
     seed: int | None
     bos: bool | None = None
     """Whether every window begins with BOS; None if unknown."""
+    parts: tuple[Windows, ...] = ()
+    """Of a mix: those of every text."""
 
     def behind(self, bos: tuple[int, ...]) -> Windows:
         """Return the windows with these tokens in front of each: [N, B + L] for B tokens."""
@@ -43,6 +45,11 @@ class Windows:
         }
         if self.bos is not None:
             record["bos"] = self.bos
+        if self.parts:
+            record["parts"] = [
+                {"dataset": part.dataset, "samples": len(part.tokens), "sha256": part.record()["sha256"]}
+                for part in self.parts
+            ]
         return record
 
 

@@ -22,7 +22,13 @@ from tests.test_families import check_here
 PACKAGE = "llmprune.text.sources"
 EVERY = plugins.names(PACKAGE)
 # The others go by their own names.
-DATASETS = {"file": "my.txt", "table": "my.jsonl", "hub": "org/name", "several": "builtin,my.txt"}
+DATASETS = {
+    "file": "my.txt",
+    "table": "my.jsonl",
+    "hub": "org/name",
+    "several": "builtin,my.txt",
+    "mix": "builtin:2,my.txt:1",
+}
 OWN = """
 '''One window over and over.'''
 from dataclasses import dataclass

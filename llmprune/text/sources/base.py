@@ -86,6 +86,11 @@ class TextSource:
         return [field.name for field in dataclasses.fields(cls) if field.name != "dataset"]
 
     @property
+    def own_samples(self) -> int | None:
+        """Number of windows unless another is asked; None where the source names none."""
+        return None
+
+    @property
     def forward_passes(self) -> int:
         """Number of forward passes over the windows that drawing them takes."""
         return 0

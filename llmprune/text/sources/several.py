@@ -9,6 +9,7 @@ from llmprune.errors import RequestError
 from llmprune.paths import existing
 from llmprune.text import sources
 from llmprune.text.sources.base import OPTION, Documents, Half
+from llmprune.text.sources.mix import Mix
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Several(Documents):
     @classmethod
     def matches(cls, dataset: str) -> bool:
         """Whether it is a list, and not the path of one text."""
-        return "," in dataset and not existing(dataset)
+        return "," in dataset and not existing(dataset) and not Mix.matches(dataset)
 
     def documents(self, half: Half) -> Iterator[str]:
         """All of the first, then all of the next."""
