@@ -1,0 +1,75 @@
+"""The average of checkpoints with one mask is their mean, and others are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmprune import prune, recover
+from llmprune.checkpoint import reload
+from llmprune.errors import JobError, RequestError
+from tests import tiny
+from tests.recovery.test_distill import HOW, TEXT
+from tests.recovery.test_reconstruct import PRUNED, tensors
+from tests.test_families import check_here
+
+
+@pytest.fixture(autouse=True)
+def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "check", check_here)
+
+
+@pytest.fixture
+def members(checkpoints: tiny.Checkpoints, tmp_path: Path) -> list[Path]:
+    """A pruned folder, and what three trainings made of it."""
+    prune(checkpoints("llama"), PRUNED["2:4"] | TEXT, out=tmp_path / "pruned")
+    for seed in range(3):
+        recover(tmp_path / "pruned", HOW | {"tokens": 256, "seed": seed}, out=tmp_path / f"{seed}")
+    return [tmp_path / "pruned", *(tmp_path / f"{seed}" for seed in range(3))]
+
+
+def soup(members: list[Path], **options: Any) -> dict[str, Any]:
+    how = {"name": "soup", "members": [str(member) for member in members[1:]], **options}
+    record = recover(members[0], how, out=members[0].with_name("soup")).recovery
+    assert record is not None
+    return dict(record)
+
+
+def test_the_average_is_the_mean_and_keeps_zeros(members: list[Path]) -> None:
+    record = soup(members)
+    found = tensors(members[0].with_name("soup"))
+    parts = [tensors(member) for member in members[1:]]
+    for key, tensor in found.items():
+        assert torch.allclose(tensor, sum(part[key] for part in parts) / 3, atol=1e-6)
+    assert all((found[key][t == 0] == 0).all() for key, t in tensors(members[0]).items() if t.ndim == 2)
+    assert record["loss_after"] < record["loss_before"]
+    assert len(record["member_losses"]) == 3
+
+
+def test_a_greedy_average_is_no_worse_than_its_best_member(members: list[Path]) -> None:
+    record = soup(members, choose="greedy")
+    assert record["loss_after"] <= min(record["member_losses"]) + 1e-6
+    assert set(record["averaged"]) <= {str(member) for member in members}
+
+
+def test_another_mask_is_refused_and_its_first_layer_named(
+    members: list[Path], checkpoints: tiny.Checkpoints
+) -> None:
+    other = members[0].with_name("other")
+    prune(checkpoints("llama"), {"method": "magnitude", "pattern": "2:4"}, out=other)
+    with pytest.raises(RequestError, match=r"recovery\.members: .*other differs .* of model\.layers\.0"):
+        soup([*members, other])
+    assert not members[0].with_name("soup").exists()
+
+
+def test_one_member_is_refused(members: list[Path]) -> None:
+    with pytest.raises(RequestError, match=r"recovery\.members: 1 were named"):
+        soup(members[:2])
+
+
+def test_an_average_that_is_no_better_is_refused(members: list[Path]) -> None:
+    with pytest.raises(JobError, match="the average is no better than the start"):
+        soup([members[0], members[0], members[0]])
