@@ -16,7 +16,9 @@ from llmprune.patterns.base import Pattern
 from llmprune.patterns.unstructured import Unstructured
 from llmprune.plugins import OPTIONS
 from llmprune.tensors.statistics import InputNorm, Statistic
-from llmprune.text.windows import HELD_OUT, sharing
+from llmprune.text.windows import HELD_OUT, batched, sharing
+from llmprune.training.cached import Cached, keep
+from llmprune.training.teacher import Lesson, Teacher, Text
 
 JUDGING = 20  # windows to train on for each that is held out: what is held out is read ten times
 TRAINING = 6  # models in float32: student, gradient, two of AdamW's, the best state, and the teacher
@@ -121,6 +123,12 @@ class Taught(Recovery):
     loss: Literal["teacher", "text"] = "teacher"
     """KL to the dense model, or the cross-entropy of the text."""
 
+    teacher: Literal["resident", "cached"] = "resident"
+    """`cached` streams the dense model once, block by block, and keeps its predictions on disk."""
+
+    top: Annotated[int, Field(ge=1)] = 512
+    """Tokens of each prediction that a cached teacher keeps; all others count as one."""
+
     products: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products: `auto` is bfloat16 where the device computes in it."""
 
@@ -187,12 +195,11 @@ class Taught(Recovery):
         Raises:
             JobError: the training failed, or helped nothing.
         """
-        from llmprune.training.teacher import Teacher, Text
         from llmprune.training.trainer import Course, train
 
         bfloat16 = self._bfloat16(task.pruned.resources.device)
         dtype = torch.bfloat16 if bfloat16 else torch.float32
-        lesson = Teacher(task.dense.loaded(dtype)) if self.loss == "teacher" else Text()
+        lesson = self._lesson(task, torch.cat([windows, held_out]).unique(dim=0), dtype)
         course = Course(
             rate=self.learning_rate,
             windows=at_once,
@@ -214,6 +221,16 @@ class Taught(Recovery):
             "held_out": [{"step": step, "loss": loss} for step, loss in done.held_out],
             "computed_in": str(dtype).removeprefix("torch."),
         }
+
+    def _lesson(self, task: Task, windows: Tensor, dtype: torch.dtype) -> Lesson:
+        """The loss, with the dense model in memory or what it predicts on disk."""
+        if self.loss == "text":
+            return Text()
+        if self.teacher == "resident":
+            return Teacher(task.dense.loaded(dtype))
+        file = task.draft.scratch / "teacher.safetensors"
+        keep(task.dense.store, batched(windows, len(task.batches[0])), self.top, file)
+        return Cached(file)
 
     def _bfloat16(self, device: torch.device) -> bool:
         """Whether products are computed in bfloat16."""

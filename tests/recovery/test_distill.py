@@ -21,7 +21,7 @@ from llmprune.checkpoint.draft import SCRATCH, WORK
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
 from llmprune.recovery.distill import counted
-from llmprune.training import trainer
+from llmprune.training import cached, trainer
 from llmprune.training.teacher import Teacher, divergence
 from llmprune.training.trainer import COMPLETE, _Trainer
 from tests import tiny
@@ -205,6 +205,33 @@ def test_tokens_are_counted_in_thousands_and_millions(number: int, unit: str) ->
     assert counted(f"{number}{unit}") == number * {"k": 1_000, "M": 1_000_000}[unit]
     assert counted(f"0.5{unit}") == {"k": 500, "M": 500_000}[unit]
     assert counted(number) == number and counted("many") == "many"
+
+
+def test_a_cached_teacher_teaches_as_a_resident_one(pruned: Path) -> None:
+    """With all tokens kept, the losses are the same; with few, training helps all the same."""
+    resident = recover(pruned, HOW, out=pruned.with_name("resident")).recovery
+    whole = recover(pruned, HOW | {"teacher": "cached"}, out=pruned.with_name("whole")).recovery
+    few = recover(pruned, HOW | {"teacher": "cached", "top": 8}, out=pruned.with_name("few")).recovery
+    assert resident and whole and few
+    assert whole["losses"] == pytest.approx(resident["losses"], rel=1e-4)
+    assert min(look["loss"] for look in few["held_out"]) < few["held_out"][0]["loss"]
+    assert not list(pruned.with_name("few").glob("*teacher*"))
+
+
+@given(st.integers(1, 7), st.integers(0, 10**6))
+def test_the_cut_divergence_is_that_of_merged_classes(top: int, seed: int) -> None:
+    lots = torch.Generator().manual_seed(seed)
+    dense, student = torch.randn(2, 5, 7, generator=lots, dtype=torch.float64).unbind()
+    logs, tokens = dense.log_softmax(-1).topk(top)
+    p, q = dense.softmax(-1), student.softmax(-1)
+    merged = []
+    for row in range(5):
+        kept = tokens[row].tolist()
+        others = [n for n in range(7) if n not in kept]
+        pairs = [(p[row, n], q[row, n]) for n in kept]
+        pairs += [(p[row, others].sum(), q[row, others].sum())] if others else []
+        merged.append(sum(float(a * (a / b).log()) for a, b in pairs))
+    assert float(cached.divergence(logs, tokens, student)) == pytest.approx(sum(merged) / 5, abs=1e-9)
 
 
 @given(st.integers(0, 10**6))
