@@ -8,7 +8,7 @@ Letters used in shapes: N windows, B of one batch, T tokens, V vocabulary, K lik
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -27,7 +27,7 @@ class Cached:
     """
 
     def __init__(self, file: Path) -> None:
-        self._known: Any = safe_open(file, framework="pt")
+        self._known = cast(Any, safe_open(file, framework="pt"))
         ids = self._known.get_tensor("ids")
         self._numbers = {window.numpy().tobytes(): number for number, window in enumerate(ids)}
 
