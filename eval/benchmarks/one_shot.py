@@ -26,7 +26,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "admm-2of4-dense": {"method": "admm", **N_OF_M, "target": "dense"},
 }
 UNITS: dict[str, dict[str, Any]] = {
-    "obs": {"method": "obs"},
+    "obs": {"method": "obs", "pattern": {"parts": "all"}},
+    "obs-channels": {"method": "obs"},
     "flap": {"method": "flap", "repair": "affine"},
     "flap-channels": {"method": "flap", "repair": "affine", "pattern": {"parts": "ffn"}},
     "cfsp": {"method": "cfsp", "repair": "affine"},

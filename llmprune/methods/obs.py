@@ -28,12 +28,13 @@ PANEL = 64  # channels removed between two updates of all that are left
 class Obs(Method[CentredGram]):
     """Decides the order of removal; the repair `affine` refits what stays, as exactly as the order assumes.
 
-    The order is nested. For n channels it takes 3 n^3 operations in float64 and three matrices [n, n].
+    Removes channels only, unless `pattern.parts` is set: the losses of heads do not compare with theirs. The
+    order is nested. For n channels it takes 3 n^3 operations in float64 and three matrices [n, n].
     """
 
     needs: ClassVar = CentredGram
     propagation: ClassVar = "dense"
-    pattern: ClassVar = "units"
+    pattern: ClassVar = {"name": "units", "parts": "ffn"}
     allocation: ClassVar = "global_threshold"
     repair: ClassVar = "affine"
     serves: ClassVar = ("units",)
