@@ -43,7 +43,7 @@ SEARCHED = {
     for allocation in ("uniform", "global_threshold", "block_influence", "search")
 }
 ROWS |= SEARCHED
-for ridge in (0.01, 0.1, 1.0, "held_out"):
+for ridge in (0.01, 0.1, 1.0, 10.0, "held_out"):
     asked = {**UNITS["flap-channels"], "sparsity": 0.2, "repair": {"name": "affine", "ridge": ridge}}
     ROWS |= {f"ridge-{ridge}": asked, f"ridge-{ridge}-short": asked}
 

@@ -123,6 +123,9 @@ class Taught(Recovery):
     loss: Literal["teacher", "text"] = "teacher"
     """KL to the dense model, or the cross-entropy of the text."""
 
+    hidden: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the distance between hidden states behind the blocks that stay (arXiv:2404.11098)."""
+
     teacher: Literal["resident", "cached"] = "resident"
     """`cached` streams the dense model once, block by block, and keeps its predictions on disk."""
 
@@ -136,6 +139,13 @@ class Taught(Recovery):
     """Where transformers' Trainer logs to: `tensorboard`, `trackio`, `wandb`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    def __post_init__(self) -> None:
+        if self.hidden and (self.teacher == "cached" or self.loss == "text"):
+            raise RequestError(
+                "recovery.hidden",
+                f"{self.hidden:g} was asked, and that needs a resident teacher; leave it out",
+            )
 
     def require(self, pruned: Opened, dense: Opened, samples: int) -> None:
         """Refuse a text of one window.
@@ -227,7 +237,7 @@ class Taught(Recovery):
         if self.loss == "text":
             return Text()
         if self.teacher == "resident":
-            return Teacher(task.dense.loaded(dtype))
+            return Teacher(task.dense.loaded(dtype), self.hidden, task.counterparts)
         file = task.draft.scratch / "teacher.safetensors"
         keep(task.dense.store, batched(windows, len(task.batches[0])), self.top, file)
         return Cached(file)

@@ -43,6 +43,7 @@ class Distill(Taught):
     """Rank of adapters that train in place of the weights."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tokens < self.batch_tokens:
             raise RequestError(
                 "recovery.tokens",

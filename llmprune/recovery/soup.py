@@ -69,9 +69,7 @@ class Soup(Recovery):
 
         def loss(state: State) -> float:
             student.load_state_dict(state)
-            return sum(float(teacher(ids, student(ids).logits)) * len(ids) for ids in batches) / len(
-                task.tokens
-            )
+            return sum(float(teacher(ids, student(ids))) * len(ids) for ids in batches) / len(task.tokens)
 
         batches = [ids.to(task.pruned.resources.device) for ids in task.batches]
         start = loss(student.state_dict())

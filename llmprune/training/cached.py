@@ -26,14 +26,16 @@ class Cached:
         file: read window by window.
     """
 
+    states = False
+
     def __init__(self, file: Path) -> None:
         self._known = cast(Any, safe_open(file, framework="pt"))
         ids = self._known.get_tensor("ids")
         self._numbers = {window.numpy().tobytes(): number for number, window in enumerate(ids)}
 
-    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """The mean loss in nats of a student's logits [B, T, V] for token ids [B, T]."""
-        losses = [self._of(window, predicted) for window, predicted in zip(ids, logits, strict=True)]
+    def __call__(self, ids: Tensor, student: Any) -> Tensor:
+        """The mean loss in nats of what a student's forward pass returned for token ids [B, T]."""
+        losses = [self._of(window, logits) for window, logits in zip(ids, student.logits, strict=True)]
         return torch.stack(losses).mean()
 
     def _of(self, ids: Tensor, logits: Tensor) -> Tensor:

@@ -145,7 +145,8 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
             JobError: it is not finite.
         """
         ids = inputs["input_ids"]
-        loss = self._lesson(ids, model(input_ids=ids, use_cache=False).logits)
+        states = self._lesson.states and model.training  # held-out windows judge predictions alone
+        loss = self._lesson(ids, model(input_ids=ids, use_cache=False, output_hidden_states=states))
         if not math.isfinite(value := float(loss.detach())):
             step = self.state.global_step + 1
             raise JobError(f"the loss of step {step} is {value}; start again with a lower learning rate")

@@ -59,7 +59,7 @@ def pruned(checkpoints: tiny.Checkpoints, tmp_path: Path) -> Path:
 @torch.no_grad()
 def distance(folder: Path, dense: Path, ids: torch.Tensor) -> float:
     models = [AutoModelForCausalLM.from_pretrained(f, trust_remote_code=True).eval() for f in (dense, folder)]
-    return float(Teacher(models[0])(ids, models[1](ids).logits))
+    return float(Teacher(models[0])(ids, models[1](ids)))
 
 
 @pytest.mark.parametrize("student", STUDENTS)
@@ -103,7 +103,7 @@ def test_what_is_saved_is_the_best_state_as_it_was_judged(
         AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in (dense, tmp_path / "after")
     )
     with torch.no_grad():
-        losses = [float(Teacher(teacher)(ids[None], student(ids[None]).logits)) for ids in held_out]
+        losses = [float(Teacher(teacher)(ids[None], student(ids[None]))) for ids in held_out]
     assert sum(losses) / len(losses) == pytest.approx(done.end, abs=1e-5)
     assert {tensor.dtype for tensor in tensors(tmp_path / "after").values()} == {dtype}
 
@@ -205,6 +205,26 @@ def test_tokens_are_counted_in_thousands_and_millions(number: int, unit: str) ->
     assert counted(f"{number}{unit}") == number * {"k": 1_000, "M": 1_000_000}[unit]
     assert counted(f"0.5{unit}") == {"k": 500, "M": 500_000}[unit]
     assert counted(number) == number and counted("many") == "many"
+
+
+def test_hidden_states_count_where_they_are_asked_for(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    """Blocks 0 and 2 stay: the state between them is compared with the dense one behind block 0."""
+    dense, out = checkpoints("llama"), tmp_path / "out"
+    prune(dense, STUDENTS["blocks"] | TEXT, out=out)
+    models = [AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (dense, out)]
+    ids = torch.arange(3, 35)[None]
+    with torch.no_grad():
+        theirs, ours = (model(ids, output_hidden_states=True) for model in models)
+        found = Teacher(models[0], 0.5, [0, 2])(ids, ours) - Teacher(models[0])(ids, models[1](ids))
+    a, b = theirs.hidden_states[1], ours.hidden_states[1]
+    assert float(found) == pytest.approx(0.5 * float((a - b).norm() ** 2 / a.norm() ** 2), rel=1e-3, abs=1e-6)
+    report = recover(out, HOW | {"hidden": 0.5}, out=tmp_path / "after")
+    assert report.recovery is not None and report.recovery["hidden"] == 0.5
+
+
+def test_hidden_states_need_the_dense_model(pruned: Path) -> None:
+    with pytest.raises(RequestError, match=r"recovery\.hidden: .* needs a resident teacher"):
+        recover(pruned, HOW | {"hidden": 1, "teacher": "cached"}, out=pruned.with_name("cached"))
 
 
 def test_a_cached_teacher_teaches_as_a_resident_one(pruned: Path) -> None:
