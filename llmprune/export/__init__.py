@@ -1,0 +1,1 @@
+"""Write finished folders for other engines; no checkpoint is changed."""

@@ -1,0 +1,124 @@
+"""A finished folder as its exporters see it: the sizes of every block, and its tensors, none of them read."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig
+
+from llmprune.checkpoint import source
+from llmprune.checkpoint.shards import Stored
+from llmprune.errors import RequestError
+
+BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)")
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A checkpoint in a folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    """Every field of its config, with transformers' defaults."""
+
+    own: list[dict[str, Any]]
+    """What differs from it, by block."""
+
+    tensors: dict[str, Stored]
+
+    @property
+    def family(self) -> str:
+        """transformers' model type."""
+        return str(self.config["model_type"])
+
+    def sizes(self, field: str) -> list[int]:
+        """One field of the config for every block."""
+        return [int(own.get(field, self.config[field])) for own in self.own]
+
+    @property
+    def heads(self) -> list[int]:
+        """Query heads of every block."""
+        return self.sizes("num_attention_heads")
+
+    @property
+    def kv(self) -> list[int]:
+        """Key and value heads of every block."""
+        return self.sizes("num_key_value_heads")
+
+    @property
+    def width(self) -> list[int]:
+        """Channels of every block's feed-forward network."""
+        return self.sizes("intermediate_size")
+
+    @property
+    def uneven(self) -> bool:
+        """Whether blocks differ in size."""
+        return any(len(set(sizes)) > 1 for sizes in (self.heads, self.kv, self.width))
+
+    @property
+    def head_size(self) -> int:
+        """Entries of a head."""
+        found = self.config.get("head_dim")
+        return int(found or self.config["hidden_size"] // self.config["num_attention_heads"])
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return "lm_head.weight" not in self.tensors
+
+    @property
+    def window(self) -> int:
+        """Tokens that attention reaches, where that is less than the context; else 0."""
+        window = self.config.get("sliding_window") or 0
+        used = self.config.get("use_sliding_window", True)
+        return window if used and window < self.config["max_position_embeddings"] else 0
+
+    @cached_property
+    def biases(self) -> set[str]:
+        """Layers with a bias that is not zero throughout, by their last name; fused ones by their parts'."""
+        found: set[str] = set()
+        for key in self.tensors:
+            name = key.rpartition(".")[0].rpartition(".")[2]
+            if key.endswith(".bias") and not self.is_zero(key):
+                found |= set(FUSED.get(name, (name,)))
+        return found
+
+    def is_zero(self, key: str) -> bool:
+        """Whether a small tensor is zero throughout."""
+        return not self.tensors[key].read().any()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        with safe_open(self.tensors[key].file, framework="pt") as shard:
+            return tuple(shard.get_slice(self.tensors[key].key).get_shape())
+
+    def read(self, key: str, rows: slice = slice(None)) -> Tensor:
+        """A tensor, or some of its rows, in float32."""
+        return self.tensors[key].read()[rows].float()
+
+
+def read(folder: Path) -> Layers:
+    """Open a finished folder.
+
+    Raises:
+        RequestError: it is none, or its config cannot be read.
+    """
+    found = source.find(str(folder))
+    config = AutoConfig.from_pretrained(found.folder).to_dict()
+    told = json.loads((found.folder / "config.json").read_text())
+    config |= {key: value for key, value in told.items() if value is not None}
+    own = config.get("per_layer_config") or {}
+    count = config["num_hidden_layers"]
+    if any(key not in config for key in ("hidden_size", "num_attention_heads", "intermediate_size")):
+        raise RequestError(
+            "model", f"{folder} is of the family {config['model_type']}, which is not exported"
+        )
+    return Layers(found.folder, config, [own.get(str(block), {}) for block in range(count)], found.tensors)
