@@ -8,6 +8,7 @@ from llmprune.model import per_layer
 from llmprune.model.anatomy import Anatomy
 
 MODULE = "modeling_llmprune"
+OURS = "Llmprune"
 CLASSES = '''
 
 class {trunk}(PerLayer, stock.{trunk}):
@@ -39,6 +40,16 @@ def auto_map(anatomy: Anatomy) -> dict[str, str]:
     """The `auto_map` of config.json, which names the classes of the modelling file."""
     trunk, model = (kind.__name__ for kind in _stock(anatomy))
     return {"AutoModel": f"{MODULE}.{trunk}", "AutoModelForCausalLM": f"{MODULE}.{model}"}
+
+
+def architectures(stated: list[str], *, own: bool) -> list[str]:
+    """The `architectures` of config.json, with a name of our own where blocks differ in size.
+
+    Engines that have a class of the stock name would build blocks of one size with it; of another name, they
+    use the modelling file (vLLM) or say that they do not know it (llama.cpp's converter).
+    """
+    stock = [name.removeprefix(OURS) for name in stated]
+    return [OURS + name for name in stock] if own else stock
 
 
 def _stock(anatomy: Anatomy) -> tuple[type, type]:

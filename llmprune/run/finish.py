@@ -19,6 +19,7 @@ from llmprune.checkpoint.journal import BlockRecord, RunHeader
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
 from llmprune.model import modelling_file
+from llmprune.model.anatomy import Anatomy
 from llmprune.model.depth import kept_blocks
 from llmprune.model.shapes import Shapes, from_earlier_pruning
 from llmprune.plugins import Options
@@ -252,9 +253,21 @@ def _write_settings(
         todo.model.tokenizer(tokenizer).save_pretrained(draft.folder)
     settings["llmprune"] = said = mark(todo, shapes)
     settings = shapes.config(settings)
+    own_code = said.get("layout") == "per_layer"
+    if own_code:
+        draft.write_text(f"{modelling_file.MODULE}.py", modelling_file.code(anatomy))
+    _name_code(settings, anatomy, own=own_code)
+    draft.write_text("config.json", json.dumps(settings, indent=2))
+
+
+def _name_code(settings: dict[str, Any], anatomy: Anatomy, *, own: bool) -> None:
+    """Say in a config which code builds the model: that of the modelling file, or transformers' alone."""
     if from_earlier_pruning(anatomy, "layout"):
         settings.pop("auto_map", None)
-    if said.get("layout") == "per_layer":
+    if own:
         settings["auto_map"] = modelling_file.auto_map(anatomy)
-        draft.write_text(f"{modelling_file.MODULE}.py", modelling_file.code(anatomy))
-    draft.write_text("config.json", json.dumps(settings, indent=2))
+    if stated := settings.get("architectures"):
+        settings["architectures"] = modelling_file.architectures(stated, own=own)
+    theta = (settings.get("rope_parameters") or {}).get("rope_theta")
+    if theta is not None:
+        settings.setdefault("rope_theta", theta)  # where engines read it that know no rope_parameters

@@ -46,6 +46,7 @@ def test_blocks_of_different_sizes_are_cut_once_more(
         )
     else:
         assert not files & {"modeling_llmprune.py"} and not config.keys() & {"auto_map", "per_layer_config"}
+        assert config["architectures"] == ["LlamaForCausalLM"]
     live.save_pretrained(tmp_path / "saved")
     torch.testing.assert_close(load(tmp_path / "saved", layout)(PROBE).logits, live(PROBE).logits)
 

@@ -180,6 +180,8 @@ def test_the_modelling_file_needs_no_llmprune(checkpoints: tiny.Checkpoints, tmp
     assert len(code.splitlines()) < 120
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert set(config["auto_map"]) == {"AutoModel", "AutoModelForCausalLM"}
+    assert config["architectures"] == ["LlmpruneLlamaForCausalLM"]
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
 
 
 def test_a_survey_of_the_dense_model_serves_no_other_propagation(
