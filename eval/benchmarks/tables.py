@@ -82,6 +82,21 @@ def beside_divergence(row: Row) -> str:
     return f"{perplexity(row)} ({_mean(row['kl_c4']):.2f}, {_mean(row['kl_wikipedia']):.2f})"
 
 
+def before(row: Row) -> str:
+    """The same of what a recovery began with."""
+    return beside_divergence(row["before"])
+
+
+def taught(row: Row) -> str:
+    """Thousands of tokens that trained."""
+    return f"{2.048 * len(row['losses']):.0f} k"  # 2048 a step
+
+
+def minutes(row: Row) -> str:
+    """Of the recovery."""
+    return f"{row['time']['total_s'] / 60:.0f}"
+
+
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
@@ -246,6 +261,47 @@ TABLES = {
             for method in ("sparsegpt", "admm")
         }
         | {"`admm`, `--target dense`": "admm-50-dense admm-60-dense admm-70-dense admm-2of4-dense"},
+    ),
+    "orders": Table(
+        ("one_shot", "depth"),
+        "order and budgets | 20 % | 30 %",
+        (beside_divergence,),
+        {
+            "heads and channels, `flap`": "flap-20-affine flap-30-affine",
+            "heads and channels, `obs`": "obs-20 obs-30",
+            "channels, `cfsp`": "cfsp-20-affine cfsp-30-affine",
+            "channels, `flap`, `pattern.parts=ffn`": "flap-channels-20 flap-channels-30",
+            "channels, `obs`": "obs-channels-20 obs-channels-30",
+        },
+    ),
+    "searched": Table(
+        ("one_shot",),
+        "budgets | parameters | perplexity and divergence | time",
+        (parameters, beside_divergence, time),
+        {
+            f"`{name}`": f"flap-30-{name}"
+            for name in ("uniform", "global_threshold", "block_influence", "search")
+        },
+    ),
+    "ridge": Table(
+        ("one_shot",),
+        "ridge | 16 x 512 tokens | 32 x 1024",
+        (beside_divergence,),
+        {
+            "`0.01`": "ridge-0.01-short flap-channels-20",
+            **{f"`{ridge}`": f"ridge-{ridge}-short ridge-{ridge}" for ridge in (0.1, 1.0, 10.0, "held_out")},
+        },
+    ),
+    "healed": Table(
+        ("healed",),
+        "start | before | after | tokens | minutes",
+        (before, beside_divergence, taught, minutes),
+        {
+            "SparseGPT, 2:4": "sparsegpt-2of4-50k",
+            "ADMM, 2:4": "admm-2of4-100k",
+            "6 of 30 blocks, `shortgpt`": "depth-20-100k-learning_rate-3e-4",
+            "FLAP, 30 %, `affine`": "flap-30-100k",
+        },
     ),
     "vocabulary": Table(
         ("vocabulary",),
