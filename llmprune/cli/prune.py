@@ -69,7 +69,8 @@ def prune(
     dtype: Dtype = "auto",
     max_memory: MaxMemory = None,
     recovery: Annotated[
-        str | None, typer.Option("--recover", help="Afterwards, reconstruct, lora, refine; keeps OUT-pruned.")
+        str | None,
+        typer.Option("--recover", help="Afterwards, distill, lora, reconstruct or refine OUT-pruned."),
     ] = None,
     eval_: Annotated[
         str | None,
