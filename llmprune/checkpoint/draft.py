@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -180,6 +180,12 @@ class Draft:
         with _as_job_error(self.folder / READY):
             (self.folder / READY).touch()
         move_up(self.out)
+
+    def discard(self) -> None:
+        """Delete what was written; the output folder too, if nothing else is in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.out.rmdir()
 
     def _remove_partial_files(self) -> None:
         """Delete the hidden files that safetensors writes to before it renames them."""

@@ -221,6 +221,7 @@ class Taught(Recovery):
         )
         done = train(student, lesson, windows, held_out, course, task.draft.scratch)
         if done.end >= done.start:
+            task.draft.discard()
             raise JobError(
                 f"no state on the way was better than the start ({done.start:.4f} nats on held-out windows, "
                 f"{done.end:.4f} at best); try a lower learning_rate or another text"

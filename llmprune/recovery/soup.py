@@ -82,6 +82,7 @@ class Soup(Recovery):
                 chosen, best = [*chosen, number], found
         say(f"held-out loss {best:.4f}; of the members {', '.join(f'{found:.4f}' for found in losses)}")
         if best >= start:
+            task.draft.discard()
             raise JobError(f"the average is no better than the start ({best:.4f} and {start:.4f} nats)")
         student.load_state_dict(self._mean(chosen))
         averaged = [self.members[number] for number in sorted(chosen)]

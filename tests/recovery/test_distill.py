@@ -174,7 +174,7 @@ def test_a_loss_that_is_no_number_is_a_sentence(pruned: Path) -> None:
 def test_a_training_that_helped_nothing_is_refused(pruned: Path) -> None:
     with pytest.raises(JobError, match="no state on the way was better than the start"):
         recover(pruned, HOW | {"learning_rate": 10}, out=pruned.with_name("worse"))
-    assert not (pruned.with_name("worse") / "config.json").exists()
+    assert not pruned.with_name("worse").exists()
 
 
 def test_a_model_that_does_not_fit_is_refused(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:

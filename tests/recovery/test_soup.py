@@ -73,3 +73,4 @@ def test_one_member_is_refused(members: list[Path]) -> None:
 def test_an_average_that_is_no_better_is_refused(members: list[Path]) -> None:
     with pytest.raises(JobError, match="the average is no better than the start"):
         soup([members[0], members[0], members[0]])
+    assert not members[0].with_name("soup").exists()
