@@ -184,7 +184,7 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
 
 
 def _arguments(course: Course, steps: int, folder: Path, *, cpu: bool) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,
@@ -210,6 +210,9 @@ def _arguments(course: Course, steps: int, folder: Path, *, cpu: bool) -> Traini
         disable_tqdm=True,
         report_to=course.report_to,
     )
+    _ = arguments.device  # counts the GPUs
+    arguments._n_gpu = 1  # the model is on one; Trainer would split every batch over all
+    return arguments
 
 
 class _Saving(TrainerCallback):  # type: ignore[misc]
