@@ -44,6 +44,8 @@ SEARCHED = {
     f"flap-30-{allocation}": {**UNITS["flap"], "sparsity": 0.3, "allocation": allocation}
     for allocation in ("uniform", "global_threshold", "block_influence", "search")
 }
+HELD_OUT = {**UNITS["flap"], "sparsity": 0.3, "repair": {"name": "affine", "ridge": "held_out"}}
+SEARCHED |= {"flap-30-held_out": HELD_OUT, "tyr-30": {**HELD_OUT, "allocation": "search"}}
 ROWS |= SEARCHED
 for ridge in (0.01, 0.1, 1.0, 10.0, "held_out"):
     asked = {**UNITS["flap-channels"], "sparsity": 0.2, "repair": {"name": "affine", "ridge": ridge}}

@@ -279,8 +279,12 @@ TABLES = {
         "budgets | parameters | perplexity and divergence | time",
         (parameters, beside_divergence, time),
         {
-            f"`{name}`": f"flap-30-{name}"
-            for name in ("uniform", "global_threshold", "block_influence", "search")
+            "`uniform`": "flap-30-uniform",
+            "`global_threshold`": "flap-30-global_threshold",
+            "`block_influence`": "flap-30-block_influence",
+            "`search`": "flap-30-search",
+            "`global_threshold`, ridge `held_out`": "flap-30-held_out",
+            "`search`, ridge `held_out`: `tyr-30`": "tyr-30",
         },
     ),
     "ridge": Table(
