@@ -27,7 +27,6 @@ def export(
     from llmprune.export import gguf
 
     display.quiet()
-    resolved = folder.resolve()
-    file = gguf.export(folder, out or resolved.with_name(f"{resolved.name}-{kind}.{to}"), kind, like)
+    file = gguf.export(folder, out or gguf.beside(folder, kind), kind, like)
     size = file.stat().st_size / 1e6
     typer.echo(f"{file}: {size:.1f} MB\nllama-server -m {file}")

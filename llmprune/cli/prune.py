@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -79,6 +79,9 @@ def prune(
     data: Annotated[
         Path | None, typer.Option(help="A folder of data sets by their Hub names, for --eval.")
     ] = None,
+    export: Annotated[
+        Literal["gguf"] | None, typer.Option(help="Afterwards, write OUT-f16.gguf, for llama.cpp.")
+    ] = None,
     push_to_hub: Annotated[
         str | None, typer.Option(help="Afterwards, upload the result as name/repo. Asked again, goes on.")
     ] = None,
@@ -102,7 +105,11 @@ def prune(
     from llmprune_eval import keeping, tasks
 
     from llmprune import pruning, report
+    from llmprune.export import gguf
     from llmprune.hub import pushing
+
+    if export is not None:
+        gguf.require_free(gguf.beside(out, "f16"))
 
     judged = tasks.ask(eval_, data=data) if eval_ is not None else None
     display.quiet()
@@ -119,6 +126,8 @@ def prune(
     if judged is not None:
         keeping.judge(out, name, judged, where)
         done = report.read(out) or done
+    if export is not None:
+        gguf.export(out, gguf.beside(out, "f16"), "f16")
     if push_to_hub is not None:
         pushing.push(out, push_to_hub, private=private)
     display.show_report(done, out, as_json)

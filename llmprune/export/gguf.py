@@ -43,8 +43,7 @@ def export(folder: str | Path, out: Path, kind: str, like: Path | None = None) -
     """
     if kind not in TYPES:
         raise RequestError("type", f"{kind!r} is not known; allowed: {', '.join(TYPES)}")
-    if out.exists():
-        raise RequestError("out", f"{out} exists already; name another file")
+    require_free(out)
     layers = folders.read(Path(folder))
     home = home_of(layers)
     parts = [*tensors.parts(layers, home)]
@@ -60,6 +59,22 @@ def export(folder: str | Path, out: Path, kind: str, like: Path | None = None) -
         with contextlib.suppress(FileNotFoundError):
             draft.unlink()
     return out
+
+
+def beside(folder: Path, kind: str) -> Path:
+    """The file of a folder unless another is named."""
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    return folder.with_name(f"{folder.name}-{kind}.gguf")
+
+
+def require_free(out: Path) -> None:
+    """Refuse a file that exists.
+
+    Raises:
+        RequestError: it does.
+    """
+    if out.exists():
+        raise RequestError("out", f"{out} exists already; name another file")
 
 
 def _type_of(part: Part, kind: str) -> Type:

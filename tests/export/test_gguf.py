@@ -259,3 +259,12 @@ def test_the_command_says_how_to_run_it(
     app(["export", str(dense), "--type", "q8_0"], standalone_mode=False)
     assert f"llama-server -m {tmp_path / 'dense-q8_0.gguf'}" in capsys.readouterr().out
     assert (tmp_path / "dense-q8_0.gguf").is_file()
+
+
+def test_prune_ends_with_a_file_where_it_is_asked_for(tmp_path: Path) -> None:
+    dense, out = saved("llama", tmp_path / "dense"), tmp_path / "out"
+    asked = ["prune", str(dense), "--out", str(out), "--method", "magnitude", "--export", "gguf"]
+    app(asked, standalone_mode=False)
+    assert len(gguf.GGUFReader(tmp_path / "out-f16.gguf").tensors) == 2 + 3 * 9
+    with pytest.raises(RequestError, match="exists already"):
+        app([*asked, "--resume"], standalone_mode=False)
