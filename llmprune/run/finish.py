@@ -257,7 +257,16 @@ def _write_settings(
     if own_code:
         draft.write_text(f"{modelling_file.MODULE}.py", modelling_file.code(anatomy))
     _name_code(settings, anatomy, own=own_code)
+    if said.keys() & {"layout", "blocks"}:
+        _state_theta(settings)
     draft.write_text("config.json", json.dumps(settings, indent=2))
+
+
+def _state_theta(settings: dict[str, Any]) -> None:
+    """Write rope's base where engines read it that know no `rope_parameters`."""
+    theta = (settings.get("rope_parameters") or {}).get("rope_theta")
+    if theta is not None:
+        settings.setdefault("rope_theta", theta)
 
 
 def _name_code(settings: dict[str, Any], anatomy: Anatomy, *, own: bool) -> None:
@@ -268,6 +277,3 @@ def _name_code(settings: dict[str, Any], anatomy: Anatomy, *, own: bool) -> None
         settings["auto_map"] = modelling_file.auto_map(anatomy)
     if stated := settings.get("architectures"):
         settings["architectures"] = modelling_file.architectures(stated, own=own)
-    theta = (settings.get("rope_parameters") or {}).get("rope_theta")
-    if theta is not None:
-        settings.setdefault("rope_theta", theta)  # where engines read it that know no rope_parameters
