@@ -52,7 +52,7 @@ DATASETS = {  # of the text sources that are not asked for by their file's name
     "hub": st.sampled_from(["org/name", "a-b/c_d.e", "1/08"]),
 }
 AMOUNTS = {
-    "samples": st.integers(1, 10**6),
+    "samples": st.integers(2, 10**6),
     "length": st.none() | st.integers(2, 10**6),
     "seed": st.integers(0, 2**31 - 1),
     "bos": st.sampled_from(["auto", True, False]),
