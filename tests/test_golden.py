@@ -32,6 +32,7 @@ RECIPES = shipped()
 TRAINED = SHARED / "models" / "stories15M"
 FAMILIES = ("llama", "phi3", "qwen2")  # separate projections, fused ones, biases
 TEXT = {"samples": 8, "length": 32}
+SEARCH = {"name": "search", "rounds": 1, "generations": 1, "offspring": 4, "levels": 5}
 LORA = {"name": "lora", "epochs": 4, "products": "float32"}
 DISTILL = {"name": "distill", "tokens": 512, "batch_tokens": 64, "products": "float32"}
 # What no shipped recipe reaches; `then` is a recovery of the result.
@@ -107,6 +108,8 @@ def asked(name: str, family: str) -> tuple[dict[str, Any], dict[str, Any] | str 
 
 def _fitted(step: dict[str, Any], *, small: bool) -> None:
     """Ask for what these models have: fewer rows, one of three blocks, few channels, more to learn."""
+    if step.get("allocation") == "search":
+        step["allocation"] = SEARCH
     if step.get("recovery") == "lora":
         step["recovery"] = LORA
     if step.get("pattern") == "blocks" and small:

@@ -29,7 +29,11 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 UNITS: dict[str, dict[str, Any]] = {
     "obs": {"method": "obs", "pattern": {"parts": "all"}},
-    "obs-channels": {"method": "obs"},
+    "obs-channels": {
+        "method": {"name": "obs", "ridge": 1.0},
+        "pattern": {"parts": "ffn"},
+        "repair": {"name": "affine", "ridge": 1.0},
+    },
     "flap": {"method": "flap", "repair": "affine"},
     "flap-channels": {"method": "flap", "repair": "affine", "pattern": {"parts": "ffn"}},
     "cfsp": {"method": "cfsp", "repair": "affine"},
@@ -45,7 +49,7 @@ SEARCHED = {
     for allocation in ("uniform", "global_threshold", "block_influence", "search")
 }
 HELD_OUT = {**UNITS["flap"], "sparsity": 0.3, "repair": {"name": "affine", "ridge": "held_out"}}
-SEARCHED |= {"flap-30-held_out": HELD_OUT, "tyr-30": {**HELD_OUT, "allocation": "search"}}
+SEARCHED |= {"flap-30-held_out": HELD_OUT, "flap-30-search-held_out": {**HELD_OUT, "allocation": "search"}}
 ROWS |= SEARCHED
 for ridge in (0.01, 0.1, 1.0, 10.0, "held_out"):
     asked = {**UNITS["flap-channels"], "sparsity": 0.2, "repair": {"name": "affine", "ridge": ridge}}

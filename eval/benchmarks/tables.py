@@ -271,7 +271,7 @@ TABLES = {
             "heads and channels, `obs`": "obs-20 obs-30",
             "channels, `cfsp`": "cfsp-20-affine cfsp-30-affine",
             "channels, `flap`, `pattern.parts=ffn`": "flap-channels-20 flap-channels-30",
-            "channels, `obs`": "obs-channels-20 obs-channels-30",
+            "channels, `obs`, both ridges 1.0": "obs-channels-20 obs-channels-30",
         },
     ),
     "searched": Table(
@@ -282,9 +282,9 @@ TABLES = {
             "`uniform`": "flap-30-uniform",
             "`global_threshold`": "flap-30-global_threshold",
             "`block_influence`": "flap-30-block_influence",
-            "`search`": "flap-30-search",
+            "`search`: `tyr-30`": "flap-30-search",
             "`global_threshold`, ridge `held_out`": "flap-30-held_out",
-            "`search`, ridge `held_out`: `tyr-30`": "tyr-30",
+            "`search`, ridge `held_out`": "flap-30-search-held_out",
         },
     ),
     "ridge": Table(
