@@ -110,8 +110,11 @@ def _fitted(step: dict[str, Any], *, small: bool) -> None:
     """Ask for what these models have: fewer rows, one of three blocks, few channels, more to learn."""
     if step.get("allocation") == "search":
         step["allocation"] = SEARCH
-    if step.get("recovery") == "lora":
+    asked = step.get("recovery")
+    if asked == "lora":
         step["recovery"] = LORA
+    elif asked is not None:
+        step["recovery"] = DISTILL
     if step.get("pattern") == "blocks" and small:
         step["sparsity"] = 0.34
     elif isinstance(step.get("pattern"), dict) and "keep" in step["pattern"]:
