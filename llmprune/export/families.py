@@ -112,9 +112,9 @@ def _unfit(home: Home, layers: Layers) -> str:
         return f"{home.arch} wants blocks of one size"
     if home.square and any(n * layers.head_size != layers.config["hidden_size"] for n in layers.heads):
         return f"{home.arch} wants heads as wide as the model"
-    homeless = sorted(layers.biases - set(home.biases))
-    if homeless:
-        return f"{home.arch} reads no bias of {', '.join(homeless)}"
+    unread = sorted(layers.biases - set(home.biases))
+    if unread:
+        return f"{home.arch} has no bias in {', '.join(unread)}"
     if home.tied and not layers.tied:
         return f"{home.arch} wants the head tied to the embeddings"
     return ""

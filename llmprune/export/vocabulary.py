@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 
 from llmprune.errors import RequestError
 from llmprune.export.families import BYTE_PAIRS, RULES
@@ -87,4 +86,4 @@ def _tokens(told: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
         else:
             tokens.append(known.get(number, f"[PAD{number}]"))
             kinds.append(gguf.TokenType.NORMAL if number in known else gguf.TokenType.UNUSED)
-    return tokens, [int(kind) for kind in np.array(kinds)]
+    return tokens, [int(kind) for kind in kinds]
