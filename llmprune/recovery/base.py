@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -135,8 +136,8 @@ class Taught(Recovery):
     products: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products: `auto` is bfloat16 where the device computes in it."""
 
-    report_to: str = "none"
-    """Where transformers' Trainer logs to: `tensorboard`, `trackio`, `wandb`."""
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Where transformers' Trainer logs to."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
@@ -148,11 +149,16 @@ class Taught(Recovery):
             )
 
     def require(self, pruned: Opened, dense: Opened, samples: int) -> None:
-        """Refuse a text of one window.
+        """Refuse a text of one window, and a log whose package is not installed.
 
         Raises:
-            RequestError: there is one.
+            RequestError: it says which.
         """
+        if self.report_to != "none" and find_spec(self.report_to) is None:
+            raise RequestError(
+                "recovery.report_to",
+                f"{self.report_to} was asked, and is not installed; run pip install {self.report_to}",
+            )
         if samples < 2:
             raise RequestError(
                 "calibration.samples",
