@@ -18,6 +18,7 @@ from llmprune.checkpoint import reload
 from llmprune.cli import app
 from llmprune.errors import RequestError
 from llmprune.export.gguf import TYPES, export
+from tests import tiny
 from tests.export.engine import predicted
 from tests.test_families import check_here
 from tests.vocabulary import tokenizers_here
@@ -220,6 +221,12 @@ def refusal(folder: Path, out: Path, kind: str = "f32", like: Path | None = None
     assert not list(out.parent.glob(".*.unfinished"))
     assert "\n" not in str(raised.value)
     return str(raised.value)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bloom", "gemma2"])
+def test_other_families_are_refused(family: str, tmp_path: Path) -> None:
+    said = refusal(tiny.save(family, tmp_path / "dense"), tmp_path / "x.gguf")
+    assert f"{family} is not among the families that are written as GGUF" in said
 
 
 def test_what_has_no_home_is_refused_with_the_way_out(tmp_path: Path) -> None:
