@@ -49,7 +49,9 @@ SEARCHED = {
     for allocation in ("uniform", "global_threshold", "block_influence", "search")
 }
 HELD_OUT = {**UNITS["flap"], "sparsity": 0.3, "repair": {"name": "affine", "ridge": "held_out"}}
-SEARCHED |= {"flap-30-held_out": HELD_OUT, "flap-30-search-held_out": {**HELD_OUT, "allocation": "search"}}
+SEARCHED |= {"flap-30-held_out": HELD_OUT}
+for allocation in ("block_influence", "search"):
+    SEARCHED[f"flap-30-{allocation}-held_out"] = {**HELD_OUT, "allocation": allocation}
 ROWS |= SEARCHED
 for ridge in (0.01, 0.1, 1.0, 10.0, "held_out"):
     asked = {**UNITS["flap-channels"], "sparsity": 0.2, "repair": {"name": "affine", "ridge": ridge}}

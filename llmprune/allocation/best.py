@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from llmprune import plugins
 from llmprune.allocation.base import Allocation, Allocator, Problem
@@ -45,8 +45,12 @@ class Best(Allocator):
     def __post_init__(self) -> None:
         if self.candidates == []:
             raise RequestError("allocation.candidates", "none was named; name one to compare with uniform")
-        if any(isinstance(part, Best) for part in self.parts):
-            raise RequestError("allocation.candidates", "best was named, which compares others; leave it out")
+        for part in self.parts:
+            if isinstance(part, Best):
+                name = plugins.plain(part)["name"]
+                raise RequestError(
+                    "allocation.candidates", f"{name} was named, which compares others; leave it out"
+                )
 
     @property
     def parts(self) -> tuple[Allocator, ...]:
@@ -57,7 +61,7 @@ class Best(Allocator):
             found += [part] if part not in found else []
         return tuple(found)
 
-    def settled(self, method: PruningMethod, shares: str, sparsity: float) -> Best:
+    def settled(self, method: PruningMethod, shares: str, sparsity: float) -> Self:
         """Name the default candidates."""
         if self.candidates is not None or shares not in self.serves:
             return self
@@ -83,19 +87,46 @@ class Best(Allocator):
         """Prune with every candidate's budget, and return the one of the lowest divergence.
 
         Raises:
-            RequestError: there are fewer than two windows.
+            RequestError: there is one window.
         """
-        rest, held_out = with_held_out(problem.batches)
-        problem = replace(problem, batches=rest, keeps_statistics=False)
-        calibrates = joined(problem.method.needs, problem.repair.gathers) is not Nothing
-        trials = Trials(problem.store, rest if calibrates else [], held_out, problem.probe)
+        contest = Contest(problem)
         budgets: list[Budget] = []
         tried: list[BudgetTrial] = []
-        kind = "units" if problem.units else "weights"
-        for part in self.settled(problem.method, kind, problem.sparsity).parts:
-            named = plugins.plain(part)
-            budgets.append(part.allocate(problem).budget)
-            kl = trials.divergence(partial(problem.prune, budget=budgets[-1]), f"trying {spelled(named)}")
-            tried.append({"allocation": named, "kl": kl if math.isfinite(kl) else None})
-            say(f"{trial_in_words(tried[-1])} to the dense model on held-out windows")
+        for part in self.settled(problem.method, contest.kind, problem.sparsity).parts:
+            budget = part.allocate(contest.problem).budget
+            budgets.append(budget)
+            tried.append(contest.trial(plugins.plain(part), budget))
         return Allocation(budgets[lowest(tried)], tried=tried)
+
+
+class Contest:
+    """Tries budgets: prunes with each, on all windows but the held-out ones, which judge it.
+
+    Args:
+        problem: with all calibration windows.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        rest, held_out = with_held_out(problem.batches)
+        self.problem = replace(problem, batches=rest, keeps_statistics=False)
+        """Of the windows that are not held out."""
+        calibrates = joined(problem.method.needs, problem.repair.gathers) is not Nothing
+        self._trials = Trials(problem.store, rest if calibrates else [], held_out, problem.probe)
+
+    @property
+    def kind(self) -> str:
+        """What is removed (`Sites.shares`)."""
+        return "units" if self.problem.units else "weights"
+
+    def trial(self, named: dict[str, Any], budget: Budget) -> BudgetTrial:
+        """What a budget is worth.
+
+        Args:
+            named: where it comes from: the name of an allocation, and its options.
+            budget: the share that every site loses.
+        """
+        prune = partial(self.problem.prune, budget=budget)
+        kl = self._trials.divergence(prune, f"trying {spelled(named)}")
+        tried: BudgetTrial = {"allocation": named, "kl": kl if math.isfinite(kl) else None}
+        say(f"{trial_in_words(tried)} to the dense model on held-out windows")
+        return tried

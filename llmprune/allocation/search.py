@@ -1,32 +1,36 @@
 """Search the budgets: prune every site to several levels, then find the levels that serve the model best.
 
 Tyr-the-Pruner (Li et al., 2025, arXiv:2503.09657) for whole units, EvoPress (Sieberling et al., 2024,
-arXiv:2410.14649) for single weights. The levels of a site are made on the inputs that the sites before it
-give on average over their levels. The search begins with the levels whose costs, each on its own, have the
-least sum, and goes on by mutations that keep the budget. What decides is the KL divergence to the dense model
-on calibration windows that made no level, since refitted weights fit theirs too well; between the result and
-uniform budgets, that on further ones.
+arXiv:2410.14649) for single weights. The search begins at the best of the rules that `best` compares. Each
+round makes levels around the best budget so far, those of a site on the inputs that the sites before it give
+on average over theirs. It goes on by mutations that keep the budget, the first round from the levels whose
+costs, each on its own, have the least sum. Calibration windows that made no level judge them by the KL
+divergence to the dense model, since refitted weights fit their own windows too well; the result of a round is
+then tried as the rules are, on held-out windows.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, TypedDict
 
 from pydantic import Field
 
+from llmprune import plugins
 from llmprune.allocation.base import Allocation, Allocator, Problem
-from llmprune.allocation.uniform import Uniform
+from llmprune.allocation.best import Best, Contest
 from llmprune.checkpoint.once import Once
-from llmprune.measured import BudgetTrial, SearchStep
+from llmprune.measured import BudgetTrial, SearchStep, lowest
+from llmprune.model.widths import Budget
 from llmprune.progress import say
 from llmprune.text.windows import with_held_out
 from llmprune.walk.demand import Measuring
-from llmprune.walk.evolution import Best, Evolution
+from llmprune.walk.evolution import Evolution, Fittest
 from llmprune.walk.expected import prune_to_levels
 from llmprune.walk.grid import Grid, grid_around
 from llmprune.walk.levels import Levels
@@ -36,13 +40,10 @@ JUDGING = 4  # of so many windows, one judges mutations
 
 
 @dataclass(frozen=True)
-class Search(Allocator):
-    """On held-out windows never worse than uniform; sites are then pruned anew at the budget found."""
+class Search(Best):
+    """On held-out windows never worse than uniform budgets or a candidate of `best`."""
 
-    needs_text: ClassVar = True
-    holds_out: ClassVar = True
     resumes: ClassVar = True
-    serves: ClassVar = ("weights", "units")
 
     levels: Annotated[int, Field(ge=3)] = 9
     """Of every site, the centre among them."""
@@ -51,7 +52,7 @@ class Search(Allocator):
     """Between two levels, as a share of the site; half of that in each further round."""
 
     rounds: Annotated[int, Field(ge=1)] = 2
-    """Times that levels are made, each around the result of the one before."""
+    """Times that levels are made, each around the best budget so far."""
 
     generations: Annotated[int, Field(ge=1)] = 4
     """Of every round."""
@@ -65,11 +66,14 @@ class Search(Allocator):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     def measuring(self, blocks: int, removed: int, tokens: int) -> Measuring:
-        """Half a pass for each level of two sites a block, and a pass for each mutation."""
-        passes = blocks * self.levels + self.rounds * self.generations * self.offspring
+        """The candidates, half a pass for each level of two sites a block, and a pass for each mutation."""
+        best = super().measuring(blocks, removed, tokens)
+        short = min(tokens, self.tokens)
+        searching = blocks * self.levels + self.rounds * self.generations * self.offspring
+        passes = best.passes + math.ceil(searching * short / max(tokens, 1))
         # Candidates hold their states before a block while those after it are made.
-        held = min(2 * HELD, passes * tokens)
-        return Measuring(passes, min(tokens, self.tokens), held, self.rounds, self.levels)
+        held = max(best.held, min(2 * HELD, searching * short))
+        return Measuring(passes, tokens, held, best.trials + 2 * self.rounds, self.levels)
 
     def allocate(self, problem: Problem) -> Allocation:
         """Return the best budget that was found.
@@ -83,66 +87,67 @@ class Search(Allocator):
             return _Running(self, problem, Path(folder)).found()
 
 
-class _Result(NamedTuple):
-    """What one round ended with, and its divergence on the held-out windows."""
+class _Found(TypedDict):
+    """A budget, and what it is worth; once measured, it is kept in the search's folder."""
 
-    grid: Grid
-    kl: float
+    budget: Budget
+    trial: BudgetTrial
 
 
 class _Running:
     """One search; an interrupted one resumes after what is in its folder."""
 
     def __init__(self, asked: Search, problem: Problem, folder: Path) -> None:
-        self._asked, self._problem, self._folder = asked, problem, folder
-        rest, self._held_out = with_held_out(problem.batches)
+        self._contest = Contest(problem)
+        self._problem, self._folder, self._once = self._contest.problem, folder, Once(folder)
+        self._asked = asked.settled(problem.method, self._contest.kind, problem.sparsity)
+        rest = self._problem.batches
         several = sum(map(len, rest)) > 1
         self._makes, self._judges = with_held_out(rest, JUDGING) if several else (rest, rest)
-        self._once = Once(folder)
+        self._found: list[_Found] = []
 
     def found(self) -> Allocation:
-        """Search round by round; take the best of the rounds' results and of uniform budgets."""
-        uniform = Uniform().allocate(self._problem).budget
-        grid = grid_around(self._problem, uniform, self._asked.step, self._asked.levels)
-        results: list[_Result] = []
+        """Try the candidates, then search round by round around the best."""
         steps: list[SearchStep] = []
+        for number, part in enumerate(self._asked.parts):
+            self._found.append(self._once(f"candidate-{number}", partial(self._by_rule, part)))
         for number in range(1, self._asked.rounds + 1):
+            step = self._asked.step / 2 ** (number - 1)
+            grid = grid_around(self._problem, self._best, step, self._asked.levels)
             levels = Levels(self._folder / f"levels-{number}")
             done = self._once(f"round-{number}", partial(self._round, grid, levels, number))
             shutil.rmtree(levels.folder)
-            if not results:
-                results.append(_Result(grid, done["before"]))
-            results.append(_Result(grid.around(done["levels"]), done["after"]))
             steps += done["steps"]
-            grid = results[-1].grid.finer()
-            say(f"round {number}: held-out KL {done['after']:.4f}, of uniform budgets {results[0].kl:.4f}")
-        best = min(results, key=lambda result: result.kl).grid
-        return Allocation(best.budget, tried=_tried(results), searched=steps)
+            named = {"name": "search", "rounds": number}
+            self._found.append(self._once(f"result-{number}", partial(self._worth, named, done["budget"])))
+        return Allocation(self._best, tried=[found["trial"] for found in self._found], searched=steps)
+
+    @property
+    def _best(self) -> Budget:
+        """The budget that was worth most so far."""
+        return self._found[lowest([found["trial"] for found in self._found])]["budget"]
+
+    def _by_rule(self, part: Allocator) -> _Found:
+        return self._worth(plugins.plain(part), part.allocate(self._problem).budget)
+
+    def _worth(self, named: dict[str, Any], budget: Budget) -> _Found:
+        return {"budget": budget, "trial": self._contest.trial(named, budget)}
 
     def _round(self, grid: Grid, levels: Levels, number: int) -> dict[str, Any]:
         """Make the levels, and search among them."""
         prune_to_levels(self._problem, self._makes, grid, levels)
         population = Population(self._problem.store, self._problem.probe, levels)
         steps: list[SearchStep] = []
-        centre = chosen = (0,) * len(grid.rows)
-        # Further rounds begin with the best of the last one, which is the centre of their levels.
+        chosen = (0,) * len(grid.rows)
+        # Only the first round asks what each level costs alone, which takes longest.
         for generation in range(0 if number == 1 else 1, self._asked.generations + 1):
             seed = f"{self._asked.seed}-{number}-{generation}"
             evolution = Evolution(population, grid, self._judges, self._asked.tokens, seed)
             compute = evolution.start
             if generation:
                 compute = partial(evolution.next, chosen, self._asked.offspring)
-            best = Best(*self._once(f"generation-{number}-{generation}", compute))
-            chosen = tuple(best.levels)
-            steps.append({"round": number, "generation": generation, "kl": best.kl})
-            say(f"round {number}, generation {generation}: KL {best.kl:.4f} on calibration windows")
-        before, after = population.cost([centre, chosen], self._held_out, "comparing on held-out windows")
-        return {"levels": chosen, "before": before, "after": after, "steps": steps}
-
-
-def _tried(results: list[_Result]) -> list[BudgetTrial]:
-    """Uniform budgets, and what each round ended with."""
-    tried: list[BudgetTrial] = [{"allocation": {"name": "uniform"}, "kl": results[0].kl}]
-    for number, result in enumerate(results[1:], 1):
-        tried.append({"allocation": {"name": "search", "rounds": number}, "kl": result.kl})
-    return tried
+            fittest = Fittest(*self._once(f"generation-{number}-{generation}", compute))
+            chosen = tuple(fittest.levels)
+            steps.append({"round": number, "generation": generation, "kl": fittest.kl})
+            say(f"round {number}, generation {generation}: KL {fittest.kl:.4f} on calibration windows")
+        return {"budget": grid.around(chosen).budget, "steps": steps}

@@ -21,7 +21,7 @@ GROWTH = 4  # times as many tokens, for a quarter of the candidates, from one st
 Chosen = tuple[Level, ...]  # the level of every site of the model, in order
 
 
-class Best(NamedTuple):
+class Fittest(NamedTuple):
     """What a stage of the search ended with."""
 
     levels: Chosen
@@ -52,7 +52,7 @@ class Evolution:
         """The levels that the grid is built around."""
         return (0,) * len(self._grid.rows)
 
-    def start(self) -> Best:
+    def start(self) -> Fittest:
         """The levels whose costs, each on its own in the dense model, have the least sum.
 
         The centre where that is better: costs do not add up where sites depend on one another.
@@ -70,7 +70,7 @@ class Evolution:
                 chosen[site] = level
         return self._best([self.centre, tuple(chosen)], list(self._windows.split(self._batch)))
 
-    def next(self, parent: Chosen, offspring: int) -> Best:
+    def next(self, parent: Chosen, offspring: int) -> Fittest:
         """The best of a parent and its mutations, of which ever fewer are measured on ever more tokens."""
         left = [mutated(parent, self._grid, self._lots) for _ in range(offspring)]
         tokens = self._tokens
@@ -81,11 +81,11 @@ class Evolution:
             tokens *= GROWTH
         return self._best([parent, *left], self._some(tokens))
 
-    def _best(self, candidates: list[Chosen], batches: list[Tensor]) -> Best:
+    def _best(self, candidates: list[Chosen], batches: list[Tensor]) -> Fittest:
         """The candidate of the least cost; of equals, the first."""
         costs = self._population.cost(candidates, batches, "measuring the best")
         best = min(range(len(candidates)), key=lambda number: costs[number])
-        return Best(candidates[best], costs[best])
+        return Fittest(candidates[best], costs[best])
 
     def _some(self, tokens: int) -> list[Tensor]:
         """Windows with at least so many tokens, drawn without replacement; all if there are no more."""

@@ -84,10 +84,6 @@ class Grid:
         rows = zip(self.rows, chosen, strict=True)
         return Grid(tuple(replace(row, removed=row.removed + level * row.step) for row, level in rows))
 
-    def finer(self) -> Grid:
-        """The grid with the same centre and half the steps."""
-        return Grid(tuple(replace(row, step=_step(row.step / 2, row.grain)) for row in self.rows))
-
 
 def grid_around(problem: Problem, budget: Budget, step: float, levels: int) -> Grid:
     """The grid whose centre is a budget.
@@ -113,8 +109,8 @@ def _row(problem: Problem, site: Site, share: float, step: float, half: int) -> 
         possible = frozenset(range(items))
     removed = round(share * items)
     rest = max(-WHOLE, min(share * items - removed, WHOLE))
-    # A step is at most what goes at the centre, or no level would remove less.
-    items_of_step = _step(min(step * items, removed), grain)
+    # A step is at most what sites lose on average, or no level would remove less.
+    items_of_step = _step(min(step, problem.sparsity) * items, grain)
     return Row(site, items, removed, rest, possible, grain, items_of_step, half)
 
 
