@@ -146,7 +146,8 @@ def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     start = time.perf_counter()
     pruned, dense, needed = asked.pruned, asked.dense, asked.plan
     asked.recovery.require(pruned, dense, asked.text.samples)
-    text = windows(dense, asked.text, needed, tokens=tokens)  # the pruned model would generate damaged text
+    # The pruned model would generate damaged text; but a cut vocabulary has ids of its own.
+    text = windows(pruned if asked.cut else dense, asked.text, needed, tokens=tokens)
     assert text is not None and asked.run.folder is not None and dense.source is not None
     needed.require_fit(asked.run.folder)
     how = _asked(asked.recovery)
@@ -161,7 +162,7 @@ def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     batches = batched(text.tokens, header.batch)
     layout = asked.earlier.recipe["layout"]
     with job.within_memory():
-        task = Task(pruned, dense, batches, draft, header.together, asked.counterparts, layout)
+        task = Task(pruned, dense, batches, draft, header.together, asked.counterparts, layout, asked.shared)
         done = asked.recovery.recover(task)
     spent = {"total_s": time.perf_counter() - start}
     result = asked.earlier.model_copy(

@@ -17,7 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypedDict
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -87,13 +87,6 @@ class Search(Best):
             return _Running(self, problem, Path(folder)).found()
 
 
-class _Found(TypedDict):
-    """A budget, and what it is worth; once measured, it is kept in the search's folder."""
-
-    budget: Budget
-    trial: BudgetTrial
-
-
 class _Running:
     """One search; an interrupted one resumes after what is in its folder."""
 
@@ -102,9 +95,9 @@ class _Running:
         self._problem, self._folder, self._once = self._contest.problem, folder, Once(folder)
         self._asked = asked.settled(problem.method, self._contest.kind, problem.sparsity)
         rest = self._problem.batches
-        several = sum(map(len, rest)) > 1
-        self._makes, self._judges = with_held_out(rest, JUDGING) if several else (rest, rest)
-        self._found: list[_Found] = []
+        alone = sum(map(len, rest)) == 1
+        self._makes, self._judges = (rest, rest) if alone else with_held_out(rest, JUDGING)
+        self._found: list[tuple[Budget, BudgetTrial]] = []
 
     def found(self) -> Allocation:
         """Try the candidates, then search round by round around the best."""
@@ -118,20 +111,23 @@ class _Running:
             done = self._once(f"round-{number}", partial(self._round, grid, levels, number))
             shutil.rmtree(levels.folder)
             steps += done["steps"]
-            named = {"name": "search", "rounds": number}
-            self._found.append(self._once(f"result-{number}", partial(self._worth, named, done["budget"])))
-        return Allocation(self._best, tried=[found["trial"] for found in self._found], searched=steps)
+            compute = partial(self._worth, {"name": "search", "rounds": number}, done["budget"])
+            self._found.append(self._once(f"result-{number}", compute))
+        return Allocation(self._best, tried=self._tried, searched=steps)
+
+    @property
+    def _tried(self) -> list[BudgetTrial]:
+        return [trial for _, trial in self._found]
 
     @property
     def _best(self) -> Budget:
-        """The budget that was worth most so far."""
-        return self._found[lowest([found["trial"] for found in self._found])]["budget"]
+        return self._found[lowest(self._tried)][0]
 
-    def _by_rule(self, part: Allocator) -> _Found:
+    def _by_rule(self, part: Allocator) -> tuple[Budget, BudgetTrial]:
         return self._worth(plugins.plain(part), part.allocate(self._problem).budget)
 
-    def _worth(self, named: dict[str, Any], budget: Budget) -> _Found:
-        return {"budget": budget, "trial": self._contest.trial(named, budget)}
+    def _worth(self, named: dict[str, Any], budget: Budget) -> tuple[Budget, BudgetTrial]:
+        return budget, self._contest.trial(named, budget)
 
     def _round(self, grid: Grid, levels: Levels, number: int) -> dict[str, Any]:
         """Make the levels, and search among them."""
@@ -143,9 +139,8 @@ class _Running:
         for generation in range(0 if number == 1 else 1, self._asked.generations + 1):
             seed = f"{self._asked.seed}-{number}-{generation}"
             evolution = Evolution(population, grid, self._judges, self._asked.tokens, seed)
-            compute = evolution.start
-            if generation:
-                compute = partial(evolution.next, chosen, self._asked.offspring)
+            following = partial(evolution.next, chosen, self._asked.offspring)
+            compute = following if generation else evolution.start
             fittest = Fittest(*self._once(f"generation-{number}-{generation}", compute))
             chosen = tuple(fittest.levels)
             steps.append({"round": number, "generation": generation, "kl": fittest.kl})

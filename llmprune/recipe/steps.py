@@ -78,7 +78,7 @@ def _require_used(beside: Mapping[str, object], steps: Sequence[Mapping[str, Any
 
 
 def require_recoverable(steps: Iterable[Recipe]) -> None:
-    """Refuse to recover a model after its vocabulary was cut, or what a recovery does not serve.
+    """Refuse a recovery that does not serve what was removed before it.
 
     Raises:
         RequestError: a step asks for that.
@@ -86,11 +86,11 @@ def require_recoverable(steps: Iterable[Recipe]) -> None:
     cut = None
     for step in steps:
         cut = step.pattern if step.sites.shares == "rows" else cut
-        if cut is not None and step.recovery is not None:
+        if cut is not None and step.recovery is not None and not step.recovery.translates:
             raise RequestError(
                 "recovery",
                 f"{name_of(step.recovery)} compares logits of one vocabulary, and {cut} changes it; "
-                "recover before the vocabulary is cut",
+                "use distill, or recover before the vocabulary is cut",
             )
         if step.recovery is not None and step.sites.shares not in step.recovery.serves:
             raise RequestError(

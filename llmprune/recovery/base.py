@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from llmprune.tensors.statistics import InputNorm, Statistic
 from llmprune.text.windows import HELD_OUT, batched, sharing
 from llmprune.training.cached import Cached, keep
 from llmprune.training.teacher import Lesson, Teacher, Text
+from llmprune.vocabulary.shared import Shared
 
 JUDGING = 20  # windows to train on for each that is held out: what is held out is read ten times
 TRAINING = 6  # models in float32: student, gradient, two of AdamW's, the best state, and the teacher
@@ -44,6 +45,14 @@ class Task:
 
     layout: str | None
     """How the pruned checkpoint stores its sizes; None for a masked one, whose zeros must stay."""
+
+    shared: Shared = field(default_factory=Shared)
+    """The tokens that both models have."""
+
+    @property
+    def dense_batches(self) -> list[Tensor]:
+        """The same windows in the dense model's ids."""
+        return [self.shared.dense_ids(batch) for batch in self.batches]
 
     @property
     def tokens(self) -> Tensor:
@@ -90,6 +99,9 @@ class Recovery:
     streams: ClassVar[bool] = True
     """Whether it walks both models, with one block of each resident; else it holds them whole."""
 
+    translates: ClassVar[bool] = False
+    """Whether it serves a model whose vocabulary was cut (`Task.shared`)."""
+
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
 
     def samples(self, length: int) -> int | None:
@@ -117,6 +129,7 @@ class Taught(Recovery):
     """
 
     streams: ClassVar = False
+    translates: ClassVar = True
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -244,10 +257,10 @@ class Taught(Recovery):
         if self.loss == "text":
             return Text()
         if self.teacher == "resident":
-            return Teacher(task.dense.loaded(dtype), self.hidden, task.counterparts)
+            return Teacher(task.dense.loaded(dtype), self.hidden, task.counterparts, task.shared)
         file = task.draft.scratch / "teacher.safetensors"
-        keep(task.dense.store, batched(windows, len(task.batches[0])), self.top, file)
-        return Cached(file)
+        keep(task.dense.store, batched(windows, len(task.batches[0])), self.top, file, task.shared)
+        return Cached(file, task.shared)
 
     def _bfloat16(self, device: torch.device) -> bool:
         """Whether products are computed in bfloat16."""

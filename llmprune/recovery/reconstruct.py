@@ -37,6 +37,7 @@ class Reconstruct(Recovery):
 
     walks: ClassVar[Pattern] = Units(multiple=1)
     needs: ClassVar = Gram
+    translates: ClassVar = True
 
     ridge: Annotated[float, Field(gt=0)] = 0.01
     """Penalty on moving a weight, as a share of the mean diagonal of the inputs' covariance."""
@@ -44,7 +45,7 @@ class Reconstruct(Recovery):
     def recover(self, task: Task) -> Recovered:
         """Walk both models side by side, with one block of each resident."""
         dense, pruned = task.dense.store, task.pruned.store
-        dense_walk = Walk(dense, task.batches, task.pruned.probe())
+        dense_walk = Walk(dense, task.dense_batches, task.pruned.probe())
         walk = Walk(pruned, task.batches, task.pruned.probe())
         sites: list[Refit] = []
         done = len(task.draft.done)

@@ -29,6 +29,7 @@ class Soup(Recovery):
     """Reads the text to compare with the dense model; an average no better than the start is refused."""
 
     streams: ClassVar = False
+    translates: ClassVar = True
 
     members: tuple[str, ...] = ()
     """Folders of the recovered checkpoints."""
@@ -65,7 +66,7 @@ class Soup(Recovery):
             raise JobError(
                 f"averaging takes {COPIES} times the model in float32, and memory does not hold that"
             )
-        student, teacher = task.pruned.loaded(torch.float32), Teacher(task.dense.loaded())
+        student, teacher = task.pruned.loaded(torch.float32), Teacher(task.dense.loaded(), shared=task.shared)
 
         def loss(state: State) -> float:
             student.load_state_dict(state)

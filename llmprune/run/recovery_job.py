@@ -19,6 +19,7 @@ from llmprune.run import plan
 from llmprune.run.job import Run, require_apart
 from llmprune.run.plan import Plan
 from llmprune.text.calibration import Calibration
+from llmprune.vocabulary.shared import Shared, shared
 from llmprune.walk.demand import Demand
 
 
@@ -41,6 +42,23 @@ class RecoveryJob:
         return [dense.index(index) for index in dense_indices(self.pruned.anatomy)]
 
     @property
+    def cut(self) -> bool:
+        """Whether the pruned model lacks tokens of the dense one."""
+        return _cut(self.earlier)
+
+    @property
+    def shared(self) -> Shared:
+        """The tokens that both models have.
+
+        Raises:
+            RequestError: a tokenizer cannot be loaded.
+        """
+        if not self.cut:
+            return Shared()
+        ours, theirs = (model.tokenizer(None).get_vocab() for model in (self.pruned, self.dense))
+        return shared(ours, theirs)
+
+    @property
     def plan(self) -> Plan:
         """What walking both models side by side takes; a recovery that holds them whole checks for itself."""
         demand = Demand(self.recovery.needs, "layer", self.text.samples, walks=self.recovery.streams)
@@ -59,16 +77,17 @@ def opened(
         RequestError: the first cannot be recovered, or was not pruned from the second.
     """
     drafts.require_usable(Path(str(run.out)), resume=run.resume)
-    if earlier.vocabulary or any(step.get("vocabulary") for step in earlier.steps or ()):
+    if _cut(earlier) and not recovery.translates:
         raise RequestError(
             "model",
-            f"recovery compares logits of one vocabulary, and that of {folder} was cut; recover before that",
+            f"this recovery compares logits of one vocabulary, and that of {folder} was cut; use distill, or "
+            "recover before that",
         )
     pruned = _open(str(folder), recovery, text, run)
     assert pruned.source is not None
     require_apart(pruned.source, run)
     dense = dense_model(baseline or _dense_name(earlier), recovery, text, run)
-    _require_alike(pruned, dense)
+    _require_alike(pruned, dense, cut=_cut(earlier))
     return pruned, dense
 
 
@@ -98,8 +117,12 @@ def _dense_name(earlier: Report) -> str:
     return f"{name}@{revision}" if revision else str(name)
 
 
-def _require_alike(pruned: Opened, dense: Opened) -> None:
-    """Refuse a dense model from which this one cannot have been pruned.
+def _cut(earlier: Report) -> bool:
+    return bool(earlier.vocabulary) or any(step.get("vocabulary") for step in earlier.steps or ())
+
+
+def _require_alike(pruned: Opened, dense: Opened, *, cut: bool) -> None:
+    """Refuse a dense model from which this one, perhaps with its vocabulary cut, cannot have been pruned.
 
     Raises:
         RequestError: it names the first size in which they differ.
@@ -108,8 +131,9 @@ def _require_alike(pruned: Opened, dense: Opened) -> None:
     sizes: list[tuple[str, object, object]] = [
         ("family", ours.family, theirs.family),
         ("hidden size", ours.hidden_size, theirs.hidden_size),
-        ("vocabulary", ours.vocabulary, theirs.vocabulary),
     ]
+    if not cut:
+        sizes.append(("vocabulary", ours.vocabulary, theirs.vocabulary))
     if kept := kept_blocks(ours):
         sizes.append(("blocks", kept, sorted(set(kept) & set(dense_indices(theirs)))))
     else:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llmprune.checkpoint.shards import save_atomically
 from llmprune.checkpoint.store import Store
+from llmprune.vocabulary.shared import Shared
 from llmprune.walk.walk import Walk
 
 
@@ -24,18 +25,21 @@ class Cached:
 
     Args:
         file: read window by window.
+        shared: the tokens that both models have, as `keep` got them.
     """
 
     states = False
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, shared: Shared) -> None:
+        self._shared = shared
         self._known = cast(Any, safe_open(file, framework="pt"))
         ids = self._known.get_tensor("ids")
         self._numbers = {window.numpy().tobytes(): number for number, window in enumerate(ids)}
 
     def __call__(self, ids: Tensor, student: Any) -> Tensor:
         """The mean loss in nats of what a student's forward pass returned for token ids [B, T]."""
-        losses = [self._of(window, logits) for window, logits in zip(ids, student.logits, strict=True)]
+        found = self._shared.of_pruned(student.logits)
+        losses = [self._of(window, logits) for window, logits in zip(ids, found, strict=True)]
         return torch.stack(losses).mean()
 
     def _of(self, ids: Tensor, logits: Tensor) -> Tensor:
@@ -44,21 +48,24 @@ class Cached:
         return divergence(logs.to(logits.device), tokens.to(logits.device).long(), logits.float())
 
 
-def keep(store: Store, batches: list[Tensor], top: int, file: Path) -> None:
+def keep(store: Store, batches: list[Tensor], top: int, file: Path, shared: Shared) -> None:
     """Stream the dense model over all windows, unless that is done, and keep its likeliest predictions.
 
     Args:
         store: the dense model, one block resident at a time.
-        batches: token ids, each [B, T].
+        batches: token ids of the student, each [B, T].
         top: K.
-        file: to write: token ids [N, T], float32 log-probabilities and int32 tokens [N, T, K].
+        file: to write: token ids [N, T], float32 log-probabilities and int32 tokens [N, T, K], which are
+            numbers of shared tokens.
+        shared: the tokens that both models have.
 
     Raises:
         JobError: the disk is full, or the folder cannot be written.
     """
     if file.is_file():
         return
-    walk = Walk(store, batches, batches[0][:1])
+    read = [shared.dense_ids(batch) for batch in batches]
+    walk = Walk(store, read, read[0][:1])
     ends: list[Tensor] = []
     for stage in walk.stages("asking the dense model"):
         ends = stage.outputs = stage.run()
@@ -66,7 +73,7 @@ def keep(store: Store, batches: list[Tensor], top: int, file: Path) -> None:
     with store.head():
         for states in ends:
             for one in states:
-                found = walk.logits(one[None])[0].float().log_softmax(-1)
+                found = shared.of_dense(walk.logits(one[None])[0]).float().log_softmax(-1)
                 largest = found.topk(min(top, found.shape[-1]), dim=-1)
                 logs.append(largest.values.cpu())
                 tokens.append(largest.indices.int().cpu())

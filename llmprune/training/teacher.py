@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from llmprune.vocabulary.shared import Shared
+
 
 class Lesson(Protocol):
     """The loss of a student."""
@@ -29,18 +31,27 @@ class Teacher:
         dense: the model.
         weight: of the distance between hidden states, where the student's come along.
         counterparts: the dense block of every block of the student.
+        shared: the tokens that both have.
     """
 
-    def __init__(self, dense: Any, weight: float = 0.0, counterparts: Sequence[int] = ()) -> None:
-        self._dense = dense.requires_grad_(False).eval()
+    def __init__(
+        self,
+        dense: Any,
+        weight: float = 0.0,
+        counterparts: Sequence[int] = (),
+        shared: Shared = Shared(),  # noqa: B008  # it does not change
+    ) -> None:
+        self._dense, self._shared = dense.requires_grad_(False).eval(), shared
         self._weight, self._counterparts, self.states = weight, counterparts, weight > 0
 
     def __call__(self, ids: Tensor, student: Any) -> Tensor:
         """The mean loss over all tokens, the last one too: what would follow it does not matter here."""
         theirs = student.hidden_states
         with torch.no_grad():
-            dense = self._dense(input_ids=ids, use_cache=False, output_hidden_states=theirs is not None)
-        loss = divergence(dense.logits.float().flatten(0, 1), student.logits.float().flatten(0, 1))
+            read = self._shared.dense_ids(ids)
+            dense = self._dense(input_ids=read, use_cache=False, output_hidden_states=theirs is not None)
+        expected, found = self._shared.of_dense(dense.logits), self._shared.of_pruned(student.logits)
+        loss = divergence(expected.float().flatten(0, 1), found.float().flatten(0, 1))
         if theirs is None:
             return loss
         # Number 0 are the embeddings, and the last of a model has gone through its final norm.

@@ -289,7 +289,7 @@ def test_settings_that_cannot_be_read_are_a_sentence(folder: Path, tmp_path: Pat
     assert "generation_config.json cannot be read" in refused(tmp_path / "other", tmp_path, asked())
 
 
-def test_a_cut_vocabulary_is_not_recovered(folder: Path, tmp_path: Path) -> None:
+def test_what_compares_logits_of_one_vocabulary_refuses_a_cut_one(folder: Path, tmp_path: Path) -> None:
     prune(folder, asked(), out=tmp_path / "out")
     with pytest.raises(RequestError, match="recovery compares logits of one vocabulary"):
-        recover(tmp_path / "out", "reconstruct")
+        recover(tmp_path / "out", "refine")

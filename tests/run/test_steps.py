@@ -78,7 +78,7 @@ def test_a_model_in_memory_takes_the_same_steps(checkpoints: tiny.Checkpoints, t
         ([DEPTH, {"pattern": {"name": "blocks", "remove": [1]}}], "steps.2.pattern.remove: block 1 is the"),
         ([DEPTH, WIDTH | {"layout": "squashed"}], "steps.2.layout"),
         ([DEPTH, WIDTH | {"model": "elsewhere"}], "steps.2.model"),
-        ([{"pattern": {"name": "vocabulary", "keep": 64}}, {**WIDTH, "recovery": "lora"}], "one vocabulary"),
+        ([{"pattern": {"name": "vocabulary", "keep": 64}}, {**MASK, "recovery": "refine"}], "one vocabulary"),
     ],
 )
 def test_a_wrong_step_is_named(
