@@ -32,7 +32,9 @@ Propagation = Annotated[str | None, typer.Option(help="Calibrate on dense, block
 Target = Annotated[str | None, typer.Option(help="Fit layers to their outputs in the pruned or dense model.")]
 Text = Annotated[
     str | None,
-    typer.Option(help="builtin, wikitext2, c4, self, synthetic, a text file or table, or a Hub id."),
+    typer.Option(
+        help="builtin, wikitext2, c4, self, synthetic, a text file or table, PROMPTS:answers, or a Hub id."
+    ),
 ]
 Samples = Annotated[int | None, typer.Option(help="Calibration windows (128, or the method's own).")]
 Length = Annotated[

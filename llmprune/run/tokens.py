@@ -118,7 +118,7 @@ def uses(text: TextSource, tokenizer: Any, total: int) -> Tensor:
             "calibration", f"{text.dataset} is no text whose tokens can be counted; name a text"
         )
     say(f"counting the tokens of {text.dataset}")
-    for ids in tokens(text.read("calibration"), tokenizer):
+    for ids in tokens(text.read("calibration", tokenizer=tokenizer), tokenizer):
         counts += torch.bincount(ids, minlength=total)
     return counts
 

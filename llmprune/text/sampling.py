@@ -40,7 +40,7 @@ def generate(
         t for t in (config.bos_token_id, model.config.bos_token_id, config.eos_token_id, 0) if t is not None
     )
     begin = bos or (first[0] if isinstance(first, list) else first,)
-    start = torch.tensor([begin] * samples, device=model.device)
+    start = torch.tensor([begin] * samples)
     ours = GenerationConfig(
         do_sample=True,
         temperature=temperature,
@@ -50,18 +50,61 @@ def generate(
         pad_token_id=0,  # never used: no sequence ends early without an end token
         eos_token_id=None,
     )
+    return _sampled(model, start, torch.ones_like(start), ours, seed)[:, len(begin) :]
+
+
+@torch.no_grad()
+def answers(
+    model: PreTrainedModel, prompts: list[Tensor], most: int, temperature: float, seed: int
+) -> list[Tensor]:
+    """Answer prompts [T] by sampling the whole vocabulary; return each with its answer, the end included.
+
+    Args:
+        model: the dense model, whose generation config names what ends an answer.
+        prompts: token ids, of one batch.
+        most: tokens of an answer at most.
+        temperature: of the sampling.
+        seed: of the sampling.
+    """
+    ends = model.generation_config.eos_token_id
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    length = max(map(len, prompts))
+    ids = torch.stack([torch.nn.functional.pad(prompt, (length - len(prompt), 0)) for prompt in prompts])
+    read = torch.stack([torch.arange(length) >= length - len(prompt) for prompt in prompts]).long()
+    ours = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        max_new_tokens=most,
+        pad_token_id=ends[0] if ends else 0,
+        eos_token_id=ends or None,
+    )
+    drawn = _sampled(model, ids, read, ours, seed)[:, length:]
+    return [torch.cat([prompt, _until(row, ends)]) for prompt, row in zip(prompts, drawn, strict=True)]
+
+
+def _until(row: Tensor, ends: list[int]) -> Tensor:
+    """The tokens of one answer up to the first that ends it."""
+    found = torch.isin(row, torch.tensor(ends, dtype=row.dtype)).nonzero()
+    return row[: int(found[0]) + 1] if len(found) else row
+
+
+def _sampled(model: PreTrainedModel, ids: Tensor, read: Tensor, how: GenerationConfig, seed: int) -> Tensor:
+    """The ids [N, T] with what the model draws after them; `read` [N, T] is 0 where padding stands."""
     devices = [model.device] if model.device.type == "cuda" else []
     # `generate` draws from the global generator: seed it here and give the caller's state back.
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         # Replaced rather than passed as an argument: `generate` fills what an argument leaves unset (such
         # as the end token) from the model's own config.
-        model.generation_config, kept = ours, config
+        model.generation_config, kept = how, model.generation_config
         try:
-            ids: Tensor = model.generate(start, attention_mask=torch.ones_like(start), use_cache=True)
+            drawn: Tensor = model.generate(
+                ids.to(model.device), attention_mask=read.to(model.device), use_cache=True
+            )
         finally:
             model.generation_config = kept
-    return ids[:, len(begin) :].cpu()
+    return drawn.cpu()
 
 
 def redraw(store: Store, tokens: Tensor, batch: int, seed: int, kept: int = 1) -> Tensor:

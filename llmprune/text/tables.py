@@ -1,4 +1,4 @@
-"""One text column of a table, row by row: from a file, or streamed from the Hub."""
+"""One column of a table, row by row, texts or conversations: from a file, or streamed from the Hub."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import threading
 from collections.abc import Iterator, Mapping
 
 from llmprune.errors import JobError, RequestError, first_line
+from llmprune.text import chat
+from llmprune.text.chat import Conversation
 
+USUAL = ("text", "prompt")  # columns that are read unless another is named
 TIMEOUT = 60.0  # seconds without a document after which a data set counts as out of reach
 
 
-def rows(load_args: Mapping[str, object], column: str, dataset: str) -> Iterator[str]:
-    """Yield the texts of one column.
+def rows(load_args: Mapping[str, object], column: str, dataset: str) -> Iterator[str | Conversation]:
+    """Yield the texts or conversations of one column; of `messages`, where a usual one is not there.
 
     Args:
         load_args: keyword arguments of `datasets.load_dataset`.
@@ -20,29 +23,30 @@ def rows(load_args: Mapping[str, object], column: str, dataset: str) -> Iterator
         dataset: name of the data set in error messages.
 
     Raises:
-        RequestError: the column holds no text.
+        RequestError: the column holds neither.
     """
     import datasets
 
     for row in datasets.load_dataset(**load_args, streaming=True):
-        if not isinstance(row.get(column), str):
+        value = row.get(column, row.get(chat.COLUMN) if column in USUAL else None)
+        if not isinstance(value, str) and not chat.is_conversation(value):
             found = ", ".join(key for key, value in row.items() if isinstance(value, str)) or "none"
             raise RequestError(
                 "text_column",
                 f"{dataset} has no text column {column!r} (text columns: {found}); set --text-column",
             )
-        yield row[column]
+        yield value
 
 
-def stream(load_args: Mapping[str, object], column: str, dataset: str) -> Iterator[str]:
-    """Yield the texts of one column of a Hub data set, with the arguments of `rows`.
+def stream(load_args: Mapping[str, object], column: str, dataset: str) -> Iterator[str | Conversation]:
+    """Yield what `rows` does, of a Hub data set.
 
     Raises:
         JobError: the data set is out of reach, or sends nothing for `TIMEOUT` seconds.
     """
     # A thread, because a stalled download inside `datasets` cannot be interrupted from this one.
     # The queue is bounded, so a fast download does not fill the memory.
-    arrived: queue.Queue[str | Exception | None] = queue.Queue(maxsize=64)
+    arrived: queue.Queue[str | Conversation | Exception | None] = queue.Queue(maxsize=64)
 
     def fetch() -> None:
         try:

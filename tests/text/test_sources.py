@@ -28,6 +28,7 @@ DATASETS = {
     "hub": "org/name",
     "several": "builtin,my.txt",
     "mix": "builtin:2,my.txt:1",
+    "answers": "my.jsonl:answers",
 }
 OWN = """
 '''One window over and over.'''

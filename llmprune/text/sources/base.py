@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmprune.checkpoint.store import Store
 from llmprune.errors import RequestError
 from llmprune.plugins import OPTIONS
+from llmprune.text.chat import Conversation, rendered
 from llmprune.text.tokenizing import tokenize
 from llmprune.text.windows import Windows
 
@@ -115,19 +116,20 @@ class Documents(TextSource):
     evaluation_split: ClassVar[str] = "test"
     """Name of the evaluation half in a report."""
 
-    def documents(self, half: Half) -> Iterable[str]:
-        """Return the texts, read lazily; a source with one text only returns it for both halves."""
+    def documents(self, half: Half) -> Iterable[str | Conversation]:
+        """Return texts or conversations, read lazily; a source with one text returns it for both halves."""
         raise NotImplementedError
 
-    def read(self, half: Half, limit: int | None = None) -> Iterator[str]:
+    def read(self, half: Half, limit: int | None = None, tokenizer: Any = None) -> Iterator[str]:
         """Yield the joined documents part by part, up to about `limit` characters.
 
         Raises:
-            RequestError: the text does not exist, or is blank.
+            RequestError: the text does not exist, or is blank, or is a conversation and there is no
+                tokenizer, whose chat template would render it.
             JobError: the text is out of reach.
         """
         # Leading blank parts are held back: a text that is blank throughout must raise, not yield.
-        leading, parts = "", self._parts(half, limit)
+        leading, parts = "", self._parts(half, limit, tokenizer)
         for part in parts:
             leading += part
             if part.strip():
@@ -136,19 +138,31 @@ class Documents(TextSource):
                 return
         raise RequestError(OPTION[half], f"{self.dataset} holds no text")
 
-    def text(self, half: Half, limit: int | None = None) -> str:
+    def text(self, half: Half, limit: int | None = None, tokenizer: Any = None) -> str:
         """Return the text of `read` as one string."""
-        return "".join(self.read(half, limit))
+        return "".join(self.read(half, limit, tokenizer))
 
-    def _parts(self, half: Half, limit: int | None) -> Iterator[str]:
-        for number, document in enumerate(_up_to(self.documents(half), limit)):
+    def _parts(self, half: Half, limit: int | None, tokenizer: Any) -> Iterator[str]:
+        for number, document in enumerate(_up_to(self._texts(half, tokenizer), limit)):
             yield self.between + document if number else document
+
+    def _texts(self, half: Half, tokenizer: Any) -> Iterator[str]:
+        for document in self.documents(half):
+            if isinstance(document, str):
+                yield document
+            elif tokenizer is None:
+                raise RequestError(
+                    OPTION[half],
+                    f"{self.dataset} holds conversations, which serve calibration alone; name a text",
+                )
+            else:
+                yield rendered(document, tokenizer)
 
     def windows(self, amount: Amount, access: Access) -> Windows:
         """Return windows at random positions of the text, without special tokens; they may overlap."""
         tokenizer = access.tokenizer()
         length = amount.length
-        ids = tokenize(self.text("calibration", characters_for(amount.samples, length)), tokenizer)
+        ids = tokenize(self.text("calibration", characters_for(amount.samples, length), tokenizer), tokenizer)
         if len(ids) < length:
             raise RequestError(
                 "calibration",

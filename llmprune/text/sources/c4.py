@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from llmprune.text.chat import Conversation
 from llmprune.text.sources.base import Documents, Half
 from llmprune.text.tables import stream
 
@@ -23,7 +24,7 @@ class C4(Documents):
 
     evaluation_split: ClassVar = "validation"
 
-    def documents(self, half: Half) -> Iterator[str]:
+    def documents(self, half: Half) -> Iterator[str | Conversation]:
         """Yield the pages."""
         load_args = {**DATA, "data_files": {"train": FILES[half]}, "split": "train"}
         return stream(load_args, "text", self.dataset)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmprune.paths import existing
+from llmprune.text.chat import Conversation
 from llmprune.text.sources.base import Documents, Half
 from llmprune.text.sources.file import File
 from llmprune.text.sources.table import Table
@@ -33,7 +34,7 @@ class Hub(Documents):
         is_path = existing(dataset) or File.matches(dataset) or Table.matches(dataset)
         return not is_path and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", dataset))
 
-    def documents(self, half: Half) -> Iterator[str]:
+    def documents(self, half: Half) -> Iterator[str | Conversation]:
         """Yield the rows."""
         split = self.split if half == "calibration" else self.evaluation_split
         load_args = {"path": self.dataset, "name": self.subset, "split": split}

@@ -19,8 +19,8 @@ PART = re.compile(r"(.+):([1-9][0-9]*)")
 class Mix(TextSource):
     """In random order. The numbers are shares where a number of samples is asked besides."""
 
-    text_column: str = "text"
-    """The column that holds the text, of those that are tables."""
+    text_column: str | None = None
+    """The column that holds the text, of those that are tables; by default, what each names."""
 
     @classmethod
     def matches(cls, dataset: str) -> bool:
@@ -61,8 +61,8 @@ class Mix(TextSource):
             matched = PART.fullmatch(word)
             assert matched is not None
             name, number = matched.groups()
-            has_columns = "text_column" in sources.source_class(name).option_names()
-            options = {"text_column": self.text_column} if has_columns else {}
+            named = self.text_column and "text_column" in sources.source_class(name).option_names()
+            options = {"text_column": self.text_column} if named else {}
             found.append((sources.for_calibration(name, options), int(number)))
         return found
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llmprune.errors import RequestError, first_line
+from llmprune.text.chat import Conversation
 from llmprune.text.sources.base import OPTION, Documents, Half
 from llmprune.text.sources.file import existing_file, has_suffix
 from llmprune.text.tables import rows
@@ -29,7 +30,7 @@ class Table(Documents):
         """Return whether this looks like the path of such a file, existing or not."""
         return has_suffix(dataset, tuple(FORMATS))
 
-    def documents(self, half: Half) -> Iterator[str]:
+    def documents(self, half: Half) -> Iterator[str | Conversation]:
         """Yield the rows; raise a RequestError for a broken file."""
         path = existing_file(self.dataset, half)
         if not path.stat().st_size:

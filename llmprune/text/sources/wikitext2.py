@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llmprune.text.chat import Conversation
 from llmprune.text.sources.base import Documents, Half
 from llmprune.text.tables import stream
 
@@ -21,6 +22,6 @@ SPLITS: dict[Half, str] = {"calibration": "train", "evaluation": "test"}
 class WikiText2(Documents):
     """The training split for calibration, the test split for evaluation."""
 
-    def documents(self, half: Half) -> Iterator[str]:
+    def documents(self, half: Half) -> Iterator[str | Conversation]:
         """Yield the lines."""
         return stream({**DATA, "split": SPLITS[half]}, "text", self.dataset)

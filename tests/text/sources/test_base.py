@@ -83,7 +83,7 @@ def test_long_words_are_not_mistaken_for_too_little_text(tmp_path: Path) -> None
 def test_windows_ask_for_text_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = []
 
-    def text(self: Documents, half: Half, limit: int) -> str:
+    def text(self: Documents, half: Half, limit: int, tokenizer: Any) -> str:
         limits.append(limit)
         return "a b c d " * 100
 
