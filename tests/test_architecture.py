@@ -53,7 +53,8 @@ INNER = {
         "acceleration __init__",
     ),
     "llmprune.text": (
-        "windows tables tokenizing cache bos",
+        "chat windows tokenizing cache bos",
+        "tables",
         "sampling",
         "sources",
         "calibration __init__",
