@@ -160,6 +160,8 @@ class RecoveryRecord(TypedDict):
     held_out: NotRequired[list[Look]]
     trained_tokens: NotRequired[int]
     computed_in: NotRequired[str]
+    member_losses: NotRequired[list[float]]
+    average_loss: NotRequired[float]
     swaps: NotRequired[list[int]]
     sites: NotRequired[list[Refit]]
 

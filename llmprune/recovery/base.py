@@ -210,13 +210,14 @@ class Taught(Recovery):
         return rest[torch.cat(passes)[:count]], held_out
 
     def teach(
-        self, task: Task, student: Any, windows: Tensor, held_out: Tensor, at_once: int
+        self, task: Task, student: Any, lesson: Lesson, windows: Tensor, held_out: Tensor, at_once: int
     ) -> dict[str, Any]:
         """Train what requires a gradient, leave the student in its best state, and return the record.
 
         Args:
             task: of the recovery.
             student: in float32.
+            lesson: its loss.
             windows: [N, L] in the order of training.
             held_out: [M, L].
             at_once: windows of one step.
@@ -226,19 +227,16 @@ class Taught(Recovery):
         """
         from llmprune.training.trainer import Course, train
 
-        bfloat16 = self._bfloat16(task.pruned.resources.device)
-        dtype = torch.bfloat16 if bfloat16 else torch.float32
-        lesson = self._lesson(task, torch.cat([windows, held_out]).unique(dim=0), dtype)
         course = Course(
             rate=self.learning_rate,
             windows=at_once,
             decay=self.weight_decay,
             seed=self.seed,
-            bfloat16=bfloat16,
+            bfloat16=self.computes_in(task) == torch.bfloat16,
             stored=task.stored,
             report_to=self.report_to,
         )
-        done = train(student, lesson, windows, held_out, course, task.draft.scratch)
+        done = train(student, lesson, windows, held_out, course, task.draft.scratch / str(self.seed))
         if done.end >= done.start:
             task.draft.discard()
             raise JobError(
@@ -249,26 +247,31 @@ class Taught(Recovery):
             "trained_tokens": len(done.losses) * at_once * windows.shape[1],
             "losses": done.losses,
             "held_out": [{"step": step, "loss": loss} for step, loss in done.held_out],
-            "computed_in": str(dtype).removeprefix("torch."),
+            "computed_in": str(self.computes_in(task)).removeprefix("torch."),
         }
 
-    def _lesson(self, task: Task, windows: Tensor, dtype: torch.dtype) -> Lesson:
-        """The loss, with the dense model in memory or what it predicts on disk."""
+    def lesson(self, task: Task, windows: Tensor) -> Lesson:
+        """The loss on these windows [N, L], with the dense model in memory or what it predicts on disk."""
         if self.loss == "text":
             return Text()
         if self.teacher == "resident":
-            return Teacher(task.dense.loaded(dtype), self.hidden, task.counterparts, task.shared)
+            return Teacher(
+                task.dense.loaded(self.computes_in(task)), self.hidden, task.counterparts, task.shared
+            )
         file = task.draft.scratch / "teacher.safetensors"
-        keep(task.dense.store, batched(windows, len(task.batches[0])), self.top, file, task.shared)
+        distinct = batched(windows.unique(dim=0), len(task.batches[0]))
+        keep(task.dense.store, distinct, self.top, file, task.shared)
         return Cached(file, task.shared)
 
-    def _bfloat16(self, device: torch.device) -> bool:
-        """Whether products are computed in bfloat16."""
+    def computes_in(self, task: Task) -> torch.dtype:
+        """The precision of matrix products."""
         if self.products != "auto":
-            return self.products == "bfloat16"
-        if device.type == "cuda":
-            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-        return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+            return torch.bfloat16 if self.products == "bfloat16" else torch.float32
+        if task.pruned.resources.device.type == "cuda":
+            able = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            able = torch.cpu.get_capabilities().get("avx512_bf16", False)
+        return torch.bfloat16 if able else torch.float32
 
 
 def held_of(training: int) -> int:

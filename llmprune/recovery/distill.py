@@ -4,16 +4,21 @@ pruned language models Minitron, arXiv:2407.14679: temperature 1, and no loss of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+import copy
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
+import torch
 from pydantic import BeforeValidator, Field
+from torch import Tensor
 
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites.linear import LinearLayers
+from llmprune.progress import say
 from llmprune.recovery.base import ADAPTING, TRAINING, Recovered, Task, Taught, held_of
 from llmprune.training.adapters import attach, merge
+from llmprune.training.teacher import Lesson
 
 SCALE = 2.0  # of the adapters' products
 UNITS = {"k": 1_000, "M": 1_000_000}
@@ -42,6 +47,10 @@ class Distill(Taught):
     adapters: Annotated[int, Field(ge=1)] | None = None
     """Rank of adapters that train in place of the weights."""
 
+    soup: Annotated[int, Field(ge=1)] = 1
+    """Students to train, each on all tokens in an order of its own; their average is written, or the best
+    of them where that is better (arXiv:2306.16788)."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tokens < self.batch_tokens:
@@ -58,14 +67,50 @@ class Distill(Taught):
 
     def recover(self, task: Task) -> Recovered:
         """Train, and write the best state."""
-        length = task.tokens.shape[1]
-        windows, held_out = self.windows(task.tokens, max(1, self.tokens // length))
-        student = self.student(task, ADAPTING if self.adapters else TRAINING)
+        members = [replace(self, seed=self.seed + number) for number in range(self.soup)]
+        count = max(1, self.tokens // task.tokens.shape[1])
+        orders = [member.windows(task.tokens, count) for member in members]
+        held_out = orders[0][1]
+        lesson = self.lesson(task, torch.cat([held_out, *(windows for windows, _ in orders)]))
+        trained = [
+            member.trained(task, lesson, windows, held_out)
+            for member, (windows, _) in zip(members, orders, strict=True)
+        ]
+        if self.soup == 1:
+            student, record = trained[0]
+            return Recovered(record, task.write(student))
+        return self._average(task, trained, lesson, held_out)
+
+    def trained(
+        self, task: Task, lesson: Lesson, windows: Tensor, held_out: Tensor
+    ) -> tuple[Any, dict[str, Any]]:
+        """One student in its best state, and its record."""
+        others = self.soup - 1  # which stay in memory
+        student = self.student(task, others + (ADAPTING if self.adapters else TRAINING))
         if self.adapters:
             anatomy = Anatomy(student, LinearLayers())
-            attach(
-                student, anatomy.sites, [self.adapters] * len(anatomy.blocks), SCALE, task.stored, self.seed
-            )
-        record = self.teach(task, student, windows, held_out, max(1, self.batch_tokens // length))
+            ranks = [self.adapters] * len(anatomy.blocks)
+            attach(student, anatomy.sites, ranks, SCALE, task.stored, self.seed)
+        at_once = max(1, self.batch_tokens // windows.shape[1])
+        record = self.teach(task, student, lesson, windows, held_out, at_once)
         merge(student)
-        return Recovered(record, task.write(student))
+        return student, record
+
+    def _average(
+        self, task: Task, trained: list[tuple[Any, dict[str, Any]]], lesson: Lesson, held_out: Tensor
+    ) -> Recovered:
+        """Write the mean of the students, or the best of them."""
+        from llmprune.training.trainer import judged
+
+        losses = [min(look["loss"] for look in record["held_out"]) for _, record in trained]
+        best, record = trained[losses.index(min(losses))]
+        mean = copy.deepcopy(best)
+        states = [dict(student.named_parameters()) for student, _ in trained]
+        for name, parameter in mean.named_parameters():
+            total = torch.stack([state[name].detach() for state in states]).mean(0)
+            parameter.data = total.to(task.stored).to(parameter.dtype)
+        loss = judged(mean, lesson, held_out, self.computes_in(task))
+        say(f"held-out loss {loss:.4f}; of the members {', '.join(f'{own:.4f}' for own in losses)}")
+        taken = mean if loss < min(losses) else best
+        found = {"member_losses": losses, "average_loss": loss}
+        return Recovered({**record, **found}, task.write(taken))

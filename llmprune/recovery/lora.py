@@ -44,7 +44,8 @@ class Lora(Taught):
         anatomy = Anatomy(student, LinearLayers())
         ranks = self._ranks(anatomy, task)
         attach(student, anatomy.sites, ranks, self.alpha, task.stored, self.seed)
-        record = self.teach(task, student, windows, held_out, min(self.batch, len(windows)))
+        lesson = self.lesson(task, torch.cat([windows, held_out]))
+        record = self.teach(task, student, lesson, windows, held_out, min(self.batch, len(windows)))
         merge(student)
         return Recovered({"ranks": ranks, **record}, task.write(student))
 

@@ -18,18 +18,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from llmprune.errors import JobError
-from llmprune.progress import say
 from llmprune.training.keep_zeros import KeepZeros
+from llmprune.training.pace import Saving, Telling
 from llmprune.training.teacher import Lesson
 
 LAST, BEST = "last.safetensors", "best.safetensors"  # weights of a checkpoint of the training
 COMPLETE = "complete"  # a file that is written last into it
 LOOKS = 10  # at the held-out windows, over a run
-SAVE_EVERY = 60.0  # seconds of training before the first checkpoint, and between two
-SHARE = 0.03  # most of the time that goes into writing them
 
 
 @dataclass(frozen=True)
@@ -112,20 +110,32 @@ def train(
     )
 
 
+@torch.no_grad()
+def judged(model: Any, lesson: Lesson, held_out: Tensor, dtype: torch.dtype) -> float:
+    """The mean loss of a model on windows [M, L], with products of a dtype."""
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        losses = [
+            float(lesson(ids, model(input_ids=ids, use_cache=False, output_hidden_states=False)))
+            for ids in held_out.to(device).split(1)
+        ]
+    return sum(losses) / len(losses)
+
+
 class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as Any
     """Windows in their order, our loss, and checkpoints of what trains alone."""
 
     def __init__(
         self, model: Any, lesson: Lesson, windows: Tensor, held_out: Tensor, course: Course, folder: Path
     ) -> None:
-        steps, saving = len(windows) // course.windows, _Saving()
+        steps, saving = len(windows) // course.windows, Saving()
         windows = windows[: steps * course.windows]  # or Trainer, resumed at its end, goes on
         super().__init__(
             model,
             _arguments(course, steps, folder, cpu=next(model.parameters()).device.type == "cpu"),
             train_dataset=[{"input_ids": ids} for ids in windows],
             eval_dataset=[{"input_ids": ids} for ids in held_out],
-            callbacks=[KeepZeros(), saving, _Telling(course.windows * windows.shape[1])],
+            callbacks=[KeepZeros(), saving, Telling(course.windows * windows.shape[1])],
         )
         self._saving = saving
         self.remove_callback(PrinterCallback)
@@ -201,7 +211,7 @@ def _arguments(course: Course, steps: int, folder: Path, *, cpu: bool) -> Traini
         use_cpu=cpu,
         eval_strategy="steps",
         eval_steps=max(1, round(steps / LOOKS)),
-        save_strategy="no",  # `_Saving` says when
+        save_strategy="no",  # `Saving` says when
         logging_steps=1,
         logging_nan_inf_filter=False,
         prediction_loss_only=True,
@@ -213,45 +223,6 @@ def _arguments(course: Course, steps: int, folder: Path, *, cpu: bool) -> Traini
     _ = arguments.device  # counts the GPUs
     arguments._n_gpu = 1  # the model is on one; Trainer would split every batch over all
     return arguments
-
-
-class _Saving(TrainerCallback):  # type: ignore[misc]
-    """Evaluates at the end, and saves so rarely that writing takes a small share of the time."""
-
-    def __init__(self) -> None:
-        self._due = time.monotonic() + SAVE_EVERY
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate and save after the last step, and save where that is due."""
-        last = state.global_step == state.max_steps
-        control.should_evaluate |= last
-        control.should_save = last or time.monotonic() >= self._due
-
-    def wrote(self, seconds: float) -> None:
-        """Wait for the next checkpoint, given how long this one took."""
-        self._due = time.monotonic() + max(SAVE_EVERY, seconds / SHARE)
-
-
-class _Telling(TrainerCallback):  # type: ignore[misc]
-    """Says how far training is, and what the held-out windows say."""
-
-    def __init__(self, tokens: int) -> None:
-        self._tokens, self._began, self._from = tokens, time.monotonic(), 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Note where this run begins."""
-        self._began, self._from = time.monotonic(), state.global_step
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Print one line."""
-        done, loss = state.global_step, kwargs["metrics"]["eval_loss"]
-        line = (
-            f"{done * self._tokens:,} of {state.max_steps * self._tokens:,} tokens: held-out loss {loss:.4f}"
-        )
-        if done > self._from:
-            pace = (time.monotonic() - self._began) / (done - self._from)
-            line += f", {pace * (state.max_steps - done) / 60:.0f} minutes left"
-        say(line)
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

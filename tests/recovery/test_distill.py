@@ -22,7 +22,7 @@ from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
 from llmprune.recovery import base
 from llmprune.recovery.distill import counted
-from llmprune.training import cached, trainer
+from llmprune.training import cached, pace, trainer
 from llmprune.training.teacher import Teacher, divergence
 from llmprune.training.trainer import COMPLETE, _Trainer
 from tests import tiny
@@ -134,8 +134,8 @@ def test_an_interrupted_training_resumes_from_its_checkpoint(
         steps.append(self.state.global_step)
         return step(self, *rest, **named)
 
-    monkeypatch.setattr(trainer, "SAVE_EVERY", save_every)
-    monkeypatch.setattr(trainer, "SHARE", 1e9)
+    monkeypatch.setattr(pace, "SAVE_EVERY", save_every)
+    monkeypatch.setattr(pace, "SHARE", 1e9)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(_Trainer, "training_step", until_the_sixth)
         recover(pruned, how, out=cut)
@@ -153,7 +153,7 @@ def test_killed_while_it_trains_it_resumes_to_the_same_bytes(pruned: Path) -> No
     whole, cut = pruned.with_name("whole"), pruned.with_name("cut")
     recover(pruned, HOW, out=whole)
     code = (
-        "from llmprune import recover; from llmprune.training import trainer; trainer.SAVE_EVERY = 0.0; "
+        "from llmprune import recover; from llmprune.training import pace; pace.SAVE_EVERY = 0.0; "
         f"recover({str(pruned)!r}, {HOW!r}, out={str(cut)!r})"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as started:
@@ -270,3 +270,43 @@ def test_the_divergence_is_its_definition(seed: int) -> None:
     dense, student = torch.randn(2, 5, 7, generator=lots, dtype=torch.float64).unbind()
     p, q = dense.softmax(-1), student.softmax(-1)
     assert float(divergence(dense, student)) == pytest.approx(float((p * (p / q).log()).sum(-1).mean()))
+
+
+@pytest.mark.parametrize("adapters", [None, 4])
+def test_a_soup_is_the_mean_of_its_members_or_the_best_of_them(adapters: int | None, pruned: Path) -> None:
+    how = HOW | {"adapters": adapters}
+    members = [
+        recover(pruned, how | {"seed": seed}, out=pruned.with_name(f"member-{seed}")).recovery
+        for seed in (0, 1)
+    ]
+    report = recover(pruned, how | {"soup": 2}, out=pruned.with_name("soup"))
+    assert report.recovery is not None
+    alone = [min(look["loss"] for look in member["held_out"]) for member in members if member]
+    assert report.recovery["member_losses"] == pytest.approx(alone, abs=1e-6)
+    first, second, found = (tensors(pruned.with_name(name)) for name in ("member-0", "member-1", "soup"))
+    mean = {key: torch.stack([first[key], second[key]]).mean(0) for key in first}
+    best = first if alone[0] <= alone[1] else second
+    taken = mean if report.recovery["average_loss"] < min(alone) else best
+    assert all(torch.equal(found[key], taken[key]) for key in found)
+    assert not all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_an_interrupted_soup_resumes_with_the_member_that_was_training(
+    pruned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = HOW | {"soup": 2}
+    recover(pruned, how, out=pruned.with_name("whole"))
+    step, taken = _Trainer.training_step, [0]
+
+    def until_the_second_member(self: _Trainer, *rest: Any, **named: Any) -> Any:
+        taken[0] += 1
+        if taken[0] == 40:
+            raise KeyboardInterrupt
+        return step(self, *rest, **named)
+
+    monkeypatch.setattr(_Trainer, "training_step", until_the_second_member)
+    with pytest.raises(KeyboardInterrupt):
+        recover(pruned, how, out=pruned.with_name("cut"))
+    recover(pruned, how, out=pruned.with_name("cut"), resume=True)
+    assert taken[0] == 40 + 32  # the 32 windows of the first member are not read again
+    require_same(pruned.with_name("cut"), pruned.with_name("whole"))
