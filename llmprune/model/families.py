@@ -44,6 +44,9 @@ class Family:
     biases: Mapping[Part, str] = field(default_factory=dict)
     """By part, the config field that gives all its layers a bias, if the model class has one."""
 
+    unread_in: str = ""
+    """An engine whose own class of this family drops the bias of the attention's output without a word."""
+
 
 _QKV = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v"}
 _ATTENTION = Coupling("self_attn.o_proj", _QKV)
@@ -53,6 +56,7 @@ _FOUR_H = Coupling("mlp.dense_4h_to_h", {"mlp.dense_h_to_4h": "c"})
 _BIASED = Family(_ATTENTION, _GATED, biases={"attention": "attention_bias", "ffn": "mlp_bias"})
 _SCALED = dataclasses.replace(_BIASED, outputs_change_by="a factor")
 _HALF_BIASED = Family(_ATTENTION, _GATED, biases={"attention": "attention_bias"})
+_UNREAD = dataclasses.replace(_HALF_BIASED, unread_in="vLLM")  # 0.32
 _NORMED = dataclasses.replace(_HALF_BIASED, outputs_change_by="a norm")
 _UNBIASED = Family(_ATTENTION, _GATED)
 _SQUARE = "the attention of its class is as wide as the hidden states"
@@ -62,11 +66,11 @@ FAMILIES: dict[str, Family] = {  # by the config's model_type
     "llama": _BIASED,
     "granite": _SCALED,
     "smollm3": _BIASED,
-    "qwen3": _HALF_BIASED,
-    "gemma": _HALF_BIASED,
+    "qwen3": _UNREAD,
+    "gemma": _UNREAD,
     "gemma2": _NORMED,
     "gemma3_text": _NORMED,
-    "cohere2": _HALF_BIASED,
+    "cohere2": _UNREAD,
     "mistral": _UNBIASED,
     "qwen2": _UNBIASED,
     "olmo2": Family(Coupling("self_attn.o_proj", {}), _GATED, "intermediate_size", _SPANNING, "a norm"),

@@ -71,7 +71,7 @@ class UnitShapes(Shapes):
             # The default of `head_dim` is hidden_size / heads, which is wrong once heads are removed.
             settings["head_dim"] = head_dim(self.anatomy)
         for part, flag in self.anatomy.family_row().biases.items():
-            if any(site.part == part for site in self._gaining_bias()):
+            if any(site.part == part for site in self.gaining_bias()):
                 settings[flag] = True
         if self.layout != "per_layer":
             return settings | sizes[0]
@@ -94,11 +94,11 @@ class UnitShapes(Shapes):
     def biases_without_field(self) -> list[str]:
         """Layers of a block that get a bias although the config has no field for it."""
         native = self.anatomy.family_row().biases
-        gaining = [site for site in self._gaining_bias() if site.part not in native]
+        gaining = [site for site in self.gaining_bias() if site.part not in native]
         prefix = self.anatomy.prefix
         return list(dict.fromkeys(site.name.removeprefix(f"{prefix}.{site.block}.") for site in gaining))
 
-    def _gaining_bias(self) -> list[UnitSite]:
+    def gaining_bias(self) -> list[UnitSite]:
         """The sites that have no bias and get one."""
         return [site for site in unit_sites(self.anatomy) if self.adds_bias and not site.biased]
 
@@ -184,7 +184,15 @@ def require_possible(anatomy: Anatomy, layout: Layout, *, adds_bias: bool) -> No
             f"heads cannot be cut out of {anatomy.family!r} models ({row.heads_fixed_because}); prune "
             "channels only with pattern.parts=ffn, or use --layout padded",
         )
-    layers = UnitShapes(anatomy, layout, {}, adds_bias).biases_without_field()
+    shapes = UnitShapes(anatomy, layout, {}, adds_bias)
+    # With `per_layer`, engines take the modelling file, which reads it.
+    if row.unread_in and layout != "per_layer" and any(s.part == "attention" for s in shapes.gaining_bias()):
+        raise RequestError(
+            "repair",
+            f"it gives the attention a bias, which {row.unread_in} drops without a word from {layout} "
+            f"{anatomy.family!r} models; use --layout per_layer, or --repair least_squares or none",
+        )
+    layers = shapes.biases_without_field()
     if layers and layout != "per_layer":
         raise RequestError(
             "repair",

@@ -42,6 +42,22 @@ def test_it_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("layout", ["uniform", "padded"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma", "cohere2"])
+def test_groups_of_heads_alone_are_no_way_around(
+    family: str, layout: str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    """The config has a field for it, so that transformers reads it, and vLLM does not."""
+    heads = {"name": "units", "parts": "attention"}
+    with pytest.raises(RequestError, match=f"vLLM drops without a word from {layout} '{family}'"):
+        prune(
+            checkpoints(family),
+            ASKED | {"method": "flap", "pattern": heads, "layout": layout},
+            out=tmp_path / "out",
+        )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("more", [{"repair": "least_squares"}, {"repair": "none"}, {"layout": "per_layer"}])
 def test_the_ways_out_are_open(more: dict[str, str], checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     asked = ASKED | {"method": "flap", "layout": "uniform", **more}
