@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from typing import Annotated
 
 import typer
 
@@ -62,6 +64,10 @@ def inspect(
     max_memory: MaxMemory = None,
     trust_remote_code: Trust = False,
     set_: Set = None,
+    for_: Annotated[
+        str | None,
+        typer.Option("--for", help="Say instead which of its sizes suit gguf, vllm or vllm:RANKS."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what pruning MODEL would take; loads no weights.
@@ -71,6 +77,9 @@ def inspect(
     from llmprune.recipe.text import from_options
     from llmprune.run.job import Run, checkpoint_job, require_steps
 
+    if for_ is not None:
+        _show_fits(model, for_, as_json)
+        return
     run = Run(None, False, device, dtype, max_memory, trust_remote_code)
     name, asked = from_options(context.params, method="wanda")
     display.quiet()
@@ -87,3 +96,13 @@ def inspect(
             display.table(title + plan.rows(), sys.stdout)
     for plan in plans:
         plan.require_fit(None)
+
+
+def _show_fits(model: str, engine: str, as_json: bool) -> None:
+    from llmprune.export import fits, layers
+
+    found = fits.fits(layers.read(model), engine)
+    if as_json:
+        display.print_json({"fits": [dataclasses.asdict(one) for one in found]})
+    else:
+        display.table([(one.what, one.why) for one in found], sys.stdout)

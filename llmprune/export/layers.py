@@ -104,8 +104,8 @@ class Layers:
         return self.tensors[key].read()[rows].float()
 
 
-def read(folder: Path) -> Layers:
-    """Open a finished folder.
+def read(folder: Path | str) -> Layers:
+    """Open a finished folder, or a model of the Hub.
 
     Raises:
         RequestError: it is none.

@@ -18,24 +18,28 @@ def unit_sites(anatomy: Anatomy) -> list[UnitSite]:
     return [site for site in anatomy.sites if isinstance(site, UnitSite)]
 
 
-def allowed(anatomy: Anatomy, multiple: int, fits: Callable[[UnitSite, int], bool]) -> Allowed:
+def allowed(
+    anatomy: Anatomy, multiple: int, fits: Callable[[UnitSite, int], bool], kv_multiple: int = 1
+) -> Allowed:
     """The numbers of units that may stay at every site.
 
     Args:
         anatomy: of a model whose sites consist of units.
         multiple: the number of channels in a block must be a multiple of this, unless all stay.
         fits: whether the model's config accepts a number of units for a site.
+        kv_multiple: as `multiple`, of key and value heads.
 
     Raises:
-        RequestError: the multiple is larger than the number of channels.
+        RequestError: a multiple is larger than the number of units.
     """
     found: Allowed = {}
     for site in unit_sites(anatomy):
-        step = multiple if site.part == "ffn" else 1
+        field, step = ("multiple", multiple) if site.part == "ffn" else ("kv_multiple", kv_multiple)
         if step > site.units:
+            units = "channels" if site.part == "ffn" else "groups of heads"
             raise RequestError(
-                "pattern.multiple",
-                f"{multiple} was asked, and {site.name} has {site.units} channels; ask for a divisor of that",
+                f"pattern.{field}",
+                f"{step} was asked, and {site.name} has {site.units} {units}; ask for a divisor of that",
             )
         counts = {*range(step, site.units + 1, step), site.units}
         found[site.name] = sorted(n for n in counts if n == site.units or fits(site, n))
@@ -54,8 +58,8 @@ def require_reachable(sites: Iterable[UnitSite], allowed: Allowed, sparsity: flo
     if sparsity > most:
         raise RequestError(
             "sparsity",
-            f"{sparsity:g} was asked, and at most {most:.4g} can go: every block keeps one group of heads "
-            "and `pattern.multiple` channels; ask for less, or lower pattern.multiple",
+            f"{sparsity:g} was asked, and at most {most:.4g} can go: every block keeps "
+            "`pattern.kv_multiple` groups of heads and `pattern.multiple` channels; ask for less, or lower these",
         )
 
 

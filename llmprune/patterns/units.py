@@ -25,7 +25,12 @@ class Units(Pattern):
     """Which units may be removed."""
 
     multiple: Annotated[int, Field(ge=1)] = 64
-    """The number of channels kept in a block is a multiple of this, as fast kernels require."""
+    """The number of channels kept in a block is a multiple of this, as fast kernels require; 256
+    suits the K-quants of llama.cpp."""
+
+    kv_multiple: Annotated[int, Field(ge=1)] = 1
+    """The number of key and value heads kept in a block is a multiple of this, as tensor-parallel ranks
+    require."""
 
     @property
     def removed(self) -> str:

@@ -58,7 +58,10 @@ class WholeUnits(Sites):
             layout.require_earlier_fits(anatomy, asked.layout)
         alike = asked.layout == "uniform"
         return widths.allowed(
-            anatomy, self.pattern.multiple, lambda site, n: not alike or unit_config.fits(anatomy, site, n)
+            anatomy,
+            self.pattern.multiple,
+            lambda site, n: not alike or unit_config.fits(anatomy, site, n),
+            self.pattern.kv_multiple,
         )
 
     def shapes(self, anatomy: Anatomy, asked: SizeRequest, budget: Budget) -> layout.UnitShapes:
