@@ -39,10 +39,10 @@ def fits(layers: Layers, engine: str) -> list[Fit]:
         raise RequestError(
             "for", f"the sizes of {layers.family} models are not known here; of {', '.join(HOMES)} they are"
         )
-    return _in_llama_cpp(layers) if name == "gguf" else _in_vllm(layers, int(ranks or 1))
+    return _quantised(layers) if name == "gguf" else _shared(layers, int(ranks or 1))
 
 
-def _in_llama_cpp(layers: Layers) -> list[Fit]:
+def _quantised(layers: Layers) -> list[Fit]:
     try:
         found = [Fit("architecture", True, f"{home_of(layers).arch}")]
     except RequestError as error:
@@ -56,7 +56,7 @@ def _in_llama_cpp(layers: Layers) -> list[Fit]:
     return found + [_divide(f"{types}, rows of {by}", rows, by, ways) for types, by in ROWS.items()]
 
 
-def _in_vllm(layers: Layers, ranks: int) -> list[Fit]:
+def _shared(layers: Layers, ranks: int) -> list[Fit]:
     sizes = {
         "heads": layers.heads,
         "key and value heads": layers.kv,

@@ -59,7 +59,7 @@ def require_reachable(sites: Iterable[UnitSite], allowed: Allowed, sparsity: flo
         raise RequestError(
             "sparsity",
             f"{sparsity:g} was asked, and at most {most:.4g} can go: every block keeps "
-            "`pattern.kv_multiple` groups of heads and `pattern.multiple` channels; ask for less, or lower these",
+            "`pattern.kv_multiple` groups of heads and `pattern.multiple` channels; ask for less",
         )
 
 
