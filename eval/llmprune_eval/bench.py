@@ -19,6 +19,7 @@ from llmprune import measured
 from llmprune.checkpoint import source
 from llmprune.measured import Bench, Ratio
 from llmprune_eval import ratios
+from llmprune_eval.models import engine_file
 from llmprune_eval.runner import Load, Worker
 
 SURE = 0.03  # half of the interval of a ratio, as a share of it, from which on it is known well enough
@@ -46,7 +47,8 @@ def compare(names: list[str], load: Load, *, device: str, dtype: str, trust: boo
         JobError: a model's process died.
     """
     for name in names:
-        source.find(name, trust_remote_code=trust)  # a wrong name is refused before any process is started
+        if not engine_file(name):  # a wrong name is refused before any process is started
+            source.find(name, trust_remote_code=trust)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the processes inherit it
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     where = {"device": device, "dtype": dtype, "trust_remote_code": trust}

@@ -6,10 +6,8 @@ from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
-from llmprune.checkpoint import source
-from llmprune.checkpoint.source import Source
-from llmprune.loading import load
-from llmprune_eval import agreement, comparison, perplexity, tasks
+from llmprune_eval import agreement, comparison, models, perplexity, tasks
+from llmprune_eval.models import Named
 from llmprune_eval.tasks import Ask
 from llmprune_eval.windows import Protocol, settled, windows_of
 
@@ -38,12 +36,13 @@ def evaluate(
         RequestError: a model or a text is not there, or they do not go together; nothing was measured.
     """
     trust = bool((where or {}).get("trust_remote_code"))
-    sources = [source.find(name, trust_remote_code=trust) for name in names.values()]
-    protocol = _checked(sources, texts, protocol)
+    named = {role: models.find(name, trust=trust, scored=asked is not None) for role, name in names.items()}
+    protocol = _checked(list(named.values()), texts, protocol)
     results: dict[str, Any] = {}
     dense = None
     for role in sorted(names, key=lambda role: role != "baseline"):
-        model, tokenizer = load(names[role], kernels="none", **(where or {}))
+        tokenizer = named[role].tokenizer
+        model = named[role].opened(protocol.length or 0, where or {})
         figures = [perplexity.measure(model, tokenizer, text, protocol).to_dict() for text in texts]
         found: dict[str, Any] = {"name": names[role], "perplexity": figures}
         if asked is not None:
@@ -61,16 +60,15 @@ def evaluate(
     return {role: results[role] for role in names}
 
 
-def _checked(sources: list[Source], texts: list[str], protocol: Protocol) -> Protocol:
+def _checked(each: list[Named], texts: list[str], protocol: Protocol) -> Protocol:
     """One protocol for all of the models, after a look at the first window of every text."""
-    each = [source.tokenizer(one.folder, trust_remote_code=one.trust_remote_code) for one in sources]
-    tokenizers = {perplexity.stamp(one): one for one in each}
+    tokenizers = {perplexity.stamp(one.tokenizer).partition(", ")[2]: one.tokenizer for one in each}
     if not texts:
         return protocol
-    configs = [one.config for one in sources]
+    configs = [one.config for one in each]
     if len(tokenizers) > 1:  # one stride for all, so that their windows cover the same characters
         protocol = replace(protocol, tokenizers=tuple(tokenizers.values()))
-    protocol = replace(protocol, length=settled(protocol, each[0], *configs).length)
+    protocol = replace(protocol, length=settled(protocol, each[0].tokenizer, *configs).length)
     for text, tokenizer in product(texts, tokenizers.values()):
         next(windows_of(tokenizer, text, settled(protocol, tokenizer, *configs)), None)
     return protocol
@@ -79,7 +77,10 @@ def _checked(sources: list[Source], texts: list[str], protocol: Protocol) -> Pro
 def _alike(dense: dict[str, Any], pruned: dict[str, Any]) -> bool:
     """Whether both models cut the texts into the same windows of the same tokens."""
     pairs = zip(dense["perplexity"], pruned["perplexity"], strict=True)
-    return all(before[key] == after[key] for before, after in pairs for key in ("tokenizer", "bos"))
+    return all(
+        perplexity.same_tokens(before["tokenizer"], after["tokenizer"]) and before["bos"] == after["bos"]
+        for before, after in pairs
+    )
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:

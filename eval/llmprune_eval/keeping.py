@@ -17,6 +17,7 @@ from llmprune.measured import Evaluation
 from llmprune.progress import say
 from llmprune.run import card, card_results
 from llmprune_eval import evaluation, runs
+from llmprune_eval.models import engine_file
 from llmprune_eval.tasks import Ask
 from llmprune_eval.windows import Protocol
 
@@ -31,6 +32,8 @@ def require_ours(models: list[str]) -> None:
         RequestError: it names the first.
     """
     for name in models:
+        if engine_file(name) and os.access(Path(name).parent, os.W_OK):
+            continue  # what is measured goes into a file beside it
         found = report.read(Path(name))
         if found is None:
             raise RequestError("save", f"{name} is no folder that llmprune wrote; leave out --save")
@@ -86,8 +89,17 @@ def keep_speed(folder: Path, found: dict[str, Any]) -> None:
     _add(folder, lambda known: known | {"bench": found})
 
 
+def beside(file: Path) -> Path:
+    """Where the figures of a .gguf file are kept."""
+    return file.with_name(f"{file.name}.json")
+
+
 def _add(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Change the evaluation in a report, and tell it in the card."""
+    """Change the evaluation in a report, and tell it in the card; or that in the file beside a .gguf file."""
+    if folder.suffix == ".gguf":
+        known = json.loads(beside(folder).read_text()) if beside(folder).is_file() else {}
+        write_atomically({beside(folder): json.dumps(change(known), indent=1)})
+        return
     kept = report.read(folder)
     assert kept is not None
     kept.evaluation = cast(Evaluation, change(dict(kept.evaluation or {})))

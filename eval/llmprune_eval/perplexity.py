@@ -105,7 +105,7 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         windows=count,
         predictions=predictions,
         bytes=size,
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=logits.dtype_of(model),
         tokenizers=sorted(map(stamp, asked.tokenizers)) or None,
     )
 
@@ -116,10 +116,15 @@ def require_known(model: Any, largest: int) -> None:
     Raises:
         RequestError: it says what was given and what the model knows.
     """
-    known = len(model.get_input_embeddings().weight)
+    known = logits.rows_of(model)
     if largest >= known:
         said = f"it gives the id {largest}, and the model knows {known}; put the model's own beside it"
         raise RequestError("tokenizer", said)
+
+
+def same_tokens(one: str, other: str) -> bool:
+    """Whether two stamps are of the same tokens, whatever class holds them."""
+    return one.partition(", ")[2] == other.partition(", ")[2]
 
 
 def stamp(tokenizer: Any) -> str:

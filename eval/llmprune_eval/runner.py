@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from llmprune.errors import JobError, RequestError
+from llmprune_eval.models import engine_file
 
 CHARACTERS = 200_000  # of the builtin text, that a model's tokens are counted on
 
@@ -68,7 +71,8 @@ class Worker:
 def _serve(pipe: Connection, name: str, load: Load, where: dict[str, Any], kernels: bool) -> None:
     """The process of one model."""
     try:
-        runner = Runner(name, load, where, kernels)
+        file = engine_file(name)
+        runner = FileRunner(file, load) if file else Runner(name, load, where, kernels)
         while True:
             pipe.send(getattr(runner, pipe.recv())())
     except EOFError:  # nobody asks any more
@@ -123,15 +127,11 @@ class Runner:
         """What does not depend on the clock."""
         from llmprune_kernels.modules import stored_bytes
 
-        from llmprune.text import sources
-        from llmprune.text.tokenizing import tokenize
-
-        text = sources.for_evaluation("builtin").text("evaluation", CHARACTERS)
         return {
             "parameters": self._parameters,
             "kernels": self._kernels,
             "weight_bytes": stored_bytes(self._model),
-            "characters_per_token": len(text) / len(tokenize(text, self._tokenizer)),
+            "characters_per_token": characters_per_token(self._tokenizer),
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "device": self._device_name(),
         }
@@ -176,6 +176,73 @@ class Runner:
         from llmprune.run.memory import peak
 
         return {"kv_bytes_per_token": self._cache_bytes / self._ids.numel(), **peak(self._device)}
+
+
+class FileRunner:
+    """A .gguf file that is measured as llama.cpp runs it, in its own process.
+
+    Raises:
+        RequestError: several prompts at a time were asked.
+    """
+
+    def __init__(self, file: Path, load: Load) -> None:
+        from llmprune_eval.engine import Engine
+
+        if load.batch > 1:
+            raise RequestError(
+                "batch", f"{load.batch} prompts at a time were asked, and a .gguf file is measured with one"
+            )
+        self._file, self._load = file, load
+        self._model = Engine(file, load.prompt + load.new_tokens)
+        lots = random.Random(0)
+        self._ids = [lots.randrange(self._model.vocabulary) for _ in range(load.prompt)]
+
+    def facts(self) -> dict[str, Any]:
+        """What does not depend on the clock."""
+        import torch
+
+        from llmprune.export.vocabulary import tokenizer_of
+
+        return {
+            "parameters": self._model.parameters,
+            "kernels": "",
+            "weight_bytes": self._model.bytes,
+            "characters_per_token": characters_per_token(tokenizer_of(self._file)),
+            "dtype": self._model.dtype,
+            "device": f"llama.cpp on cpu with {torch.get_num_threads()} threads",
+        }
+
+    def prefill(self) -> dict[str, float]:
+        """Seconds to read the prompt, which ends with the first new token."""
+        self._model.forget()
+        start = time.perf_counter()
+        self._last = self._model.read(self._ids)
+        taken = time.perf_counter() - start
+        return {"prefill": taken, "first_token": taken}
+
+    def decode(self) -> dict[str, float]:
+        """Seconds to write the tokens after the prompt that was read before."""
+        start = time.perf_counter()
+        for _ in range(self._load.new_tokens):
+            self._last = self._model.read([self._last])
+        return {"decode": time.perf_counter() - start}
+
+    def memory(self) -> dict[str, Any]:
+        """Bytes of the KV cache per token, in float16; peak memory of this process."""
+        import torch
+
+        from llmprune.run.memory import peak
+
+        return {"kv_bytes_per_token": self._model.kv_bytes, **peak(torch.device("cpu"))}
+
+
+def characters_per_token(tokenizer: Any) -> float:
+    """Of the builtin text."""
+    from llmprune.text import sources
+    from llmprune.text.tokenizing import tokenize
+
+    text = sources.for_evaluation("builtin").text("evaluation", CHARACTERS)
+    return len(text) / len(tokenize(text, tokenizer))
 
 
 def cache_bytes(cache: Any) -> int:

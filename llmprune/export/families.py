@@ -66,6 +66,7 @@ RULES: dict[tuple[tuple[str, object], ...], str] = {
     (("Split", CONTRACTIONS % "" + SPACES), ("ByteLevel", False)): "qwen2",
     (("Split", CONTRACTIONS % "{1,3}" + SPACES), ("ByteLevel", False)): "llama-bpe",
 }
+WHOLE_WORDS = "llama-bpe"  # of these, the one that takes a word whose token there is without merging it
 TENSOR_ROPE = "llama3"  # the scaling of rope that is a tensor of the file
 BYTE_PAIRS = "gpt2"  # its name for byte-pair tokenizers
 FILE_TYPES = {

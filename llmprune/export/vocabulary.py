@@ -1,4 +1,4 @@
-"""The tokenizer's fields of a GGUF file: those of another file, or what tokenizer.json says."""
+"""The tokenizer of a GGUF file: written from another file or from tokenizer.json, and read again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+from gguf import TokenType
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from llmprune.errors import RequestError
-from llmprune.export.families import BYTE_PAIRS, RULES
+from llmprune.export.families import BYTE_PAIRS, RULES, WHOLE_WORDS
 from llmprune.export.layers import Layers
 
 PREFIX = "tokenizer."
@@ -22,17 +25,30 @@ def add_like(writer: gguf.GGUFWriter, file: Path, rows: int) -> None:
     Raises:
         RequestError: it is no such file, or has another number of tokens.
     """
-    try:
-        fields = gguf.GGUFReader(file).fields
-        tokens = len(fields["tokenizer.ggml.tokens"].data)
-        copied = {key: field for key, field in fields.items() if key.startswith(PREFIX)}
-        values = {key: (field.contents(), field.types) for key, field in copied.items()}
-    except (OSError, ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
-        raise RequestError("like", f"{file} is no whole GGUF file with a tokenizer; name another") from error
+    fields = fields_of(file, "like")
+    tokens = len(fields[f"{PREFIX}ggml.tokens"].data)
     if tokens != rows:
         raise RequestError("like", f"{file} has {tokens} tokens, and the model has {rows}; name another")
-    for key, (value, types) in values.items():
-        writer.add_key_value(key, value, types[0], types[-1] if len(types) > 1 else None)
+    for key, field in fields.items():
+        types = field.types
+        writer.add_key_value(key, field.contents(), types[0], types[-1] if len(types) > 1 else None)
+
+
+def fields_of(file: Path, option: str) -> dict[str, gguf.ReaderField]:
+    """What a file says of its tokenizer, by name.
+
+    Raises:
+        RequestError: it is no such file; the option that named it is told.
+    """
+    try:
+        fields = gguf.GGUFReader(file).fields
+        found = {key: field for key, field in fields.items() if key.startswith(PREFIX)}
+        for field in found.values():
+            field.contents()
+        _ = found[f"{PREFIX}ggml.tokens"]
+    except (OSError, ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
+        raise RequestError(option, f"{file} is no whole GGUF file with a tokenizer; name another") from error
+    return found
 
 
 def add_own(writer: gguf.GGUFWriter, layers: Layers, rows: int) -> None:
@@ -82,8 +98,53 @@ def _tokens(told: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
         if number in added:
             special = added[number]["special"]
             tokens.append(added[number]["content"])
-            kinds.append(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
+            kinds.append(TokenType.CONTROL if special else TokenType.USER_DEFINED)
         else:
             tokens.append(known.get(number, f"[PAD{number}]"))
-            kinds.append(gguf.TokenType.NORMAL if number in known else gguf.TokenType.UNUSED)
+            kinds.append(TokenType.NORMAL if number in known else TokenType.UNUSED)
     return tokens, [int(kind) for kind in kinds]
+
+
+def tokenizer_of(file: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that a file describes.
+
+    Raises:
+        RequestError: it is no such file, or its rules are not known here.
+    """
+    fields = fields_of(file, "model")
+    told = {key.removeprefix(PREFIX + "ggml."): field.contents() for key, field in fields.items()}
+    rules = {name: rule for rule, name in RULES.items()}
+    if told.get("model") != BYTE_PAIRS or told.get("pre") not in rules:
+        raise RequestError(
+            "model",
+            f"the tokenizer of {file} ({told.get('model')}, {told.get('pre')}) is not known here; known are "
+            f"{', '.join(rules)}",
+        )
+    kinds = {number: TokenType(kind) for number, kind in enumerate(told["token_type"])}
+    listed = enumerate(told["tokens"])
+    named = {token: number for number, token in listed if kinds[number] != TokenType.UNUSED}
+    pairs = [tuple(merge.split(" ", 1)) for merge in told["merges"]]
+    made = Tokenizer(models.BPE(vocab=named, merges=pairs, ignore_merges=told["pre"] == WHOLE_WORDS))
+    made.pre_tokenizer = pre_tokenizers.Sequence([_cutter(*one) for one in rules[told["pre"]]])
+    made.decoder = decoders.ByteLevel()
+    for number, kind in kinds.items():
+        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED):
+            special = kind == TokenType.CONTROL
+            made.add_tokens([AddedToken(told["tokens"][number], special=special, normalized=False)])
+    ends = {f"{name}_token": told.get(f"{name}_token_id") for name in ("bos", "eos")}
+    ends = {name: told["tokens"][number] for name, number in ends.items() if number is not None}
+    if told.get("add_bos_token"):
+        begin = ends["bos_token"]
+        made.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, told["bos_token_id"])]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **ends)
+
+
+def _cutter(kind: str, detail: Any) -> Any:
+    """One of the rules that cut a text into words."""
+    if kind == "Split":
+        return pre_tokenizers.Split(Regex(detail), "isolated")
+    if kind == "Digits":
+        return pre_tokenizers.Digits(individual_digits=detail)
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=detail)

@@ -1,0 +1,58 @@
+"""The models that are measured: folders and Hub ids in transformers, .gguf files in llama.cpp where it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmprune.checkpoint import source
+from llmprune.export.vocabulary import tokenizer_of
+from llmprune.loading import load
+from llmprune_eval import engine
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model that is there, its weights not read."""
+
+    name: str
+    tokenizer: Any
+    config: Any
+    file: Path | None = None
+    """Of the model, where llama.cpp runs it."""
+
+    def opened(self, length: int, where: dict[str, Any]) -> Any:
+        """The model, ready to read so many tokens.
+
+        Args:
+            length: of the windows.
+            where: arguments of `llmprune.load`.
+        """
+        if self.file is not None:
+            return engine.Engine(self.file, length)
+        return load(self.name, kernels="none", **where)[0]
+
+
+def find(name: str, *, trust: bool, scored: bool = False) -> Named:
+    """Look a model up.
+
+    Args:
+        name: a folder, a .gguf file or a Hub id.
+        trust: whether code that comes with it may run.
+        scored: whether tasks will be scored, for which transformers runs a .gguf file as well.
+
+    Raises:
+        RequestError: there is no such model, or it has no tokenizer.
+    """
+    if (file := engine_file(name)) and not scored:
+        return Named(name, tokenizer_of(file), engine.config_of(file), file)
+    found = source.find(name, trust_remote_code=trust)
+    tokenizer = source.tokenizer(found.folder, trust_remote_code=found.trust_remote_code)
+    return Named(name, tokenizer, found.config)
+
+
+def engine_file(name: str) -> Path | None:
+    """The file of a model that llama.cpp runs; None for what transformers runs."""
+    file = Path(name)
+    return file if file.suffix == ".gguf" and file.is_file() and engine.is_there() else None
