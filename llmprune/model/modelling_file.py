@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from llmprune.model import per_layer
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites.linear import LinearLayers
 
 MODULE = "modeling_llmprune"
 OURS = "Llmprune"
@@ -27,8 +32,9 @@ def code(anatomy: Anatomy) -> str:
     """
     # The text that is replaced below must stay in per_layer.py as it is.
     shared = Path(per_layer.__file__).read_text()
-    (module,) = {kind.__module__ for kind in _stock(anatomy)}
-    trunk, model = (kind.__name__ for kind in _stock(anatomy))
+    classes = _stock(anatomy.trunk, anatomy.model)
+    (module,) = {kind.__module__ for kind in classes}
+    trunk, model = (kind.__name__ for kind in classes)
     last = "from transformers import Cache, PreTrainedModel\n"
     package, name = module.rsplit(".", 1)
     imports = f"{last}from {package} import {name} as stock\n"
@@ -38,7 +44,7 @@ def code(anatomy: Anatomy) -> str:
 
 def auto_map(anatomy: Anatomy) -> dict[str, str]:
     """The `auto_map` of config.json, which names the classes of the modelling file."""
-    trunk, model = (kind.__name__ for kind in _stock(anatomy))
+    trunk, model = (kind.__name__ for kind in _stock(anatomy.trunk, anatomy.model))
     return {"AutoModel": f"{MODULE}.{trunk}", "AutoModelForCausalLM": f"{MODULE}.{model}"}
 
 
@@ -52,11 +58,19 @@ def architectures(stated: list[str], *, own: bool) -> list[str]:
     return [OURS + name for name in stock] if own else stock
 
 
-def _stock(anatomy: Anatomy) -> tuple[type, type]:
+def keep(model: Any, folder: Path) -> None:
+    """Write the code of a saved model beside its weights, and the name of its class into its config."""
+    (folder / f"{MODULE}.py").write_text(code(Anatomy(model, LinearLayers())))
+    file = folder / "config.json"
+    settings = json.loads(file.read_text())
+    stated = architectures(settings.get("architectures") or [], own=True)
+    file.write_text(json.dumps(settings | {"architectures": stated}, indent=2) + "\n")
+
+
+def _stock(*parts: nn.Module) -> tuple[type, ...]:
     """transformers' own classes of the trunk and the model."""
     # Of a model that was pruned before, the class itself comes from its modelling file: look at its bases.
-    trunk, model = (
-        next(kind for kind in type(module).__mro__ if kind.__module__.startswith("transformers.models."))
-        for module in (anatomy.trunk, anatomy.model)
+    return tuple(
+        next(kind for kind in type(part).__mro__ if kind.__module__.startswith("transformers.models."))
+        for part in parts
     )
-    return trunk, model

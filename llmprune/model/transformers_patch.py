@@ -1,15 +1,17 @@
-"""Patch plain transformers so that it loads layers of different sizes.
+"""Patch plain transformers so that it loads and saves layers of different sizes.
 
 transformers takes seconds to import, so it is not imported here: its module is patched when it is imported.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -28,23 +30,35 @@ def install() -> None:
 
 
 def patch(module: ModuleType) -> None:
-    """Make every model build its layers in the sizes that the config of a pruned model lists."""
+    """Make every model build its layers in the sizes that its config lists, and save what builds them."""
     model = module.PreTrainedModel
-    post_init = model.post_init
+    post_init, save = model.post_init, model.save_pretrained
     if hasattr(post_init, "by_llmprune"):  # a reload of this module must not wrap it twice
         return
 
     def shape_and_post_init(self: PreTrainedModel) -> None:
-        mark = getattr(self.config, "llmprune", None)
-        if isinstance(mark, dict) and mark.get("layout") == "per_layer":
+        if _differs(self):
             from llmprune.model.per_layer import shape_layers
 
             # First, since transformers' own reads properties of the layers, which are replaced here.
             shape_layers(self)
         post_init(self)
 
+    def save_with_code(self: PreTrainedModel, save_directory: str | Path, *rest: Any, **how: Any) -> None:
+        save(self, save_directory, *rest, **how)
+        if _differs(self) and Path(save_directory, "config.json").is_file():
+            from llmprune.model.modelling_file import keep
+
+            keep(self, Path(save_directory))
+
     shape_and_post_init.by_llmprune = True  # type: ignore[attr-defined]
-    model.post_init = shape_and_post_init
+    model.post_init, model.save_pretrained = shape_and_post_init, functools.wraps(save)(save_with_code)
+
+
+def _differs(model: PreTrainedModel) -> bool:
+    """Whether blocks differ in size."""
+    mark = getattr(model.config, "llmprune", None)
+    return isinstance(mark, dict) and mark.get("layout") == "per_layer"
 
 
 class _PatchOnImport(MetaPathFinder):

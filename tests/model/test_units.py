@@ -171,6 +171,14 @@ def test_layers_of_different_sizes_load_in_a_fresh_process(
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == str("llmprune" in LOADERS[loader])
+    for folder in map(Path, folders):  # what was loaded and saved again loads without llmprune as well
+        both = [folder, folder.with_name("out-again")]
+        codes = [(one / "modeling_llmprune.py").read_text() for one in both]
+        configs = [json.loads((one / "config.json").read_text()) for one in both]
+        assert codes[0] == codes[1]
+        assert configs[0]["auto_map"] == configs[1]["auto_map"]
+        if "llmprune" in LOADERS[loader]:  # else transformers writes the name of its own class
+            assert configs[0]["architectures"] == configs[1]["architectures"]
 
 
 def test_the_modelling_file_needs_no_llmprune(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
