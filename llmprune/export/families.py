@@ -56,6 +56,7 @@ HOMES: dict[str, tuple[Home, ...]] = {
     "granite": (Home("granite", EVERY, neighbours=True, scales=True), DECI),
 }
 
+SERVED = ("llama", "mistral", "qwen2", "qwen3", "phi3")  # families that vLLM was tried with (`in_vllm.py`)
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|"
 SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 # llama.cpp's names of rules for cutting text into words, by what tokenizer.json says of them. A hash of ids

@@ -17,6 +17,7 @@ from llmprune.errors import RequestError, first_line
 from llmprune.measured import lowest, spelled
 from llmprune.patterns import base as patterns
 from llmprune.report import CalibrationRecord, Choice, RecoveryRecord, Report, StepRecord
+from llmprune.run import card_serving
 
 TEXT = """---
 {metadata}
@@ -46,7 +47,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = {line}
 tokenizer = AutoTokenizer.from_pretrained({place})
 ```
-{otherwise}
+{otherwise}{served}
 Checked after writing, in a fresh process with transformers {transformers}: {checked}.
 
 `recipe.yaml` holds the recipe with every default filled in, `llmprune_report.json` what became of each layer.
@@ -66,8 +67,15 @@ Its layers differ in size, which `modeling_llmprune.py` tells transformers. Wher
 """
 
 
-def make(report: Report, source: Source | None, out: Path) -> str:
-    """The card's text, with the metadata that the Hub shows."""
+def make(report: Report, source: Source | None, out: Path, written: Path) -> str:
+    """The card's text, with the metadata that the Hub shows.
+
+    Args:
+        report: of the checkpoint.
+        source: of the model that was pruned; None for one in memory.
+        out: the folder that it will be in.
+        written: where its files are now.
+    """
     folder = out.resolve().name
     recipe, totals = report.recipe, report.totals
     base = report.model["source"] or report.model["family"]
@@ -93,6 +101,7 @@ def make(report: Report, source: Source | None, out: Path) -> str:
         parameters_before=totals["parameters_before"],
         use=_use(report),
         otherwise=OTHERWISE if recipe["layout"] == "per_layer" else "",
+        served=card_serving.section(written, folder),
         parameters=totals["parameters_after"],
         bytes_before=totals["bytes_before"],
         bytes_after=totals["bytes_after"],
@@ -113,7 +122,7 @@ def opened(folder: Path, report: Report) -> Any:
     """
     file = folder / "README.md"
     if not file.is_file():
-        return ModelCard(make(report, None, folder))
+        return ModelCard(make(report, None, folder, folder))
     try:
         return ModelCard(file.read_text(encoding="utf-8-sig"))
     except Exception as error:  # edited by hand: YAML and the Hub's client fail in many ways

@@ -205,7 +205,7 @@ def seal(
     result.reload = {**checked, "line": checked["line"].format(folder=draft.out)}
     result.memory = memory.peak(where.device)
     result.time["total_s"] += time.perf_counter() - start
-    draft.write_text("README.md", card.make(result, model.source, draft.out))
+    draft.write_text("README.md", card.make(result, model.source, draft.out, draft.folder))
     draft.write_text("llmprune_report.json", result.to_json())
     draft.publish()
 

@@ -1,0 +1,45 @@
+"""How a finished folder is served: the commands of the engines that its sizes and biases fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shlex import quote
+
+from llmprune.errors import RequestError
+from llmprune.export import families, fits, layers
+
+HEAD = "\n## Serve it\n\n| engine | commands |\n|---|---|\n"
+
+
+def section(folder: Path, name: str) -> str:
+    """The card's section, from a folder that is written and the name that it will have; empty for families
+    that no engine was tried with.
+    """
+    rows = {"vLLM 0.28 or newer": _in_vllm(folder, name), **_in_files(folder, name)}
+    said = [f"| {engine} | {commands} |" for engine, commands in rows.items() if commands]
+    return HEAD + "\n".join(said) + "\n" if said else ""
+
+
+def _in_vllm(folder: Path, name: str) -> str:
+    read = layers.read(folder)
+    if read.family not in families.SERVED:
+        return ""
+    own = " --trust-remote-code" if "auto_map" in read.config else ""
+    return f"`vllm serve {quote(name)}{own}`"
+
+
+def _in_files(folder: Path, name: str) -> dict[str, str]:
+    """Of the engines that read a GGUF file."""
+    read = layers.read(folder)
+    if read.family not in families.HOMES:
+        return {}
+    try:
+        families.home_of(read)
+    except RequestError as error:
+        return {"llama.cpp": f"not as it is: {str(error).removeprefix('model: ')}"}
+    kind = "q8_0" if all(one.fits for one in fits.fits(read, "gguf")[:2]) else "f16"
+    file = quote(f"{name}-{kind}.gguf")
+    return {
+        "llama.cpp": f"`llmprune export {quote(name)} --to gguf --type {kind}`, `llama-server -m {file}`",
+        "Ollama (not tried)": f"`echo FROM ./{file} > Modelfile`, `ollama create {quote(name)}`",
+    }
