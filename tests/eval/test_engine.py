@@ -21,7 +21,6 @@ from llmprune.checkpoint import reload
 from llmprune.errors import JobError, RequestError
 from llmprune.export.gguf import export
 from llmprune.export.vocabulary import tokenizer_of
-from llmprune.text import sources
 from tests.export.test_gguf import UNEVEN, saved
 from tests.test_families import check_here
 from tests.vocabulary import tokenizers_here
@@ -140,7 +139,7 @@ def test_without_llama_cpp_transformers_measures_it(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = export(dense, tmp_path / "f.gguf", "f32")
-    assert sources.for_evaluation("builtin")
+    monkeypatch.setenv("LLMPRUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(engine, "is_there", lambda: False)
     found = evaluate({"model": str(file)}, ["builtin"], PROTOCOL, None, {"device": "cpu"})
     assert found["model"]["perplexity"][0]["dtype"] == "float32"
