@@ -83,11 +83,14 @@ def test_a_recipe_cuts_heads_and_channels_and_a_recovery_follows(smollm2: Path, 
 
 
 @pytest.mark.slow
-def test_the_demo_does_the_main_job_in_five_minutes(tmp_path: Path):
-    done = subprocess.run(
-        [LLMPRUNE, "demo", "--out", tmp_path / "demo", "--json"], capture_output=True, text=True, timeout=300
-    )
+def test_the_demo_makes_a_model_smaller_in_ten_minutes(tmp_path: Path):
+    command = [LLMPRUNE, "demo", "--out", tmp_path / "demo", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["dense"]["perplexity"] < found["pruned"]["perplexity"]
-    assert torch.isfinite(torch.tensor(found["pruned"]["perplexity"]))
+    assert found["totals"]["bytes_after"] < 0.85 * found["totals"]["bytes_before"]
+    assert 1 < found["pruned"]["bits_per_byte"] / found["dense"]["bits_per_byte"] < 1.13
+    assert 0 < found["agreement"]["kl"] < 0.5 and found["answers"]["dense"]
+    assert Path(found["gguf"]).stat().st_size > 1e8 and (tmp_path / "demo.html").is_file()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120)  # resumes at its end
+    assert json.loads(again.stdout) == found

@@ -51,14 +51,15 @@ def config_of(file: Path) -> Config:
 
 
 def told(file: Path, name: str) -> Any:
-    """A field of a file that begins with its architecture.
+    """A field of a file that begins with its architecture; None if it is not there.
 
     Raises:
         RequestError: it is no whole GGUF file.
     """
     try:
         fields = gguf.GGUFReader(file).fields
-        return fields[f"{fields['general.architecture'].contents()}.{name}"].contents()
+        field = fields.get(f"{fields['general.architecture'].contents()}.{name}")
+        return None if field is None else field.contents()
     except (OSError, ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
         raise RequestError("model", f"{file} is no whole GGUF file; write or download it again") from error
 
@@ -170,17 +171,17 @@ class Engine:
         self.parameters = int(self._library.llama_model_n_params(self._model))
         self.bytes = int(self._library.llama_model_size(self._model))
         """Of all tensors."""
-        kind = int(gguf.GGUFReader(file).fields["general.file_type"].contents())
-        self.dtype = gguf.LlamaFileType(kind).name.removeprefix("MOSTLY_").removeprefix("ALL_").lower()
+        self.dtype = _dtype_of(file)
         self.config = config_of(file)
 
     @property
     def kv_bytes(self) -> int:
         """Of the keys and values that one token leaves in all blocks, in float16."""
-        heads = told(self.file, "attention.head_count_kv")
-        blocks = int(told(self.file, "block_count"))
-        entries = told(self.file, "attention.key_length") + told(self.file, "attention.value_length")
-        return int(2 * entries * (sum(heads) if isinstance(heads, list) else heads * blocks))
+        queries, blocks = told(self.file, "attention.head_count"), told(self.file, "block_count")
+        heads = told(self.file, "attention.head_count_kv") or queries
+        # Files whose heads together are as wide as the model do not say how wide one is.
+        each = told(self.file, "attention.key_length") or told(self.file, "embedding_length") // queries
+        return int(2 * 2 * each * (sum(heads) if isinstance(heads, list) else heads * blocks))
 
     def pieces(self, ids: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The logits of a text [L] that nothing precedes, as slices of it with [up to 256, V]."""
@@ -214,6 +215,13 @@ class Engine:
         rows = len(ids) if every else 1
         logits = np.ctypeslib.as_array(self._library.llama_get_logits(self._context), (rows, self.vocabulary))
         return torch.from_numpy(logits.copy())
+
+
+def _dtype_of(file: Path) -> str:
+    """The type of most matrices, as files are named after it."""
+    field = gguf.GGUFReader(file).fields.get("general.file_type")
+    kind = "unknown" if field is None else gguf.LlamaFileType(int(field.contents())).name
+    return kind.removeprefix("MOSTLY_").removeprefix("ALL_").lower()
 
 
 def _free(library: Any, batch: _Batch, context: int, model: int) -> None:

