@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmprune.checkpoint.shards import sha256
-from llmprune.errors import JobError
+from llmprune.errors import JobError, one_line
 from llmprune.progress import say
 
 
@@ -47,7 +47,9 @@ def dequantised(file: Path) -> Path:
         part.chmod(0o755)  # mkdtemp makes it private
         part.rename(folder)  # last, so that the folder is complete or absent
     except Exception as error:
-        raise JobError(f"transformers cannot read {file} as a causal language model: {error}") from error
+        raise JobError(
+            f"transformers cannot read {file} as a causal language model: {one_line(error)}"
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune.checkpoint.source import Source
 from llmprune.checkpoint.store import CheckpointStore
-from llmprune.errors import JobError, RequestError
+from llmprune.errors import JobError, RequestError, one_line
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites.base import Sites
 
@@ -28,7 +28,7 @@ def blueprint(source: Source, kind: Sites) -> Anatomy:
                 source.config, trust_remote_code=source.trust_remote_code, dtype=torch.float32
             )
     except Exception as error:
-        raise RequestError("model", f"transformers cannot build {source.name}: {error}") from error
+        raise RequestError("model", f"transformers cannot build {source.name}: {one_line(error)}") from error
     anatomy = Anatomy(model, kind)
     kind.require_coverage(anatomy)
     _require_same_names(source, anatomy)

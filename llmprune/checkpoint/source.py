@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from llmprune.checkpoint import gguf, shards
 from llmprune.checkpoint.offline import UNREACHABLE, by_storage
 from llmprune.checkpoint.shards import Stored
-from llmprune.errors import JobError, RequestError, first_line
+from llmprune.errors import JobError, RequestError, first_line, one_line
 from llmprune.paths import existing
 from llmprune.progress import track
 
@@ -67,7 +67,7 @@ class Source:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         except Exception as error:
             raise RequestError(
-                "model", f"transformers cannot read the config of {self.name}: {error}"
+                "model", f"transformers cannot read the config of {self.name}: {one_line(error)}"
             ) from error
 
     @cached_property
