@@ -282,9 +282,10 @@ TABLES = {
             "`uniform`": "flap-30-uniform",
             "`global_threshold`": "flap-30-global_threshold",
             "`block_influence`": "flap-30-block_influence",
-            "`search`: `tyr-30`": "flap-30-search",
+            "`search`, from uniform budgets": "flap-30-search",
             "`global_threshold`, ridge `held_out`": "flap-30-held_out",
-            "`search`, ridge `held_out`": "flap-30-search-held_out",
+            "`block_influence`, ridge `held_out`": "flap-30-block_influence-held_out",
+            "`search`, ridge `held_out`: `tyr-30`": "flap-30-search-held_out",
         },
     ),
     "ridge": Table(
