@@ -85,3 +85,6 @@ FAMILIES: dict[str, Family] = {  # by the config's model_type
     "opt": Family(Coupling("self_attn.out_proj", {}), Coupling("fc2", {"fc1": "c"}), "ffn_dim", _SQUARE),
     "falcon": Family(Coupling("self_attention.dense", {}), _FOUR_H, "ffn_hidden_size", _SQUARE),
 }
+
+# The module of mlx-lm that builds a family's blocks, any bias aside.
+MLX = {"llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "qwen3"}

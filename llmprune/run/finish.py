@@ -18,7 +18,7 @@ from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import BlockRecord, RunHeader
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
-from llmprune.model import modelling_file
+from llmprune.model import mlx_file, modelling_file
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.depth import kept_blocks
 from llmprune.model.shapes import Shapes, from_earlier_pruning
@@ -36,6 +36,7 @@ from llmprune.walk.walk import Walk
 
 EARLIER = (
     f"{modelling_file.MODULE}.py",
+    mlx_file.FILE,
     f"{Path(learned.FILE).stem}.json",
 )  # describe an earlier pruning
 
@@ -254,8 +255,14 @@ def _write_settings(
     settings["llmprune"] = said = mark(todo, shapes)
     settings = shapes.config(settings)
     own_code = said.get("layout") == "per_layer"
+    sizes: Any = settings.get("per_layer_config") or {}
+    skips = any("skip" in own for own in sizes.values())
     if own_code:
         draft.write_text(f"{modelling_file.MODULE}.py", modelling_file.code(anatomy))
+    settings.pop(mlx_file.KEY, None)
+    if own_code and not skips and (code := mlx_file.code(anatomy.family)):
+        draft.write_text(mlx_file.FILE, code)
+        settings[mlx_file.KEY] = mlx_file.FILE
     _name_code(settings, anatomy, own=own_code)
     if said.keys() & {"layout", "blocks"}:
         _state_theta(settings)
