@@ -17,7 +17,7 @@ def perplexities() -> dict[str, float]:
     """What was measured, by the recipe's name with underscores."""
     rows = tables.rows("one_shot", "against_authors", "textless", "depth")
     rows["depth-20"] = rows["shortgpt-20-span"]  # the same recipe
-    rows["tyr-30"] = rows["flap-30-search"]
+    rows["tyr-30"] = rows["flap-30-search-held_out"]
     rows["admm-2of4-healed"] = tables.rows("healed")["admm-2of4-100k"]
     return {name.replace("2of4", "2_4").replace("-", "_"): row["perplexity"] for name, row in rows.items()}
 
