@@ -48,6 +48,7 @@ DATASETS = {  # of the text sources that are not asked for by their file's name
     "file": ONE_NAME.map("{}x.txt".format) | st.sampled_from(["1e3.md", "~/a b.txt"]),
     "table": ONE_NAME.map("{}x.jsonl".format) | st.just("/nowhere/2:4.parquet"),
     "several": st.sampled_from(["builtin,c4", "a.txt, b.jsonl"]),
+    "answers": st.sampled_from(["a.jsonl:answers", "org/name:answers"]),
     "mix": st.sampled_from(["builtin:2,c4:3", "a.txt:1, b.jsonl:20"]),
     "hub": st.sampled_from(["org/name", "a-b/c_d.e", "1/08"]),
 }
@@ -142,7 +143,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         data["target"] = "dense"
         others["propagation"] = st.just("layer")  # no other follows the dense model
     if "rows" in method.serves:
-        del others["recovery"]  # it compares logits of one vocabulary
+        others["recovery"] = st.sampled_from([None, "lora", "reconstruct"])  # those that translate tokens
     return data | draw(st.fixed_dictionaries({}, optional=others))
 
 

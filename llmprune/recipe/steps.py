@@ -85,16 +85,18 @@ def require_recoverable(steps: Iterable[Recipe]) -> None:
     """
     cut = None
     for step in steps:
-        cut = step.pattern if step.sites.shares == "rows" else cut
-        if cut is not None and step.recovery is not None and not step.recovery.translates:
+        cut, how = step.pattern if step.sites.shares == "rows" else cut, step.recovery
+        if how is None:
+            continue
+        if cut is not None and not how.translates:
             raise RequestError(
                 "recovery",
-                f"{name_of(step.recovery)} compares logits of one vocabulary, and {cut} changes it; "
-                "use distill, or recover before the vocabulary is cut",
+                f"{name_of(how)} compares logits of one vocabulary, and {cut} changes it; use distill, or "
+                "recover before the vocabulary is cut",
             )
-        if step.recovery is not None and step.sites.shares not in step.recovery.serves:
+        if step.sites.shares not in (*how.serves, *(("rows",) if how.translates else ())):
             raise RequestError(
                 "recovery",
-                f"{name_of(step.recovery)} was asked after {step.pattern}, and serves "
-                f"{' or '.join(SERVED[kind] for kind in step.recovery.serves)}; use reconstruct or lora",
+                f"{name_of(how)} was asked after {step.pattern}, and serves "
+                f"{' or '.join(SERVED[kind] for kind in how.serves)}; use reconstruct or lora",
             )

@@ -7,6 +7,7 @@ from shlex import quote
 
 from llmprune.errors import RequestError
 from llmprune.export import families, fits, layers
+from llmprune.export.layers import Layers
 from llmprune.model import mlx_file
 
 HEAD = "\n## Serve it\n\n| engine | commands |\n|---|---|\n"
@@ -16,32 +17,34 @@ def section(folder: Path, name: str) -> str:
     """The card's section, from a folder that is written and the name that it will have; empty for families
     that no engine was tried with.
     """
+    try:
+        read = layers.read(folder)
+    except RequestError:  # a report without its checkpoint
+        return ""
     rows = {
-        "vLLM 0.28 or newer": _in_vllm(folder, name),
-        "mlx-lm": _in_mlx(folder, name),
-        **_in_files(folder, name),
+        "vLLM 0.28 or newer": _in_vllm(read, name),
+        "mlx-lm": _in_mlx(read, name),
+        **_in_files(read, name),
     }
     said = [f"| {engine} | {commands} |" for engine, commands in rows.items() if commands]
     return HEAD + "\n".join(said) + "\n" if said else ""
 
 
-def _in_vllm(folder: Path, name: str) -> str:
-    read = layers.read(folder)
+def _in_vllm(read: Layers, name: str) -> str:
     if read.family not in families.SERVED:
         return ""
     own = " --trust-remote-code" if "auto_map" in read.config else ""
     return f"`vllm serve {quote(name)}{own}`"
 
 
-def _in_mlx(folder: Path, name: str) -> str:
-    if mlx_file.KEY not in layers.read(folder).config:
+def _in_mlx(read: Layers, name: str) -> str:
+    if mlx_file.KEY not in read.config:
         return ""
     return f"`mlx_lm.generate --model ./{quote(name)} --trust-remote-code --prompt 'Once upon a time'`"
 
 
-def _in_files(folder: Path, name: str) -> dict[str, str]:
+def _in_files(read: Layers, name: str) -> dict[str, str]:
     """Of the engines that read a GGUF file."""
-    read = layers.read(folder)
     if read.family not in families.HOMES:
         return {}
     try:

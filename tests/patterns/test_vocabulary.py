@@ -224,7 +224,7 @@ def test_tokenizers_that_cannot_be_cut_are_refused(
         ({"calibration": {"dataset": "synthetic"}}, "synthetic is no text whose tokens can be counted"),
         ({"repair": "affine"}, "affine compensates whole units, not vocabulary"),
         ({"layout": "padded"}, "padded is for whole units"),
-        ({"recovery": "reconstruct"}, "recover before the vocabulary is cut"),
+        ({"recovery": "refine"}, "recover before the vocabulary is cut"),
         ({"method": "wanda"}, "wanda prunes single weights or whole units"),
         ({"allocation": "owl"}, "owl cannot share out rows"),
     ],
