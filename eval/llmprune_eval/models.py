@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmprune.checkpoint import source
-from llmprune.export.vocabulary import tokenizer_of
+from llmprune.export.vocabulary import knows, tokenizer_of
 from llmprune.loading import load
 from llmprune_eval import engine
 
@@ -53,6 +53,11 @@ def find(name: str, *, trust: bool, scored: bool = False) -> Named:
 
 
 def engine_file(name: str) -> Path | None:
-    """The file of a model that llama.cpp runs; None for what transformers runs."""
+    """The file of a model that llama.cpp runs; None for what transformers runs.
+
+    Raises:
+        RequestError: it is no whole GGUF file.
+    """
     file = Path(name)
-    return file if file.suffix == ".gguf" and file.is_file() and engine.is_there() else None
+    runs = file.suffix == ".gguf" and file.is_file() and engine.is_there() and knows(file)
+    return file if runs else None

@@ -111,10 +111,9 @@ def tokenizer_of(file: Path) -> PreTrainedTokenizerFast:
     Raises:
         RequestError: it is no such file, or its rules are not known here.
     """
-    fields = fields_of(file, "model")
-    told = {key.removeprefix(PREFIX + "ggml."): field.contents() for key, field in fields.items()}
+    told = _told(file)
     rules = {name: rule for rule, name in RULES.items()}
-    if told.get("model") != BYTE_PAIRS or told.get("pre") not in rules:
+    if not _known(told):
         raise RequestError(
             "model",
             f"the tokenizer of {file} ({told.get('model')}, {told.get('pre')}) is not known here; known are "
@@ -139,6 +138,25 @@ def tokenizer_of(file: Path) -> PreTrainedTokenizerFast:
             single=f"{begin} $A", special_tokens=[(begin, told["bos_token_id"])]
         )
     return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **ends)
+
+
+def knows(file: Path) -> bool:
+    """Whether `tokenizer_of` can read the tokenizer of a file.
+
+    Raises:
+        RequestError: it is no whole GGUF file with a tokenizer.
+    """
+    return _known(_told(file))
+
+
+def _known(told: dict[str, Any]) -> bool:
+    return told.get("model") == BYTE_PAIRS and told.get("pre") in RULES.values()
+
+
+def _told(file: Path) -> dict[str, Any]:
+    """What a file says of its tokenizer, by llama.cpp's names."""
+    fields = fields_of(file, "model")
+    return {key.removeprefix(PREFIX + "ggml."): field.contents() for key, field in fields.items()}
 
 
 def _cutter(kind: str, detail: Any) -> Any:

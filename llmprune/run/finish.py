@@ -255,18 +255,25 @@ def _write_settings(
     settings["llmprune"] = said = mark(todo, shapes)
     settings = shapes.config(settings)
     own_code = said.get("layout") == "per_layer"
-    sizes: Any = settings.get("per_layer_config") or {}
-    skips = any("skip" in own for own in sizes.values())
-    if own_code:
-        draft.write_text(f"{modelling_file.MODULE}.py", modelling_file.code(anatomy))
-    settings.pop(mlx_file.KEY, None)
-    if own_code and not skips and (code := mlx_file.code(anatomy.family)):
-        draft.write_text(mlx_file.FILE, code)
-        settings[mlx_file.KEY] = mlx_file.FILE
+    _write_code(settings, draft, anatomy, own=own_code)
     _name_code(settings, anatomy, own=own_code)
     if said.keys() & {"layout", "blocks"}:
         _state_theta(settings)
     draft.write_text("config.json", json.dumps(settings, indent=2))
+
+
+def _write_code(settings: dict[str, Any], draft: Draft, anatomy: Anatomy, *, own: bool) -> None:
+    """Write the files that build blocks of different sizes, for transformers and for mlx-lm."""
+    if settings.get(mlx_file.KEY) == mlx_file.FILE:
+        settings.pop(mlx_file.KEY)  # of an earlier pruning
+    if not own:
+        return
+    draft.write_text(f"{modelling_file.MODULE}.py", modelling_file.code(anatomy))
+    sizes: Any = settings["per_layer_config"]
+    code = mlx_file.code(anatomy.family)
+    if code and not any("skip" in block for block in sizes.values()):
+        draft.write_text(mlx_file.FILE, code)
+        settings[mlx_file.KEY] = mlx_file.FILE
 
 
 def _state_theta(settings: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from llmprune_eval import bench, engine, keeping, logits
+from llmprune_eval import bench, engine, keeping, logits, models
 from llmprune_eval.engine import Engine
 from llmprune_eval.evaluation import evaluate
 from llmprune_eval.runner import FileRunner, Load
@@ -96,6 +96,8 @@ def test_rules_that_are_not_known_are_named(dense: Path, tmp_path: Path) -> None
     (tmp_path / "other.gguf").write_bytes(other)
     with pytest.raises(RequestError, match=r"gpt-9.* is not known here; known are gpt-2"):
         tokenizer_of(tmp_path / "other.gguf")
+    assert models.engine_file(str(file)) == file
+    assert models.engine_file(str(tmp_path / "other.gguf")) is None  # transformers may know it
 
 
 def test_commands_measure_files_and_keep_what_they_found(dense: Path, tmp_path: Path) -> None:
