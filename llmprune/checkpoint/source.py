@@ -229,13 +229,14 @@ def _require_supported(source: Source) -> None:
                 "model", f"{source.name} is quantised ({kind}); prune the checkpoint it was quantised from"
             )
     family = settings.get("model_type")
-    if not source.trust_remote_code and family not in CONFIG_MAPPING:
+    known = isinstance(family, str) and family in CONFIG_MAPPING
+    if not source.trust_remote_code and not known:
         why = "comes with its own code" if settings.get("auto_map") else "is unknown to this transformers"
         raise RequestError(
             "model",
             f"{source.name} ({family!r}) {why}; add --trust-remote-code if you trust its authors, "
             "or update transformers",
         )
-    remote = "AutoModelForCausalLM" in (settings.get("auto_map") or {}) and source.trust_remote_code
+    remote = "AutoModelForCausalLM" in str(settings.get("auto_map")) and source.trust_remote_code
     if not remote and type(source.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise RequestError("model", f"{source.name} ({family!r}) is not a causal language model")

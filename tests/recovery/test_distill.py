@@ -157,7 +157,7 @@ def test_killed_while_it_trains_it_resumes_to_the_same_bytes(pruned: Path) -> No
         f"recover({str(pruned)!r}, {HOW!r}, out={str(cut)!r})"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as started:
-        while started.poll() is None and not list((cut / WORK / SCRATCH).glob(f"*/{COMPLETE}")):
+        while started.poll() is None and not list((cut / WORK / SCRATCH).glob(f"*/*/{COMPLETE}")):
             time.sleep(0.01)
         started.kill()
     assert started.returncode == -signal.SIGKILL, started.communicate()
