@@ -71,8 +71,8 @@ def recover(
     text = calibration_of(asked)
     if run.resume and (done := _already_done(folder, earlier, recovery, text, run, baseline)):
         return done
-    pruned, dense = opened(folder, earlier, recovery, text, run, baseline)
-    return _carry_out(RecoveryJob(recovery, text, run, earlier, pruned, dense), tokens)
+    pruned, dense, shared = opened(folder, earlier, recovery, text, run, baseline)
+    return _carry_out(RecoveryJob(recovery, text, run, earlier, pruned, dense, shared), tokens)
 
 
 def folder_to_prune(asked: Recipe, run: Run) -> Run:
@@ -147,7 +147,7 @@ def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     pruned, dense, needed = asked.pruned, asked.dense, asked.plan
     asked.recovery.require(pruned, dense, asked.text.samples)
     # The pruned model would generate damaged text; but a cut vocabulary has ids of its own.
-    text = windows(pruned if asked.cut else dense, asked.text, needed, tokens=tokens)
+    text = windows(pruned if asked.shared.cut else dense, asked.text, needed, tokens=tokens)
     assert text is not None and asked.run.folder is not None and dense.source is not None
     needed.require_fit(asked.run.folder)
     how = _asked(asked.recovery)

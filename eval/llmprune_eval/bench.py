@@ -19,7 +19,7 @@ from llmprune import measured
 from llmprune.checkpoint import source
 from llmprune.measured import Bench, Ratio
 from llmprune_eval import ratios
-from llmprune_eval.models import engine_file
+from llmprune_eval.models import engine_file, require_device
 from llmprune_eval.runner import Load, Worker
 
 SURE = 0.03  # half of the interval of a ratio, as a share of it, from which on it is known well enough
@@ -46,6 +46,7 @@ def compare(names: list[str], load: Load, *, device: str, dtype: str, trust: boo
         RequestError: there is no such checkpoint, or it has no positions for so many tokens.
         JobError: a model's process died.
     """
+    require_device(names, device)
     for name in names:
         if not engine_file(name):  # a wrong name is refused before any process is started
             source.find(name, trust_remote_code=trust)

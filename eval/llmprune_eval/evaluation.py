@@ -36,6 +36,8 @@ def evaluate(
         RequestError: a model or a text is not there, or they do not go together; nothing was measured.
     """
     trust = bool((where or {}).get("trust_remote_code"))
+    if asked is None:  # else transformers runs them all
+        models.require_device(names.values(), (where or {}).get("device", "auto"))
     named = {role: models.find(name, trust=trust, scored=asked is not None) for role, name in names.items()}
     protocol = _checked(list(named.values()), texts, protocol)
     results: dict[str, Any] = {}

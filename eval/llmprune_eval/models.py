@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmprune.checkpoint import source
+from llmprune.errors import RequestError
 from llmprune.export.vocabulary import knows, tokenizer_of
 from llmprune.loading import load
 from llmprune_eval import engine
@@ -50,6 +52,19 @@ def find(name: str, *, trust: bool, scored: bool = False) -> Named:
     found = source.find(name, trust_remote_code=trust)
     tokenizer = source.tokenizer(found.folder, trust_remote_code=found.trust_remote_code)
     return Named(name, tokenizer, found.config)
+
+
+def require_device(names: Iterable[str], device: str) -> None:
+    """Refuse another device than the CPU for a file that llama.cpp runs.
+
+    Raises:
+        RequestError: it names the file.
+    """
+    for name in names if device not in ("auto", "cpu") else ():
+        if engine_file(name):
+            raise RequestError(
+                "device", f"{device} was asked, and llama.cpp runs {name} on the CPU here; leave it out"
+            )
 
 
 def engine_file(name: str) -> Path | None:

@@ -61,11 +61,14 @@ def recover_(
     from llmprune.recipe.text import set_options, text_options
     from llmprune.run.job import Run
 
-    named = {"name": _name(method, {"lora": lora, "reconstruct": reconstruct})}
-    # Options may be named as `prune` names them, too.
-    how = named | {key.removeprefix("recovery."): v for key, v in set_options(context.params).items()}
-    display.quiet()
+    how: dict[str, object] = {"name": _name(method, {"lora": lora, "reconstruct": reconstruct})}
     text = text_options(context.params)
+    for key, value in set_options(context.params).items():
+        if key.startswith("calibration."):
+            text[key.removeprefix("calibration.")] = value
+        else:  # which may be named as `prune` names it, too
+            how[key.removeprefix("recovery.")] = value
+    display.quiet()
     run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
     report = recovering.recover(model, how, baseline=baseline, calibration=text, **dataclasses.asdict(run))
     display.show_report(report, out or recovering.beside(model), as_json)

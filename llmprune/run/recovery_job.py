@@ -34,29 +34,14 @@ class RecoveryJob:
     """Of the pruned checkpoint."""
     pruned: Opened
     dense: Opened
+    shared: Shared
+    """The tokens that both models have."""
 
     @property
     def counterparts(self) -> list[int]:
         """The dense block of every pruned block."""
         dense = dense_indices(self.dense.anatomy)
         return [dense.index(index) for index in dense_indices(self.pruned.anatomy)]
-
-    @property
-    def cut(self) -> bool:
-        """Whether the pruned model lacks tokens of the dense one."""
-        return _cut(self.earlier)
-
-    @property
-    def shared(self) -> Shared:
-        """The tokens that both models have.
-
-        Raises:
-            RequestError: a tokenizer cannot be loaded.
-        """
-        if not self.cut:
-            return Shared()
-        ours, theirs = (model.tokenizer(None).get_vocab() for model in (self.pruned, self.dense))
-        return shared(ours, theirs)
 
     @property
     def plan(self) -> Plan:
@@ -70,25 +55,26 @@ class RecoveryJob:
 
 def opened(
     folder: Path, earlier: Report, recovery: Recovery, text: Calibration, run: Run, baseline: str | None
-) -> tuple[Opened, Opened]:
-    """Open the pruned checkpoint and the dense one; read no weights.
+) -> tuple[Opened, Opened, Shared]:
+    """Open the pruned checkpoint and the dense one, and find the tokens of both; read no weights.
 
     Raises:
         RequestError: the first cannot be recovered, or was not pruned from the second.
     """
     drafts.require_usable(Path(str(run.out)), resume=run.resume)
-    if _cut(earlier) and not recovery.translates:
+    pruned = _open(str(folder), recovery, text, run)
+    assert pruned.source is not None
+    require_apart(pruned.source, run)
+    dense = dense_model(baseline or _dense_name(earlier), recovery, text, run)
+    both = _tokens_of_both(pruned, dense)
+    if both.cut and not recovery.translates:
         raise RequestError(
             "model",
             f"this recovery compares logits of one vocabulary, and that of {folder} was cut; use distill, or "
             "recover before that",
         )
-    pruned = _open(str(folder), recovery, text, run)
-    assert pruned.source is not None
-    require_apart(pruned.source, run)
-    dense = dense_model(baseline or _dense_name(earlier), recovery, text, run)
-    _require_alike(pruned, dense, cut=_cut(earlier))
-    return pruned, dense
+    _require_alike(pruned, dense, cut=both.cut)
+    return pruned, dense, both
 
 
 def _open(name: str, recovery: Recovery, text: Calibration, run: Run) -> Opened:
@@ -117,8 +103,16 @@ def _dense_name(earlier: Report) -> str:
     return f"{name}@{revision}" if revision else str(name)
 
 
-def _cut(earlier: Report) -> bool:
-    return bool(earlier.vocabulary) or any(step.get("vocabulary") for step in earlier.steps or ())
+def _tokens_of_both(pruned: Opened, dense: Opened) -> Shared:
+    """What the vocabularies have in common, where the pruned one was cut from the other.
+
+    Raises:
+        RequestError: a tokenizer cannot be loaded.
+    """
+    if pruned.anatomy.vocabulary >= dense.anatomy.vocabulary:
+        return Shared()
+    ours, theirs = (model.tokenizer(None).get_vocab() for model in (pruned, dense))
+    return shared(ours, theirs) if ours.keys() < theirs.keys() else Shared()
 
 
 def _require_alike(pruned: Opened, dense: Opened, *, cut: bool) -> None:

@@ -23,6 +23,11 @@ class Shared:
     theirs: Tensor | None = None
     """In the dense one."""
 
+    @property
+    def cut(self) -> bool:
+        """Whether the pruned model lacks tokens of the dense one."""
+        return self.ours is not None
+
     def dense_ids(self, ids: Tensor) -> Tensor:
         """What the dense model calls the tokens that the pruned one calls so.
 

@@ -98,3 +98,17 @@ def test_the_help_shows_the_method_and_no_flag_of_its_own(
     assert main(monkeypatch, ["recover", "--help"]) == 0
     said = capsys.readouterr().out
     assert "--method" in said and "--lora" not in said and "--reconstruct" not in said
+
+
+def test_options_of_the_text_are_the_text_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def recover(*_: Any, calibration: Any, **__: Any) -> None:
+        seen.append(calibration)
+        raise Stop
+
+    monkeypatch.setattr(recovering, "recover", recover)
+    words = ["--calibration", "p.jsonl:answers", "--set", "calibration.most=64", "--set", "rank=4"]
+    with pytest.raises(Stop):
+        main(monkeypatch, ["recover", "pruned", *words])
+    assert seen == [{"dataset": "p.jsonl:answers", "most": 64}]

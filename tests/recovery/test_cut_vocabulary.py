@@ -76,6 +76,14 @@ def test_it_comes_closer_on_the_tokens_of_both(
     assert report.recovery is not None and report.recovery["calibration"]["dataset"] == "builtin"
 
 
+def test_a_cut_in_an_earlier_pruning_is_seen_in_the_tokenizers(dense: Path, tmp_path: Path) -> None:
+    prune(dense, asked(), out=tmp_path / "cut")
+    prune(tmp_path / "cut", PRUNED["2:4"] | TEXT, out=tmp_path / "out")
+    recover(tmp_path / "out", HOW, baseline=str(dense), out=tmp_path / "after")
+    with pytest.raises(RequestError, match="compares logits of one vocabulary"):
+        recover(tmp_path / "out", "refine", baseline=str(dense), out=tmp_path / "refined")
+
+
 @torch.no_grad()
 def test_the_loss_is_that_of_the_common_tokens(dense: Path, pruned: Path) -> None:
     teacher, student = (AutoModelForCausalLM.from_pretrained(f).eval() for f in (dense, pruned))
