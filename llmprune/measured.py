@@ -34,11 +34,22 @@ class Text(TypedDict):
     protocol: NotRequired[str]
 
 
+class Agreement(TypedDict):
+    """How far predictions on a text are from the dense model's."""
+
+    dataset: str
+    kl: float
+    """Mean KL(dense || pruned), in nats."""
+    top1: float
+    predictions: int
+
+
 class Judged(TypedDict, total=False):
     """What was measured of one model. A task holds its scores and errors as lm-eval names them."""
 
     name: str
     perplexity: list[Text]
+    agreement: list[Agreement]
     tasks: dict[str, dict[str, Any]]
 
 

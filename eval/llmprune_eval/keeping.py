@@ -89,16 +89,12 @@ def keep_speed(folder: Path, found: dict[str, Any]) -> None:
     _add(folder, lambda known: known | {"bench": found})
 
 
-def beside(file: Path) -> Path:
-    """Where the figures of a .gguf file are kept."""
-    return file.with_name(f"{file.name}.json")
-
-
 def _add(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Change the evaluation in a report, and tell it in the card; or that in the file beside a .gguf file."""
     if folder.suffix == ".gguf":
-        known = json.loads(beside(folder).read_text()) if beside(folder).is_file() else {}
-        write_atomically({beside(folder): json.dumps(change(known), indent=1)})
+        file = runs.beside(folder)
+        known = json.loads(file.read_text()) if file.is_file() else {}
+        write_atomically({file: json.dumps(change(known), indent=1)})
         return
     kept = report.read(folder)
     assert kept is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from llmprune_eval import beside, figures, svg, tables
 from llmprune_eval.figures import Quality
 from llmprune_eval.markup import Markup, element, joined
 from llmprune_eval.plots import Plot
-from llmprune_eval.runs import Run
+from llmprune_eval.runs import Measured, Run
 
 STYLE = Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8"))
 LONG = 40  # letters from which a cell is broken into lines
@@ -20,9 +21,10 @@ COMPARED = (
 VIEWPORT = "width=device-width, initial-scale=1"
 
 
-def page(runs: list[Run]) -> str:
-    """The whole page."""
-    title = f"{runs[0].name}, pruned" if len(runs) == 1 else f"{len(runs)} pruned models"
+def page(runs: list[Run], files: Sequence[Measured] = ()) -> str:
+    """The whole page, of finished folders and measured .gguf files."""
+    models = [*runs, *files]
+    title = f"{models[0].name}, pruned" if len(models) == 1 else f"{len(models)} pruned models"
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -30,10 +32,10 @@ def page(runs: list[Run]) -> str:
         element("title", title),
         element("style", STYLE),
     )
-    sections = [_section(run) for run in runs]
+    sections = [*map(_section, runs), *map(_file, files)]
     if len(runs) > 1:
         sections.insert(0, _comparison(runs))
-    main = element("main", element("h1", title), *sections, _foot(runs))
+    main = element("main", element("h1", title), *sections, _foot(models))
     return f"<!doctype html>\n{element('html', head, element('body', main), lang='en')}\n"
 
 
@@ -77,7 +79,19 @@ def _section(run: Run) -> Markup:
     )
 
 
-def _results(run: Run) -> list[Markup]:
+def _file(model: Measured) -> Markup:
+    """A .gguf file: its figures alone, for what was done stands in its folder's report."""
+    size = tables.size(model.place.stat().st_size)
+    return element(
+        "section",
+        element("h2", f"{model.number}  {model.name}"),
+        element("p", f"A file of {size}, as llama.cpp runs it.", class_="lead"),
+        *_results(model),
+        id=f"run-{model.number}",
+    )
+
+
+def _results(run: Measured) -> list[Markup]:
     """What was measured afterwards, or that nothing was."""
     head = element("h3", "How good it still is")
     texts, scores, speeds = tables.texts(run), tables.scores(run), tables.speeds(run)
@@ -120,6 +134,6 @@ def _cell(words: object) -> Markup:
     )
 
 
-def _foot(runs: list[Run]) -> Markup:
-    folders = ", ".join(str(run.folder) for run in runs)
-    return element("footer", f"Written by llmprune report from {folders}.")
+def _foot(models: Sequence[Measured]) -> Markup:
+    places = ", ".join(str(one.place) for one in models)
+    return element("footer", f"Written by llmprune report from {places}.")

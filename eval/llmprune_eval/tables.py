@@ -10,7 +10,7 @@ from llmprune.measured import same_characters, same_tokens, trial_in_words
 from llmprune.report import Memory, SiteRecord, Spent, Time
 from llmprune_eval import figures
 from llmprune_eval.markup import element
-from llmprune_eval.runs import Run
+from llmprune_eval.runs import Measured, Run
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -113,8 +113,8 @@ def calibration(run: Run) -> list[tuple[str, object]]:
     return [*rows, ("versions", versions or "-")]
 
 
-def texts(run: Run) -> list[list[object]]:
-    """Perplexities and bits per byte beside the dense model's, each where it can be compared."""
+def texts(run: Measured) -> list[list[object]]:
+    """Perplexities and bits per byte beside the dense model's, each where it can be compared; divergences."""
     rows: list[list[object]] = []
     for text in run.texts():
         name, how = text.get("dataset", figures.UNNAMED), text.get("protocol", "-")
@@ -125,6 +125,9 @@ def texts(run: Run) -> list[list[object]]:
         if bits := text.get("bits_per_byte"):
             before = characters[0].get("bits_per_byte") if characters else None
             rows.append([name, "bits per byte", *_compared(before, bits, ".4f"), how])
+    for both in run.judged().get("agreement", []):
+        how = f"{both['predictions']:,} predictions, {percent(both['top1'])} with the same likeliest token"
+        rows.append([both["dataset"], "KL divergence, nats", "-", f"{both['kl']:.4f}", "-", how])
     return rows
 
 
@@ -134,7 +137,7 @@ def _compared(before: float | None, after: float, style: str) -> list[object]:
     return [f"{before:{style}}", f"{after:{style}}", f"{after / before:.3f}"]
 
 
-def scores(run: Run) -> list[list[object]]:
+def scores(run: Measured) -> list[list[object]]:
     """Scores of tasks."""
     before, after = (run.judged(role).get("tasks", {}) for role in ("baseline", "model"))
     return [
@@ -162,7 +165,7 @@ def _score(values: dict[str, Any], metric: str) -> str:
     return f"{values[metric]:.4f}" + (f" ± {error:.4f}" if _number(error) else "")
 
 
-def speeds(run: Run) -> list[list[object]]:
+def speeds(run: Measured) -> list[list[object]]:
     """Speed and size, and their ratio where the dense model was measured in turns."""
     return [[cell or "-" for cell in row] for row in measured.speeds(run.bench)]
 

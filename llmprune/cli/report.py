@@ -15,7 +15,10 @@ from llmprune.cli.options import Json
 
 @app.command("report")
 def report_(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="What llmprune has written.")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="What llmprune has written; also .gguf files with figures."),
+    ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
     png: Annotated[Path | None, typer.Option(help="A folder for the plots as PNG as well.")] = None,
     as_json: Json = False,
@@ -23,15 +26,17 @@ def report_(
     """Write one HTML page about pruned models, beside each other where there are several."""
     from llmprune_eval import beside, page
     from llmprune_eval import png as pictures
-    from llmprune_eval.runs import read_all
+    from llmprune_eval.runs import read_all, read_files
 
     display.require_file(out)
     if png is not None:
         pictures.require(png)
-    runs = read_all(folders)
-    display.write(out, page.page(runs))
+    runs = read_all([place for place in models if place.suffix != ".gguf"])
+    files = read_files([place for place in models if place.suffix == ".gguf"], len(runs) + 1)
+    display.write(out, page.page(runs, files))
     drawn = [] if png is None else pictures.write_all(page.plots(runs), png)
     if as_json:
         return display.print_json(beside.summary(runs) | {"page": str(out), "png": list(map(str, drawn))})
-    display.grid(*beside.rows(runs), sys.stdout)
+    if runs:
+        display.grid(*beside.rows(runs), sys.stdout)
     typer.echo(f"written to {out}" + (f", and {len(drawn)} plots to {png}" if drawn else ""))

@@ -22,7 +22,7 @@ def section(folder: Path, name: str) -> str:
     except RequestError:  # a report without its checkpoint
         return ""
     rows = {
-        "vLLM 0.28 or newer": _in_vllm(read, name),
+        "vLLM (tried with 0.32)": _in_vllm(read, name),
         "mlx-lm": _in_mlx(read, name),
         **_in_files(read, name),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from llmprune_eval import bench, engine, keeping, logits, models
+from llmprune_eval import bench, engine, logits, models, runs
 from llmprune_eval.engine import Engine
 from llmprune_eval.evaluation import evaluate
 from llmprune_eval.runner import FileRunner, Load
@@ -109,12 +109,20 @@ def test_commands_measure_files_and_keep_what_they_found(dense: Path, tmp_path: 
     ):
         done = subprocess.run([PROGRAM, *words, "--save"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    kept = json.loads(keeping.beside(small).read_text())
+    kept = json.loads(runs.beside(small).read_text())
     assert 0 < kept["model"]["agreement"][0]["kl"] < 0.02
     dense_one, pruned_one = kept["bench"]["models"]
     assert pruned_one["weight_bytes"] < 0.5 * dense_one["weight_bytes"]
     assert pruned_one["parameters"] == dense_one["parameters"]
     assert "llama.cpp" in pruned_one["device"] and kept["bench"]["ratios"]["decode_tokens_per_s"]
+    page = tmp_path / "page.html"
+    done = subprocess.run([PROGRAM, "report", small, "--out", page], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = page.read_text()
+    assert all(said in told for said in ("1  q.gguf", "KL divergence, nats", "decode, tokens per second"))
+    done = subprocess.run([PROGRAM, "report", file, "--out", page], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"{file} has no figures beside it; run llmprune eval {file} --save" in done.stderr
 
 
 def test_several_prompts_at_a_time_are_refused(dense: Path, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llmprune_eval import beside, figures, page, plots, tables
+from llmprune_eval import beside, figures, page, plots, runs, tables
 from llmprune_eval.markup import EMPTY, Markup, element
 from llmprune_eval.plots import Axis
-from llmprune_eval.runs import read, read_all
+from llmprune_eval.runs import read, read_all, read_files
 
 from llmprune import prune, recover
 from llmprune.checkpoint import reload
@@ -124,6 +124,21 @@ def test_the_page_of_every_run_is_whole_and_loads_nothing(folders):
     together = Reader(text)
     assert together.loaded == [] and len(set(together.ids)) == len(together.ids) == len(folders)
     assert "url(" not in text and "@import" not in text
+
+
+def test_a_measured_file_stands_beside_the_runs(folders, tmp_path):
+    file = tmp_path / "cut-q8_0.gguf"
+    file.write_bytes(bytes(2_000_000))
+    with pytest.raises(RequestError, match="no figures beside it; run llmprune eval"):
+        read_files([file])
+    close = {"dataset": "builtin", "kl": 0.0123, "top1": 0.95, "predictions": 640}
+    runs.beside(file).write_text(json.dumps(judged(12.5, 1.25, agreement=[close])))
+    read = Reader(page.page(read_all([folders["cut"]]), read_files([file, file], 2)))
+    assert read.words.count("2  cut-q8_0.gguf") == 1 and "A file of 2 MB" in read.words
+    assert all(said in read.words for said in ("12.500", "1.250", "0.0123", "640 predictions, 95.0 %"))
+    runs.beside(file).write_text('{"model": []}')
+    with pytest.raises(RequestError, match=r"cut-q8_0\.gguf\.json holds no figures of llmprune"):
+        read_files([file])
 
 
 def test_every_run_has_the_plots_of_what_was_done_to_it(folders):
