@@ -172,9 +172,26 @@ def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
             "evaluation": None,
         }
     )
+    if done.zeros is not None:
+        _count(result, done.zeros)
     assert pruned.source is not None
     for file in (pruned.source.folder / "config.json", *pruned.source.copied_files()):
         draft.copy(file)
     trust = bool(from_earlier_pruning(pruned.anatomy, "layout"))
     finish.seal(pruned, draft, pruned.probe(), done.logits, result, trust=trust)
     return result
+
+
+def _count(result: Report, zeros: dict[str, int]) -> None:
+    """Count anew what is gone, after a recovery that removed more: by site, how many weights are zero."""
+    result.sites = [
+        site.model_copy(
+            update={"zeros": gone, "dropped": gone, "reached": gone / site.weights, "error": None}
+            if (gone := zeros.get(site.name)) is not None
+            else {}
+        )
+        for site in result.sites
+    ]
+    totals = result.totals
+    after = totals["parameters_after"], totals["bytes_after"]
+    result.totals = report.totals(result.sites, result.model, *after)

@@ -57,6 +57,12 @@ ROWS |= SEARCHED
 for ridge in (0.01, 0.1, 1.0, 10.0, "held_out"):
     asked = {**UNITS["flap-channels"], "sparsity": 0.2, "repair": {"name": "affine", "ridge": ridge}}
     ROWS |= {f"ridge-{ridge}": asked, f"ridge-{ridge}-short": asked}
+for ridge in (0.01, 0.1, 1.0):
+    recovery = {"name": "reconstruct", "ridge": ridge}
+    ROWS[f"reconstruct-{ridge}-short"] = {"method": "flap", "sparsity": 0.3, "recovery": recovery}
+for damping in (0.003, 0.01, 0.03, 0.1):
+    method = {"name": "admm", "damping": damping}
+    ROWS[f"admm-2of4-{damping}-short"] = {"method": method, **N_OF_M}
 
 
 def main() -> None:

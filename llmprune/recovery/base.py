@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import ConfigDict, Field
@@ -19,6 +19,8 @@ from llmprune.plugins import OPTIONS
 from llmprune.tensors.statistics import InputNorm, Statistic
 from llmprune.text.windows import HELD_OUT, batched, sharing
 from llmprune.training.cached import Cached, keep
+from llmprune.training.gradual import Gradual
+from llmprune.training.keep_zeros import KeepZeros
 from llmprune.training.teacher import Lesson, Teacher, Text
 from llmprune.vocabulary.shared import Shared
 
@@ -81,6 +83,15 @@ class Recovered:
 
     record: dict[str, Any]
     logits: Tensor | None
+    zeros: dict[str, int] | None = None
+    """By site, how many weights are gone, where more went."""
+
+
+class Split(NamedTuple):
+    """A text: windows to train on [N, L], and those that judge [M, L]."""
+
+    windows: Tensor
+    held_out: Tensor
 
 
 @dataclass(frozen=True)
@@ -192,8 +203,8 @@ class Taught(Recovery):
             )
         return task.pruned.loaded(torch.float32)
 
-    def windows(self, tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The windows [count, L] in the order of training, and held-out ones that share no text with them.
+    def windows(self, tokens: Tensor, count: int) -> Split:
+        """`count` windows in the order of training, and held-out ones that share no text with them.
 
         Raises:
             RequestError: all share text with a held-out one.
@@ -207,10 +218,16 @@ class Taught(Recovery):
             )
         lots = torch.Generator().manual_seed(self.seed)
         passes = [torch.randperm(len(rest), generator=lots) for _ in range(-(-count // len(rest)))]
-        return rest[torch.cat(passes)[:count]], held_out
+        return Split(rest[torch.cat(passes)[:count]], held_out)
 
     def teach(
-        self, task: Task, student: Any, lesson: Lesson, windows: Tensor, held_out: Tensor, at_once: int
+        self,
+        task: Task,
+        student: Any,
+        lesson: Lesson,
+        text: Split,
+        at_once: int,
+        gradual: Gradual | None = None,
     ) -> dict[str, Any]:
         """Train what requires a gradient, leave the student in its best state, and return the record.
 
@@ -218,9 +235,9 @@ class Taught(Recovery):
             task: of the recovery.
             student: in float32.
             lesson: its loss.
-            windows: [N, L] in the order of training.
-            held_out: [M, L].
+            text: in the order of training, and held out.
             at_once: windows of one step.
+            gradual: prunes further on the way.
 
         Raises:
             JobError: the training failed, or helped nothing.
@@ -235,19 +252,24 @@ class Taught(Recovery):
             bfloat16=self.computes_in(task) == torch.bfloat16,
             stored=task.stored,
             report_to=self.report_to,
+            zeros=gradual or KeepZeros(),
+            settles=gradual.settles if gradual else 0,
         )
-        done = train(student, lesson, windows, held_out, course, task.draft.scratch / str(self.seed))
-        if done.end >= done.start:
+        scratch = task.draft.scratch / str(self.seed)
+        done = train(student, lesson, *text, course, scratch)
+        start, name = (gradual.one_shot, "as much removed at once") if gradual else (done.start, "the start")
+        if done.end >= start:
             task.draft.discard()
             raise JobError(
-                f"no state on the way was better than the start ({done.start:.4f} nats on held-out windows, "
+                f"no state on the way was better than {name} ({start:.4f} nats on held-out windows, "
                 f"{done.end:.4f} at best); try a lower learning_rate or another text"
             )
         return {
-            "trained_tokens": len(done.losses) * at_once * windows.shape[1],
+            "trained_tokens": len(done.losses) * at_once * text.windows.shape[1],
             "losses": done.losses,
             "held_out": [{"step": step, "loss": loss} for step, loss in done.held_out],
             "computed_in": str(self.computes_in(task)).removeprefix("torch."),
+            **({"one_shot_loss": gradual.one_shot} if gradual else {}),
         }
 
     def lesson(self, task: Task, windows: Tensor) -> Lesson:

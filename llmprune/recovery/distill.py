@@ -12,15 +12,22 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from llmprune import plugins
+from llmprune.checkpoint.opened import Opened
 from llmprune.errors import RequestError
+from llmprune.methods.base import Method, PruningMethod
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.site import Site
 from llmprune.model.sites.linear import LinearLayers
 from llmprune.progress import say
-from llmprune.recovery.base import ADAPTING, TRAINING, Recovered, Task, Taught, held_of
+from llmprune.recovery.base import ADAPTING, TRAINING, Recovered, Split, Task, Taught, held_of
+from llmprune.recovery.refine.originals import pattern_of, report_of, require_mask
 from llmprune.training.adapters import attach, merge
+from llmprune.training.gradual import Gradual, Masks, Schedule, gone
 from llmprune.training.teacher import Lesson
 
 SCALE = 2.0  # of the adapters' products
+SEEN = 8  # windows that masks are chosen by
 UNITS = {"k": 1_000, "M": 1_000_000}
 
 
@@ -47,6 +54,9 @@ class Distill(Taught):
     adapters: Annotated[int, Field(ge=1)] | None = None
     """Rank of adapters that train in place of the weights."""
 
+    schedule: Schedule | None = None
+    """Removes more single weights on the way, by the method that pruned."""
+
     soup: Annotated[int, Field(ge=1)] = 1
     """Students to train, each on all tokens in an order of its own; their average is written, or the best
     of them where that is better (arXiv:2306.16788)."""
@@ -59,6 +69,23 @@ class Distill(Taught):
                 f"{self.tokens} were asked, and one step takes {self.batch_tokens}; ask for more, or lower "
                 "batch_tokens",
             )
+        if self.schedule and (self.adapters or self.soup > 1):
+            other = "adapters" if self.adapters else "soup"
+            raise RequestError(
+                "recovery.schedule",
+                f"masks would change under {other}, which needs those of the start; leave one of them out",
+            )
+
+    def require(self, pruned: Opened, dense: Opened, samples: int) -> None:
+        """Refuse a schedule for what did not lose single weights alone, or lost as many already.
+
+        Raises:
+            RequestError: it says which.
+        """
+        super().require(pruned, dense, samples)
+        if self.schedule:
+            require_mask(pruned, dense, "a schedule removes")
+            self.schedule.shares(report_of(pruned).totals["sparsity"], self.tokens // self.batch_tokens)
 
     def samples(self, length: int) -> int:
         """Windows of `length` tokens to draw: those to train on, and those held out."""
@@ -69,32 +96,44 @@ class Distill(Taught):
         """Train, and write the best state."""
         members = [replace(self, seed=self.seed + number) for number in range(self.soup)]
         count = max(1, self.tokens // task.tokens.shape[1])
-        orders = [member.windows(task.tokens, count) for member in members]
-        held_out = orders[0][1]
-        lesson = self.lesson(task, torch.cat([held_out, *(windows for windows, _ in orders)]))
-        trained = [
-            member.trained(task, lesson, windows, held_out)
-            for member, (windows, _) in zip(members, orders, strict=True)
-        ]
+        texts = [member.windows(task.tokens, count) for member in members]
+        held_out = texts[0].held_out
+        lesson = self.lesson(task, torch.cat([held_out, *(text.windows for text in texts)]))
+        trained = [member.trained(task, lesson, text) for member, text in zip(members, texts, strict=True)]
         if self.soup == 1:
             student, record = trained[0]
-            return Recovered(record, task.write(student))
+            logits = task.write(student)
+            return Recovered(record, logits, gone(_sites(student)) if self.schedule else None)
         return self._average(task, trained, lesson, held_out)
 
-    def trained(
-        self, task: Task, lesson: Lesson, windows: Tensor, held_out: Tensor
-    ) -> tuple[Any, dict[str, Any]]:
+    def trained(self, task: Task, lesson: Lesson, text: Split) -> tuple[Any, dict[str, Any]]:
         """One student in its best state, and its record."""
         others = self.soup - 1  # which stay in memory
+        others += self.schedule is not None  # the weights of the start, while all is removed at once
         student = self.student(task, others + (ADAPTING if self.adapters else TRAINING))
         if self.adapters:
-            anatomy = Anatomy(student, LinearLayers())
-            ranks = [self.adapters] * len(anatomy.blocks)
-            attach(student, anatomy.sites, ranks, SCALE, task.stored, self.seed)
-        at_once = max(1, self.batch_tokens // windows.shape[1])
-        record = self.teach(task, student, lesson, windows, held_out, at_once)
+            ranks = [self.adapters] * len(Anatomy(student, LinearLayers()).blocks)
+            attach(student, _sites(student), ranks, SCALE, task.stored, self.seed)
+        at_once = max(1, self.batch_tokens // text.windows.shape[1])
+        gradual = self._gradual(task, student, lesson, text, len(text.windows) // at_once)
+        record = self.teach(task, student, lesson, text, at_once, gradual)
         merge(student)
         return student, record
+
+    def _gradual(self, task: Task, student: Any, lesson: Lesson, text: Split, steps: int) -> Gradual | None:
+        """What prunes further while the student trains, and what as much removed at once is worth."""
+        from llmprune.training.trainer import judged
+
+        if self.schedule is None:
+            return None
+        earlier = report_of(task.pruned)
+        method: PruningMethod = plugins.build("method", "llmprune.methods", earlier.recipe["method"], Method)
+        pattern, seen = pattern_of(task.pruned), text.windows[:SEEN]
+        masks = Masks(student, _sites(student), method, pattern, seen, lesson)
+        with masks.tried(self.schedule.to):
+            one_shot = judged(student, lesson, text.held_out, self.computes_in(task))
+        say(f"held-out loss {one_shot:.4f} with {self.schedule.to:.0%} removed at once")
+        return Gradual(masks, self.schedule, earlier.totals["sparsity"], steps, one_shot)
 
     def _average(
         self, task: Task, trained: list[tuple[Any, dict[str, Any]]], lesson: Lesson, held_out: Tensor
@@ -114,3 +153,8 @@ class Distill(Taught):
         taken = mean if loss < min(losses) else best
         found = {"member_losses": losses, "average_loss": loss}
         return Recovered({**record, **found}, task.write(taken))
+
+
+def _sites(student: Any) -> list[Site]:
+    """The linear layers of its blocks."""
+    return Anatomy(student, LinearLayers()).sites

@@ -39,13 +39,13 @@ class Lora(Taught):
     def recover(self, task: Task) -> Recovered:
         """Train the adapters, merge them and write the model."""
         count = self.epochs * len(task.tokens) * (HELD_OUT - 1) // HELD_OUT
-        windows, held_out = self.windows(task.tokens, max(1, count))
+        text = self.windows(task.tokens, max(1, count))
         student = self.student(task, ADAPTING)
         anatomy = Anatomy(student, LinearLayers())
         ranks = self._ranks(anatomy, task)
         attach(student, anatomy.sites, ranks, self.alpha, task.stored, self.seed)
-        lesson = self.lesson(task, torch.cat([windows, held_out]))
-        record = self.teach(task, student, lesson, windows, held_out, min(self.batch, len(windows)))
+        lesson = self.lesson(task, torch.cat(text))
+        record = self.teach(task, student, lesson, text, min(self.batch, len(text.windows)))
         merge(student)
         return Recovered({"ranks": ranks, **record}, task.write(student))
 

@@ -32,9 +32,7 @@ class KeepZeros(TrainerCallback):  # type: ignore[misc]  # transformers declares
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Leave the model's gradients alone."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self.forget()
 
     def watch(self, model: nn.Module) -> None:
         """Take the zeros of a model's trainable matrices as those to keep."""
@@ -43,6 +41,13 @@ class KeepZeros(TrainerCallback):  # type: ignore[misc]  # transformers declares
             if parameter.requires_grad and parameter.ndim > 1 and zeros.any() and not zeros.all():
                 self._zeros[name] = zeros
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._masking(name)))
+
+    def forget(self) -> None:
+        """Let all weights move again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._zeros.clear()
 
     def restore(self, model: nn.Module) -> None:
         """Set the zeros of a model to zero."""

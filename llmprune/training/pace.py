@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from llmprune.progress import say
 
 SAVE_EVERY = 60.0  # seconds of training before the first checkpoint, and between two
+SETTLED = 3  # steps after which their time tells of the others
 SHARE = 0.03  # most of the time that goes into writing them
 
 
@@ -39,6 +40,14 @@ class Telling(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note where this run begins."""
         self._began, self._from = time.monotonic(), state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say what a million tokens take, once that can be told."""
+        if state.global_step == self._from + SETTLED:
+            pace = (time.monotonic() - self._began) / SETTLED
+            hours = pace / self._tokens * 1e6 / 3600
+            left = pace * (state.max_steps - state.global_step) / 60
+            say(f"a million tokens take {hours:.2g} hours here; {left:.0f} minutes left")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Print one line."""

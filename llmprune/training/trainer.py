@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,12 @@ class Course:
     report_to: str = "none"
     """Where Trainer logs to: `tensorboard`, `trackio`, `wandb`."""
 
+    zeros: KeepZeros = field(default_factory=KeepZeros)
+    """Keeps them, or chooses others on the way."""
+
+    settles: int = 0
+    """Steps before the first state that may be kept."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -62,6 +68,9 @@ class Trained:
     held_out: list[tuple[int, float]]
     """Steps done, and the loss on held-out windows then; the first is that of the start."""
 
+    settles: int
+    """Steps before the first state that may be kept."""
+
     @property
     def start(self) -> float:
         """The held-out loss of the start."""
@@ -70,7 +79,7 @@ class Trained:
     @property
     def end(self) -> float:
         """That of the state that was kept."""
-        return min(loss for _, loss in self.held_out)
+        return min(loss for step, loss in self.held_out if step >= self.settles)
 
 
 def train(
@@ -107,6 +116,7 @@ def train(
     return Trained(
         [entry["loss"] for entry in history if "loss" in entry],
         [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry],
+        course.settles,
     )
 
 
@@ -135,11 +145,11 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
             _arguments(course, steps, folder, cpu=next(model.parameters()).device.type == "cpu"),
             train_dataset=[{"input_ids": ids} for ids in windows],
             eval_dataset=[{"input_ids": ids} for ids in held_out],
-            callbacks=[KeepZeros(), saving, Telling(course.windows * windows.shape[1])],
+            callbacks=[course.zeros, saving, Telling(course.windows * windows.shape[1])],
         )
         self._saving = saving
         self.remove_callback(PrinterCallback)
-        self._lesson, self._stored = lesson, course.stored
+        self._lesson, self._stored, self._settles = lesson, course.stored, course.settles
         self.best: dict[str, Tensor] = {}
         """The trained weights of the best state so far."""
 
@@ -164,10 +174,11 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Judge the weights as they will be stored, and keep them if they are the best so far."""
-        known = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
+        settles = self._settles
+        known = [e["eval_loss"] for e in self.state.log_history if "eval_loss" in e and e["step"] >= settles]
         with _rounded(self.model, self._stored):
             found: dict[str, float] = super().evaluate(*args, **kwargs)
-        if not known or found["eval_loss"] < min(known):
+        if self.state.global_step >= settles and (not known or found["eval_loss"] < min(known)):
             self.best = {name: p.detach().to("cpu", copy=True) for name, p in _trained(self.model)}
         return found
 

@@ -70,7 +70,7 @@ class Refine(Recovery):
         Raises:
             RequestError: the sentence says what to do.
         """
-        require_mask(pruned, dense)
+        require_mask(pruned, dense, "refine swaps")
         if samples < 2:
             raise RequestError(
                 "calibration.samples",

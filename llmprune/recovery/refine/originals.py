@@ -12,14 +12,20 @@ from llmprune.model.depth import dense_indices
 from llmprune.model.site import Site
 from llmprune.patterns import base as patterns
 from llmprune.patterns.base import Pattern
+from llmprune.report import Report
+
+
+def report_of(pruned: Opened) -> Report:
+    """The report of a pruned checkpoint."""
+    assert pruned.source is not None
+    found = report.read(pruned.source.folder)
+    assert found is not None
+    return found
 
 
 def pattern_of(pruned: Opened) -> Pattern:
     """The pattern of a pruned checkpoint, as its report has it."""
-    assert pruned.source is not None
-    found = report.read(pruned.source.folder)
-    assert found is not None
-    return patterns.build(found.recipe["pattern"], {})
+    return patterns.build(report_of(pruned).recipe["pattern"], {})
 
 
 def twins(pruned: Anatomy, dense: Anatomy) -> Iterator[tuple[Site, Site]]:
@@ -30,8 +36,13 @@ def twins(pruned: Anatomy, dense: Anatomy) -> Iterator[tuple[Site, Site]]:
         yield from ((site, by_kind[site.kind]) for site in pruned.block_sites(number))
 
 
-def require_mask(pruned: Opened, dense: Opened) -> None:
+def require_mask(pruned: Opened, dense: Opened, does: str) -> None:
     """Refuse a checkpoint that lost anything but single weights.
+
+    Args:
+        pruned: the checkpoint.
+        dense: the one that it was pruned from.
+        does: what is done to single weights, and by what.
 
     Raises:
         RequestError: it says what was removed.
@@ -39,14 +50,14 @@ def require_mask(pruned: Opened, dense: Opened) -> None:
     pattern, instead = pattern_of(pruned), "use reconstruct or lora"
     if pattern.prunes != "linear":
         raise RequestError(
-            "recovery", f"refine swaps single weights, and {pruned.name} was pruned by {pattern}; {instead}"
+            "recovery", f"{does} single weights, and {pruned.name} was pruned by {pattern}; {instead}"
         )
     for site, twin in twins(pruned.anatomy, dense.anatomy):
         ours, theirs = (site.outputs, site.inputs), (twin.outputs, twin.inputs)
         if ours != theirs:
             raise RequestError(
                 "recovery",
-                f"refine swaps single weights, and {site.name} of {pruned.name} was cut from "
+                f"{does} single weights, and {site.name} of {pruned.name} was cut from "
                 f"{theirs[0]} x {theirs[1]} to {ours[0]} x {ours[1]}; {instead}",
             )
 
