@@ -161,6 +161,7 @@ class RecoveryRecord(TypedDict):
     trained_tokens: NotRequired[int]
     computed_in: NotRequired[str]
     member_losses: NotRequired[list[float]]
+    schedule: NotRequired[dict[str, float] | None]
     one_shot_loss: NotRequired[float]
     average_loss: NotRequired[float]
     swaps: NotRequired[list[int]]

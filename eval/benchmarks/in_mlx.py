@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 TOKENS = 64
@@ -39,8 +40,11 @@ def compare(folder: Path) -> dict[str, float]:
     known = mx.load(str(folder.with_name(f"{folder.name}-expected.safetensors")))
     cache = make_prompt_cache(model)
     steps = [model(known["ids"][:, n : n + 1], cache=cache) for n in range(TOKENS)]
-    found = {"at_once": model(known["ids"]), "cached": mx.concatenate(steps, axis=1)}
-    return {how: float(mx.abs(logits - known["logits"]).max()) for how, logits in found.items()}
+    found = {"": model(known["ids"]), "_cached": mx.concatenate(steps, axis=1)}
+    return {
+        f"largest_difference{how}": float(mx.abs(logits - known["logits"]).max())
+        for how, logits in found.items()
+    }
 
 
 def main() -> None:
@@ -56,8 +60,9 @@ def main() -> None:
         return
     rows = {folder.name: compare(folder) for folder in arguments.folders}
     print(json.dumps(rows, indent=1))
+    versions = {name: version(name) for name in ("mlx-lm", "mlx")}
     if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+        arguments.out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import cells
 import yaml
+from cells import Row
 
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGES = ROOT / "eval" / "results", (ROOT / "README.md", ROOT / "eval" / "RESULTS.md")
@@ -21,115 +22,11 @@ MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOT_MEASURED = "not measured"
 TASKS = yaml.safe_load((ROOT / "eval" / "suites" / "paper.yaml").read_text())["tasks"]
 
-Row = dict[str, Any]
-
-
-def perplexity(row: Row) -> str:
-    """To a hundredth, where that says anything."""
-    return _figure(row["perplexity"])
-
-
-def authors(row: Row) -> str:
-    """The same of the authors' code."""
-    return _figure(row.get("authors_perplexity"))
-
 
 def transcribed(row: Row) -> str:
-    """The same of their algorithm, written out plainly, on this machine."""
+    """The perplexity of the authors' algorithm, written out plainly, on this machine."""
     found = rows("transcribed").get(row["name"])
-    return perplexity(found) if found else ""
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
-
-
-def time(row: Row) -> str:
-    """The pruning over a plain forward, from the same run."""
-    return _times(row, "ratio")
-
-
-def both_times(row: Row) -> str:
-    """The same, and over a forward that was measured on its own."""
-    if row["name"] != "dense" and row["ratio"] is None:
-        return "no forward"
-    return " / ".join(filter(None, (time(row), _times(row, "ratio_to_plain_forward"))))
-
-
-def authors_time(row: Row) -> str:
-    """What the authors' code took."""
-    return _times(row, "authors_ratio")
-
-
-def _times(row: Row, key: str) -> str:
-    value = row.get(key)
-    return "" if value is None else f"{value:.2f}x"
-
-
-def removed(row: Row) -> str:
-    """Share of the decoder's linear layers."""
-    share = row.get("removed_of_block_weights", row.get("sparsity"))
-    return "" if not share else f"{share:.1%}".replace("%", " %")
-
-
-def parameters(row: Row) -> str:
-    """In millions."""
-    return f"{row['parameters'] / 1e6:.1f} M"
-
-
-def beside_divergence(row: Row) -> str:
-    """Perplexity, and the mean KL divergence to the dense model on the texts that choose."""
-    return f"{perplexity(row)} ({_mean(row['kl_c4']):.2f}, {_mean(row['kl_wikipedia']):.2f})"
-
-
-def before(row: Row) -> str:
-    """The same of what a recovery began with."""
-    return beside_divergence(row["before"])
-
-
-def taught(row: Row) -> str:
-    """Thousands of tokens that trained."""
-    return f"{2.048 * len(row['losses']):.0f} k"  # 2048 a step
-
-
-def minutes(row: Row) -> str:
-    """Of the recovery."""
-    return f"{row['time']['total_s'] / 60:.0f}"
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def bits(text: str) -> Callable[[Row], str]:
-    """Bits per byte of a text, and over the dense model's."""
-
-    def cell(row: Row) -> str:
-        found = row["texts"][text]
-        times = f" ({found['times_dense']:.3f}x)" if "times_dense" in found else ""
-        return f"{found['bits_per_byte']:.3f}{times}"
-
-    return cell
-
-
-def score(task: str) -> Callable[[Row], str]:
-    """Percent of the questions, with a star where the difference to the dense model is no chance."""
-
-    def cell(row: Row) -> str:
-        found = row["tasks"][task]
-        low, high = found.get("interval", (0, 0))
-        return f"{100 * found['score']:.1f}" + ("*" if low > 0 or high < 0 else "")
-
-    return cell
-
-
-def lost(row: Row) -> str:
-    """The difference of the mean to the dense model's, with its interval."""
-    mean = row["tasks"]["mean"]
-    if "interval" not in mean:
-        return ""
-    low, high = mean["interval"]
-    return f"{100 * mean['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return cells.perplexity(found) if found else ""
 
 
 @dataclass(frozen=True)
@@ -141,8 +38,8 @@ class Table:
 
     head: str
     columns: tuple[Callable[[Row], str], ...]
-    lines: dict[str, str]
-    """The fixed cells, and the rows by name."""
+    lines: dict[str, str | list[str]]
+    """The fixed cells, and the rows by name, separated by spaces where no name has any."""
 
     model: str = MODEL
     """Whose results."""
@@ -154,13 +51,18 @@ class Table:
         return "\n".join([f"| {self.head} |", rule, *(self._line(line, known) for line in self.lines)])
 
     def _line(self, fixed: str, known: dict[str, Row]) -> str:
-        cells = [fixed]
-        for name in self.lines[fixed].split():
+        said, names = [fixed], self.lines[fixed]
+        for name in names.split() if isinstance(names, str) else names:
             if name in known:
-                cells += [column(known[name]) for column in self.columns]
+                said += [column(known[name]) for column in self.columns]
             else:
-                cells += [NOT_MEASURED, *[""] * (len(self.columns) - 1)]
-        return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"
+                said += [NOT_MEASURED, *[""] * (len(self.columns) - 1)]
+        return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in said)}|"
+
+
+def served(file: str, head: str, *columns: Callable[[Row], str]) -> Table:
+    """What was measured in an engine, a line a row, in the order of its file."""
+    return Table((file,), head, columns, {name: [name] for name in rows(file, model="serving")}, "serving")
 
 
 def rows(*folders: str, model: str = MODEL) -> dict[str, Row]:
@@ -169,7 +71,9 @@ def rows(*folders: str, model: str = MODEL) -> dict[str, Row]:
 
 
 def rows_of(folder: Path) -> list[Row]:
-    """The rows of one folder, the dense model's first, then by what they score where they do."""
+    """The rows of one folder, or of one file of all: the dense model's first, then by what they score."""
+    if (file := folder.with_name(f"{folder.name}.json")).is_file():
+        return [{"name": name, **row} for name, row in json.loads(file.read_text())["rows"].items()]
     found = [json.loads(file.read_text()) for file in folder.glob("*.json")]
     return sorted(found, key=_rank)
 
@@ -183,7 +87,7 @@ TABLES = {
     "cost": Table(
         ("against_authors",),
         "recipe | perplexity | authors' code | written out | time | authors' time",
-        (perplexity, authors, transcribed, both_times, authors_time),
+        (cells.perplexity, cells.authors, transcribed, cells.both_times, cells.authors_time),
         {
             "dense": "dense",
             "`wanda-50`": "wanda_50",
@@ -197,7 +101,7 @@ TABLES = {
     "smaller": Table(
         ("against_authors", "depth"),
         "recipe | parameters | perplexity | authors' code | time",
-        (parameters, perplexity, authors, time),
+        (cells.parameters, cells.perplexity, cells.authors, cells.time),
         {
             "dense": "dense",
             "`cfsp-20`": "cfsp_20",
@@ -213,7 +117,7 @@ TABLES = {
     "units": Table(
         ("against_authors",),
         "recipe | removed | parameters | perplexity | authors' code | written out | time",
-        (removed, parameters, perplexity, authors, transcribed, time),
+        (cells.removed, cells.parameters, cells.perplexity, cells.authors, transcribed, cells.time),
         {
             "dense": "dense",
             "`flap-20`": "flap_20",
@@ -238,7 +142,7 @@ TABLES = {
     "depth": Table(
         ("depth",),
         "what goes | repair | 10 % | 20 % | 30 %",
-        (beside_divergence,),
+        (cells.beside_divergence,),
         {
             f"{what} | `{repair}`": " ".join(f"{name}-{share}-{repair}" for share in (10, 20, 30))
             for what, name, repairs in (
@@ -255,7 +159,7 @@ TABLES = {
     "one-shot": Table(
         ("one_shot", "against_authors"),
         "method | 50 % | 60 % | 70 % | 2:4",
-        (beside_divergence,),
+        (cells.beside_divergence,),
         {
             f"`{method}`": " ".join(f"{method}-{share}" for share in ("50", "60", "70", "2of4"))
             for method in ("sparsegpt", "admm")
@@ -265,7 +169,7 @@ TABLES = {
     "orders": Table(
         ("one_shot", "depth"),
         "order and budgets | 20 % | 30 %",
-        (beside_divergence,),
+        (cells.beside_divergence,),
         {
             "heads and channels, `flap`": "flap-20-affine flap-30-affine",
             "heads and channels, `obs`": "obs-20 obs-30",
@@ -277,7 +181,7 @@ TABLES = {
     "searched": Table(
         ("one_shot",),
         "budgets | parameters | perplexity and divergence | time",
-        (parameters, beside_divergence, time),
+        (cells.parameters, cells.beside_divergence, cells.time),
         {
             "`uniform`": "flap-30-uniform",
             "`global_threshold`": "flap-30-global_threshold",
@@ -291,7 +195,7 @@ TABLES = {
     "ridge": Table(
         ("one_shot",),
         "ridge | 16 x 512 tokens | 32 x 1024",
-        (beside_divergence,),
+        (cells.beside_divergence,),
         {
             "`0.01`": "ridge-0.01-short flap-channels-20",
             **{f"`{ridge}`": f"ridge-{ridge}-short ridge-{ridge}" for ridge in (0.1, 1.0, 10.0, "held_out")},
@@ -300,7 +204,7 @@ TABLES = {
     "healed": Table(
         ("healed",),
         "start | before | after | tokens | minutes",
-        (before, beside_divergence, taught, minutes),
+        (cells.before, cells.beside_divergence, cells.taught, cells.minutes),
         {
             "SparseGPT, 2:4": "sparsegpt-2of4-50k",
             "ADMM, 2:4": "admm-2of4-100k",
@@ -308,17 +212,39 @@ TABLES = {
             "FLAP, 30 %, `affine`": "flap-30-100k",
         },
     ),
+    "llama-cpp": served(
+        "in_llama_cpp",
+        "folder | architecture | largest difference | greedy tokens equal | same bytes: q8_0 | q4_0",
+        *(cells.engine, cells.difference, cells.greedy, cells.same_bytes("q8_0"), cells.same_bytes("q4_0")),
+    ),
+    "llama-cpp-speed": served(
+        "speed",
+        "model | tensors | decode | prefill",
+        cells.tensors,
+        cells.speed("decode"),
+        cells.speed("prefill"),
+    ),
+    "vllm": served(
+        "in_vllm",
+        "folder | class that vLLM chose | largest difference of logits | greedy tokens equal",
+        *(cells.engine, cells.difference, cells.greedy),
+    ),
+    "mlx": served(
+        "in_mlx",
+        "model, the small random ones of `tests/export/` | largest difference, at once | token by token",
+        *(cells.difference, cells.difference_cached),
+    ),
     "vocabulary": Table(
         ("vocabulary",),
         "rows | WikiText-2 test, bits per byte | C4, held out",
-        (bits("wikitext2-test"), bits("c4-held-out")),
+        (cells.bits("wikitext2-test"), cells.bits("c4-held-out")),
         {"151,936, dense": "dense", "65,536, `vocabulary-64k`": "65536", "49,152": "49152"},
         "qwen2.5-coder-0.5b",
     ),
     "textless": Table(
         ("textless",),
         "what decides | text | repair | 20 % of the channels | 30 %",
-        (perplexity,),
+        (cells.perplexity,),
         {
             "`prunenet-20`, `prunenet-30` | the model's own | none": "prunenet-20 prunenet-30",
             "the same policy | the model's own | `affine`": "prunenet-20-affine prunenet-30-affine",
@@ -352,7 +278,7 @@ TABLES = {
     "textless-flap": Table(
         ("against_authors", "textless"),
         "FLAP, 20 % of the blocks, heads too | perplexity",
-        (perplexity,),
+        (cells.perplexity,),
         {
             "real text: `flap-20`, 32 x 1024 tokens of WikiText-2 validation": "flap_20",
             "`flap-20-synthetic`, 32 x 512 tokens drawn by rank": "flap-20-synthetic",
@@ -363,7 +289,7 @@ TABLES = {
     "zero-shot": Table(
         ("zero_shot",),
         " | ".join(["recipe", *TASKS, "mean", "mean, to dense"]),
-        (*map(score, [*TASKS, "mean"]), lost),
+        (*map(cells.score, [*TASKS, "mean"]), cells.lost),
         {name if name == "dense" else f"`{name}`": name for name in rows("zero_shot")},
     ),
 }

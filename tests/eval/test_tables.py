@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from benchmarks import tables
+import tables
 
 RECIPES = sorted((tables.ROOT / "recipes").glob("*.yaml"))
 

@@ -1,0 +1,152 @@
+"""What the columns of the tables say of a row of results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def perplexity(row: Row) -> str:
+    """To a hundredth, where that says anything."""
+    return _figure(row["perplexity"])
+
+
+def authors(row: Row) -> str:
+    """The same of the authors' code."""
+    return _figure(row.get("authors_perplexity"))
+
+
+def difference(row: Row) -> str:
+    """The largest difference of logits or log-probabilities to those of transformers."""
+    return f"{row['largest_difference']:.1e}"
+
+
+def difference_cached(row: Row) -> str:
+    """The same of tokens that were read one by one."""
+    return f"{row['largest_difference_cached']:.1e}"
+
+
+def engine(row: Row) -> str:
+    """What the engine runs it as."""
+    return f"`{row.get('class') or row['architecture']}`"
+
+
+def greedy(row: Row) -> str:
+    """Tokens of greedy continuations that are equal, before the first that is not."""
+    return f"{row['equal']} of {row['tokens']}"
+
+
+def same_bytes(kind: str) -> Callable[[Row], str]:
+    """Quantised tensors with the bytes of llama.cpp's own."""
+    return lambda row: row["same_bytes"][kind]
+
+
+def tensors(row: Row) -> str:
+    """Bytes of the tensors after and before."""
+    before, after = (one["weight_bytes"] / 1e6 for one in row["models"])
+    return f"{after:.1f} of {before:.1f} MB"
+
+
+def speed(part: str) -> Callable[[Row], str]:
+    """Times the dense file's tokens per second, with its interval."""
+
+    def cell(row: Row) -> str:
+        found = row["ratios"][f"{part}_tokens_per_s"]
+        low, high = found["interval"]
+        return f"{found['ratio']:.3f}x [{low:.3f}, {high:.3f}]"
+
+    return cell
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
+
+
+def time(row: Row) -> str:
+    """The pruning over a plain forward, from the same run."""
+    return _times(row, "ratio")
+
+
+def both_times(row: Row) -> str:
+    """The same, and over a forward that was measured on its own."""
+    if row["name"] != "dense" and row["ratio"] is None:
+        return "no forward"
+    return " / ".join(filter(None, (time(row), _times(row, "ratio_to_plain_forward"))))
+
+
+def authors_time(row: Row) -> str:
+    """What the authors' code took."""
+    return _times(row, "authors_ratio")
+
+
+def _times(row: Row, key: str) -> str:
+    value = row.get(key)
+    return "" if value is None else f"{value:.2f}x"
+
+
+def removed(row: Row) -> str:
+    """Share of the decoder's linear layers."""
+    share = row.get("removed_of_block_weights", row.get("sparsity"))
+    return "" if not share else f"{share:.1%}".replace("%", " %")
+
+
+def parameters(row: Row) -> str:
+    """In millions."""
+    return f"{row['parameters'] / 1e6:.1f} M"
+
+
+def beside_divergence(row: Row) -> str:
+    """Perplexity, and the mean KL divergence to the dense model on the texts that choose."""
+    return f"{perplexity(row)} ({_mean(row['kl_c4']):.2f}, {_mean(row['kl_wikipedia']):.2f})"
+
+
+def before(row: Row) -> str:
+    """The same of what a recovery began with."""
+    return beside_divergence(row["before"])
+
+
+def taught(row: Row) -> str:
+    """Thousands of tokens that trained."""
+    return f"{2.048 * len(row['losses']):.0f} k"  # 2048 a step
+
+
+def minutes(row: Row) -> str:
+    """Of the recovery."""
+    return f"{row['time']['total_s'] / 60:.0f}"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def bits(text: str) -> Callable[[Row], str]:
+    """Bits per byte of a text, and over the dense model's."""
+
+    def cell(row: Row) -> str:
+        found = row["texts"][text]
+        times = f" ({found['times_dense']:.3f}x)" if "times_dense" in found else ""
+        return f"{found['bits_per_byte']:.3f}{times}"
+
+    return cell
+
+
+def score(task: str) -> Callable[[Row], str]:
+    """Percent of the questions, with a star where the difference to the dense model is no chance."""
+
+    def cell(row: Row) -> str:
+        found = row["tasks"][task]
+        low, high = found.get("interval", (0, 0))
+        return f"{100 * found['score']:.1f}" + ("*" if low > 0 or high < 0 else "")
+
+    return cell
+
+
+def lost(row: Row) -> str:
+    """The difference of the mean to the dense model's, with its interval."""
+    mean = row["tasks"]["mean"]
+    if "interval" not in mean:
+        return ""
+    low, high = mean["interval"]
+    return f"{100 * mean['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
