@@ -57,7 +57,8 @@ def prune(
         tokens: calibration token ids [N, L], instead of a text.
         on_plan: called with the plan before it is carried out.
         options: fields of Recipe (`method="wanda"`, `sparsity=0.5`, ...), which win over the recipe's, and of
-            Run: `out` (the folder to write), `resume`, `device`, `dtype`, `max_memory`, `trust_remote_code`.
+            Run: `out` (the folder to write), `resume`, `device`, `dtype`, `max_memory`, `trust_remote_code`,
+            `on_text`.
 
     Returns:
         What happened; the same as `llmprune_report.json` in `out`.
@@ -163,6 +164,7 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     if model.source is None and out is not None:
         tokenizer = model.tokenizer(tokenizer)  # before the caller's model changes
     text = windows(model, recipe.calibration, todo.plan, tokenizer, tokens)
+    todo.run.show(text)
     fingerprint = finish.fingerprint(todo, text)
     draft = Draft(out, todo.plan.blocks) if out is not None else None
     header = draft.resume(fingerprint) if draft else None

@@ -148,6 +148,7 @@ def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     asked.recovery.require(pruned, dense, asked.text.samples)
     # The pruned model would generate damaged text; but a cut vocabulary has ids of its own.
     text = windows(pruned if asked.shared.cut else dense, asked.text, needed, tokens=tokens)
+    asked.run.show(text)
     assert text is not None and asked.run.folder is not None and dense.source is not None
     needed.require_fit(asked.run.folder)
     how = _asked(asked.recovery)

@@ -10,16 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+from torch import Tensor
+
 from llmprune import report
 from llmprune.checkpoint.files import write_atomically
 from llmprune.errors import RequestError
 from llmprune.measured import Evaluation
 from llmprune.progress import say
 from llmprune.run import card, card_results
-from llmprune_eval import evaluation, runs
+from llmprune.text.windows import sharing
+from llmprune_eval import evaluation, models, runs
 from llmprune_eval.models import engine_file
 from llmprune_eval.tasks import Ask
-from llmprune_eval.windows import Protocol
+from llmprune_eval.windows import Protocol, settled, windows_of
 
 # What every pruned model's perplexity can be measured on, offline too, and how.
 TEXT, PROTOCOL = "builtin", Protocol(windows=16)
@@ -59,6 +63,26 @@ def judge(folder: Path, dense: str, asked: Ask, where: dict[str, Any]) -> None:
         for what, figure in evaluation.rows(found):
             say(f"{what}  {figure}")
     keep(results, _plain(asked))
+
+
+def require_unseen(model: str, trust: bool) -> Callable[[Tensor], None]:
+    """Return what refuses windows [N, L] of a model's tokens that share text with those that `judge` reads.
+
+    It raises RequestError where 64 tokens in a row are in both.
+    """
+
+    def check(windows: Tensor) -> None:
+        found = models.find(model, trust=trust, scored=True)
+        protocol = settled(PROTOCOL, found.tokenizer, found.config)
+        read = torch.stack([window.ids for window in windows_of(found.tokenizer, TEXT, protocol)])
+        if shared := int(sharing(windows, read).sum()):
+            raise RequestError(
+                "calibration",
+                f"{shared} of {len(windows)} windows share text with those that --eval measures on; name "
+                "another text, or leave out --eval",
+            )
+
+    return check
 
 
 def _plain(asked: Ask) -> dict[str, Any]:

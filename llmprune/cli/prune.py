@@ -121,6 +121,7 @@ def prune(
         resume=resume,
         max_memory=max_memory,
         on_plan=lambda plan: display.table(plan.rows(), sys.stderr),
+        on_text=None if judged is None else keeping.require_unseen(name, trust_remote_code),
         **where,
     )
     if judged is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from llmprune.recipe.text import load_data
 from llmprune.report import ModelFacts, Report
 from llmprune.run import learned, plan, tokens
 from llmprune.run.plan import Plan
+from llmprune.text.windows import Windows
 from llmprune.vocabulary.choice import Kept
 from llmprune.walk.pausing import device_of
 
@@ -42,6 +43,13 @@ class Run:
     dtype: str = "auto"
     max_memory: str | None = None
     trust_remote_code: bool = False
+    on_text: Callable[[Tensor], None] | None = None
+    """Called with the calibration windows [N, L] before they are used; may refuse them."""
+
+    def show(self, text: Windows | None) -> None:
+        """Let the caller see the windows of a step."""
+        if self.on_text and text:
+            self.on_text(text.tokens)
 
     @property
     def folder(self) -> Path | None:

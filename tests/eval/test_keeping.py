@@ -11,10 +11,11 @@ import pytest
 from llmprune_eval import bench, keeping
 from llmprune_eval.tasks import Ask
 
-from llmprune import prune, report
+from llmprune import prune, recover, report
 from llmprune.checkpoint import reload
 from llmprune.cli import app
 from llmprune.errors import JobError, RequestError
+from llmprune.text import sources
 from tests import tiny
 from tests.disk import fill, read_only
 from tests.test_families import check_here
@@ -151,3 +152,20 @@ def test_a_bench_is_told_before_it_is_kept(
             app(["bench", str(on_disk), "--save", *more], standalone_mode=False)
         out = capsys.readouterr().out
         assert json.loads(out) == SPEED if more else out == "decode  2.0\n"
+
+
+def test_a_calibration_text_that_is_measured_on_is_refused(
+    folder: Path, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    check = keeping.require_unseen(str(checkpoints("llama")), trust=False)
+    measured = tmp_path / "measured.txt"
+    measured.write_text(sources.for_evaluation("builtin").text("evaluation", 2_000))
+    text = {"dataset": str(measured), "samples": 4, "length": 32}
+    asked = {"method": "wanda", "sparsity": 0.5}
+    with pytest.raises(RequestError, match=r"[1-4] of 4 windows share text with those"):
+        prune(checkpoints("llama"), asked | {"calibration": text}, out=tmp_path / "new", on_text=check)
+    with pytest.raises(RequestError, match=r"[1-4] of 4 windows share text"):
+        recover(folder, "reconstruct", out=tmp_path / "new", calibration=text, on_text=check)
+    assert not (tmp_path / "new").exists()
+    text["dataset"] = "builtin"
+    prune(checkpoints("llama"), asked | {"calibration": text}, out=tmp_path / "new", on_text=check)
