@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -24,6 +24,7 @@ from llmprune.patterns.base import Pattern
 from llmprune.patterns.units import Units
 from llmprune.recovery.base import Recovered, Recovery, Task
 from llmprune.tensors.fit import Fit
+from llmprune.tensors.held_out import EVERY, USUAL
 from llmprune.tensors.statistics import Gram
 from llmprune.walk.stage import Stage
 from llmprune.walk.walk import Walk
@@ -39,8 +40,9 @@ class Reconstruct(Recovery):
     needs: ClassVar = Gram
     translates: ClassVar = True
 
-    ridge: Annotated[float, Field(gt=0)] = 0.01
-    """Penalty on moving a weight, as a share of the mean diagonal of the inputs' covariance."""
+    ridge: Annotated[float, Field(gt=0)] | Literal["held_out"] = USUAL
+    """Penalty on moving a weight, as a share of the mean diagonal of the inputs' covariance; `held_out` tries
+    some on every fourth batch of the text, layer by layer."""
 
     def recover(self, task: Task) -> Recovered:
         """Walk both models side by side, with one block of each resident."""
@@ -59,25 +61,29 @@ class Reconstruct(Recovery):
                 sites += task.draft.done[stage.index].refits
                 continue
             targets = _outputs_of(dense_stage, task.together)
-            fits = _fits(stage, dense_stage, targets, task.together)
+            fits = _fits(stage, dense_stage, targets, task.together, splits=self.ridge == "held_out")
             masked = task.layout is None  # padding needs no mask: its inputs are zero, so its weights stay
             # One at a time: the inputs of the next site depend on the weight of this one.
-            refits = [self._refit(pruned, site, fit, masked) for site, fit in fits]
+            refits = [self._refit(pruned, site, *both, masked) for site, both in fits]
             task.draft.write_block(stage.index, pruned.tensors(stage.index), BlockRecord(refits=refits))
             sites += refits
         task.draft.write_rest(pruned.rest())
         return Recovered({"sites": sites}, walk.logits() if task.pruned.fits_whole() else None)
 
-    def _refit(self, store: Store, site: Site, fit: Fit, masked: bool) -> Refit:
+    def _refit(self, store: Store, site: Site, rest: Fit, held_out: Fit | None, masked: bool) -> Refit:
         """Update the weight of one resident layer, and its bias if it has one."""
         weight = store.weight(site)
-        step = fit.solve(self.ridge, weight != 0 if masked else None)
+        keep = weight != 0 if masked else None
+        if self.ridge == "held_out":
+            assert held_out is not None
+            ridge, fit = rest.chosen(held_out, keep), rest + held_out
+        else:
+            ridge, fit = self.ridge, rest
+        step = fit.solve(ridge, keep)
         store.set_weight(site, (weight + step).to(weight.dtype))
         if fit.centred:
             store.add_to_bias(site, fit.bias(step))
-        return Refit(
-            name=site.name, error_before=fit.error(None), error_after=fit.error(step), ridge=self.ridge
-        )
+        return Refit(name=site.name, error_before=fit.error(None), error_after=fit.error(step), ridge=ridge)
 
 
 def _reach(stages: Iterable[Stage], block: int) -> Stage:
@@ -92,9 +98,12 @@ def _outputs_of(stage: Stage, together: bool) -> dict[str, list[Tensor]]:
 
 
 def _fits(
-    stage: Stage, dense_stage: Stage, targets: dict[str, list[Tensor]], together: bool
-) -> Iterable[tuple[Site, Fit]]:
-    """Yield the normal equations of every site of one block; the caller refits it before the next."""
+    stage: Stage, dense_stage: Stage, targets: dict[str, list[Tensor]], together: bool, *, splits: bool
+) -> Iterable[tuple[Site, tuple[Fit, Fit | None]]]:
+    """Yield the normal equations of every site of one block; the caller refits it before the next.
+
+    Where the text is split, those of every fourth batch stand apart.
+    """
     # The error of the residual stream at this point: dense minus pruned hidden states.
     stream_error: list[Tensor] | None = None
     if _is_additive(dense_stage, targets):
@@ -105,12 +114,14 @@ def _fits(
             for batch, error in enumerate(stream_error or ()):
                 error += targets[kind][batch]
         inputs = list(arrived)
-        fit = Fit(site.inputs, site.outputs, site.bias is not None, site.weight.device)
+        size = site.inputs, site.outputs, site.bias is not None, site.weight.device
+        rest, held_out = Fit(*size), Fit(*size) if splits else None
         for batch, x in enumerate(inputs):
             target = targets[site.kind][batch]
             error = target - _output(site, x).cpu()
+            fit = held_out if held_out and (batch + 1) % EVERY == 0 else rest
             fit.update(x, target, error + stream_error[batch] if stream_error else error)
-        yield site, fit
+        yield site, (rest, held_out)
         if stream_error:  # the next site corrects what this one, once refitted, still misses
             for batch, x in enumerate(inputs):
                 stream_error[batch] += targets[site.kind][batch] - _output(site, x).cpu()

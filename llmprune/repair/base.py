@@ -17,12 +17,10 @@ from torch import Tensor
 
 from llmprune.plugins import OPTIONS
 from llmprune.tensors import ops
-from llmprune.tensors.held_out import HeldOutGram
+from llmprune.tensors.held_out import RIDGES, USUAL, HeldOutGram
 from llmprune.tensors.statistics import CentredGram, Nothing, Statistic
 
 S = TypeVar("S", bound=Statistic)
-USUAL = 0.01
-RIDGES = (0.001, 0.01, 0.1, 1.0)  # that held-out text chooses from
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llmprune.tensors import ops
+from llmprune.tensors.held_out import RIDGES, USUAL
 
 STEPS = 200  # most iterations of conjugate gradients, used if zeros must stay
 
@@ -62,14 +63,40 @@ class Fit:
         """Return the step [O] of the bias that belongs to a step of the weight."""
         return (self._e_sum - step @ self._x_sum) / self._tokens
 
-    def error(self, step: Tensor | None) -> float:
-        """Return ||output error|| / ||dense output||, after a step of weight and bias, or before if None."""
+    def __add__(self, other: Fit) -> Fit:
+        """The normal equations of both texts."""
+        inputs, outputs = self._cross.shape
+        found = Fit(inputs, outputs, self.centred, self._gram.device)
+        for name in ("_tokens", "_gram", "_cross", "_x_sum", "_e_sum", "_e_square", "_y_square"):
+            setattr(found, name, getattr(self, name) + getattr(other, name))
+        return found
+
+    def chosen(self, held_out: Fit, keep: Tensor | None) -> float:
+        """The ridge whose step, solved here, has the least error on a text that was held out.
+
+        Args:
+            held_out: its sums.
+            keep: where the weight may change, as in `solve`.
+        """
+        if not held_out._tokens:  # fewer batches than one is held out of
+            return USUAL
+        steps = {ridge: self.solve(ridge, keep) for ridge in RIDGES}
+        bias = {ridge: self.bias(step) if self.centred else None for ridge, step in steps.items()}
+        return min(RIDGES, key=lambda ridge: held_out.error(steps[ridge], bias[ridge]))
+
+    def error(self, step: Tensor | None, bias: Tensor | None = None) -> float:
+        """Return ||output error|| / ||dense output||, after a step of weight and bias, or before if None.
+
+        Args:
+            step: of the weight [O, I].
+            bias: its step [O]; the one that suits these sums unless given.
+        """
         square = self._e_square  # expanded: ||e - s x - b||^2 needs sums only, and no second pass
         if step is not None:
             gram = ops.mirrored(self._gram).double()
             square += float(((step @ gram) * step).sum() - 2 * (step * self._cross.double().T).sum())
             if self.centred:
-                bias = self.bias(step)
+                bias = self.bias(step) if bias is None else bias
                 rest = self._e_sum - step @ self._x_sum
                 square += float(self._tokens * bias.square().sum() - 2 * bias @ rest)
         # The terms nearly cancel for a good fit, so rounding may make the sum negative.

@@ -11,6 +11,8 @@ from torch import Tensor
 from llmprune.tensors.statistics import CentredGram
 
 EVERY = 4  # of so many batches, one is held out
+RIDGES = (0.001, 0.01, 0.1, 1.0)  # that it chooses from
+USUAL = 0.01  # where nothing is held out
 
 
 class HeldOutGram(CentredGram):

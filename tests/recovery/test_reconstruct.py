@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from llmprune import prune, recover
 from llmprune.checkpoint import reload
 from llmprune.tensors.fit import STEPS, Fit, conjugate_gradients
+from llmprune.tensors.held_out import RIDGES
 from llmprune.text import sources
 from llmprune.text.tokenizing import tokenize
 from tests import tiny
@@ -105,6 +106,37 @@ def test_the_fit_is_that_of_a_textbook() -> None:
     left = (lacking.double() - design @ expected).norm() / lacking.norm()
     assert fit.error(step) == pytest.approx(float(left), rel=1e-4)
     assert fit.error(None) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_the_ridge_is_chosen_on_text_that_is_held_out() -> None:
+    """Few noisy tokens want a large one, many clean ones a small one; as a fit written out judges it."""
+    for tokens, noise, expected in ((12, 3.0, max(RIDGES)), (4000, 0.0, min(RIDGES))):
+        x, truth = torch.randn(2, tokens, 10).double(), torch.randn(4, 10).double()
+        lacking = x @ truth.T + noise * torch.randn(2, tokens, 4).double()
+        rest, held_out = (Fit(10, 4, biased=True, device=x.device) for _ in range(2))
+        rest.update(x[:1].float(), lacking[:1], lacking[:1])
+        held_out.update(x[1:].float(), lacking[1:], lacking[1:])
+        centred, means = x[0] - x[0].mean(0), (x[0].mean(0), lacking[0].mean(0))
+        losses = {}
+        for ridge in RIDGES:
+            gram = centred.T @ centred
+            gram += ridge * gram.diagonal().mean() * torch.eye(10)
+            step = torch.linalg.solve(gram, centred.T @ lacking[0]).T
+            bias = means[1] - step @ means[0]
+            losses[ridge] = float((lacking[1] - x[1] @ step.T - bias).square().sum())
+        chosen = rest.chosen(held_out, None)
+        assert chosen == min(losses, key=lambda ridge: losses[ridge]) == expected
+        both = rest + held_out
+        whole = Fit(10, 4, biased=True, device=x.device)
+        whole.update(x.float(), lacking, lacking)
+        torch.testing.assert_close(both.solve(0.1, None), whole.solve(0.1, None), rtol=1e-4, atol=1e-6)
+
+
+def test_a_held_out_ridge_stands_in_the_report(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    prune(checkpoints("llama"), PRUNED["2:4"] | {"calibration": CALIBRATION}, out=tmp_path / "out")
+    report = recover(tmp_path / "out", {"name": "reconstruct", "ridge": "held_out"})
+    assert report.recovery is not None
+    assert {site["ridge"] for site in report.recovery["sites"]} <= set(RIDGES)
 
 
 def test_where_zeros_must_stay_every_row_is_fitted_on_its_own_support() -> None:
