@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from llmprune_eval import tasks as suites
 
 DRAWS = 10_000
 LEVEL = 0.95
 SEED = 0
+
+
+class Scored(NamedTuple):
+    """A task: the scores of both models by question, and that of guessing."""
+
+    dense: dict[str, float]
+    pruned: dict[str, float]
+    chance: float
 
 
 def paired(dense: dict[str, float], pruned: dict[str, float]) -> dict[str, Any]:
@@ -45,8 +55,43 @@ def averaged(tasks: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str
     }
 
 
+def kept(tasks: list[Scored]) -> dict[str, Any]:
+    """The share of the dense model's points above chance that the pruned one has, with a paired interval.
+
+    Points are the mean score over the tasks, all tasks alike, less what guessing scores. Whole questions are
+    drawn, as in `paired`.
+
+    Returns:
+        `value` and `interval`; both None where the dense model is not above chance, or hardly.
+    """
+    generator = np.random.default_rng(SEED)
+    pairs = []
+    for one in tasks:
+        shared = sorted(one.dense.keys() & one.pruned.keys())
+        scores = np.array([[model[q] for q in shared] for model in (one.pruned, one.dense)])
+        pairs.append((_means(scores.T, generator) - one.chance, scores.mean(1) - one.chance))
+    drawn, (pruned, dense) = np.mean([d for d, _ in pairs], axis=0), np.mean([m for _, m in pairs], axis=0)
+    known = {"tasks": len(tasks), "level": LEVEL}
+    if np.quantile(drawn[:, 1], (1 - LEVEL) / 2) <= 0:
+        return {"value": None, "interval": None, **known}
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"value": float(pruned / dense), "interval": [float(low), float(high)], **known}
+
+
+def _kept_by_suite(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
+    """What is kept over all tasks with given answers, and over every suite of them that is whole."""
+    scored = {
+        name: Scored(before["examples"], pruned[name]["examples"], before["chance"])
+        for name, before in dense.items()
+        if before.get("chance") is not None and before["examples"]
+    }
+    groups = {"all": list(scored)} | {suite: suites.tasks_of(suite) for suite in suites.suites()}
+    whole = {name: tasks for name, tasks in groups.items() if tasks and {*tasks} <= scored.keys()}
+    return {name: kept([scored[task] for task in tasks]) for name, tasks in whole.items()}
+
+
 def _means(lost: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """The means [DRAWS] of as many values as there are, drawn with replacement."""
+    """The means [DRAWS, ...] of as many values [N, ...] as there are, drawn with replacement."""
     shares = np.full(len(lost), 1 / len(lost))
     some = 100  # at a time: ten thousand questions would take a GB of counts
     parts = [generator.multinomial(len(lost), shares, size=some) @ lost for _ in range(DRAWS // some)]
@@ -82,6 +127,11 @@ def of(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
         if before["examples"]:
             row |= paired(before["examples"], after["examples"])
         found["tasks"][name] = row
+    found["bits_per_byte"] = [
+        after["bits_per_byte"] / before["bits_per_byte"]
+        for before, after in zip(dense.get("perplexity", []), pruned.get("perplexity", []), strict=True)
+    ]
+    found["kept"] = _kept_by_suite(dense.get("tasks", {}), pruned.get("tasks", {}))
     if len(scored := [name for name, row in found["tasks"].items() if "interval" in row]) > 1:
         found["mean"] = _mean(scored, dense["tasks"], pruned["tasks"])
     return found
@@ -102,6 +152,14 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         note = "" if text["comparable"] else " (other tokenizer or BOS: perplexities cannot be compared)"
         table.append((text["dataset"], f"{text['measure']} times {text['ratio']:.3f}{note}"))
     means = {"mean": found["mean"]} if "mean" in found else {}
+    for name, share in found["kept"].items():
+        what = "all tasks" if name == "all" else name
+        if share["value"] is None:
+            table.append((what, "the dense model is not above chance"))
+            continue
+        low, high = share["interval"]
+        said = f"{share['value']:.1%} of the points above chance kept [{low:.1%}, {high:.1%}]"
+        table.append((what, f"{said} at {share['level']:.0%}"))
     for name, row in [*found["tasks"].items(), *means.items()]:
         line = f"{row['metric']} {row['dense']:.4f} -> {row['pruned']:.4f}"
         if row["retained"] is not None:

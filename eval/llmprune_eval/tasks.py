@@ -26,6 +26,7 @@ from llmprune_eval.perplexity import require_known
 
 HERE = Path(__file__).parent
 SUITES = HERE / "suites" if (HERE / "suites").is_dir() else HERE.parent / "suites"
+CHOICE = "multiple_choice"  # lm-eval's word
 METRICS = (
     "acc_norm",
     "acc",
@@ -55,6 +56,16 @@ class Ask:
 def suites() -> list[str]:
     """The names of the shipped suites."""
     return sorted(path.stem for path in SUITES.glob("*.yaml"))
+
+
+def tasks_of(suite: str) -> list[str]:
+    """The tasks of a suite."""
+    return list(_suite(suite)["tasks"])
+
+
+def _suite(name: str) -> dict[str, Any]:
+    suite: dict[str, Any] = yaml.safe_load((SUITES / f"{name}.yaml").read_text())
+    return suite
 
 
 def ask(
@@ -90,8 +101,7 @@ def ask(
 def _part(name: str) -> dict[str, Any]:
     """A suite, or a task as one without settings."""
     if name in suites():
-        suite: dict[str, Any] = yaml.safe_load((SUITES / f"{name}.yaml").read_text())
-        return suite
+        return _suite(name)
     _require_known(name)
     return {"tasks": [name]}
 
@@ -142,7 +152,8 @@ def score(model: Any, tokenizer: Any, asked: Ask, scorer: type | None = None) ->
     Returns:
         `tasks`: for each task or group its metrics and standard errors as lm-eval names them, with `metric`,
         the one that counts, whether `higher_is_better`, `examples`, its value for every question where it has
-        one, and how many `questions` were asked of how many there are; `versions` of the tasks.
+        one, and how many `questions` were asked of how many there are; `chance`, the score of guessing among
+        given answers; `versions` of the tasks.
 
     Raises:
         RequestError: lm-eval cannot score a task as asked, or lacks a package for it; or the tokenizer is
@@ -236,7 +247,14 @@ def _scores(name: str, values: dict[str, Any], found: dict[str, Any]) -> dict[st
     shown = {"metric": metric, "higher_is_better": higher, "num_fewshot": found.get("n-shot", {}).get(name)}
     asked = found.get("n-samples", {}).get(name)  # a group has none of its own
     of = {"questions": {"asked": asked["effective"], "of": asked["original"]}} if asked else {}
-    return {**plain, **shown, **of, "examples": _examples(found.get("samples", {}).get(name, []), metric)}
+    samples = found.get("samples", {}).get(name, [])
+    chance = _chance(samples) if found.get("configs", {}).get(name, {}).get("output_type") == CHOICE else None
+    return {**plain, **shown, **of, "chance": chance, "examples": _examples(samples, metric)}
+
+
+def _chance(samples: list[dict[str, Any]]) -> float | None:
+    """The mean score of guessing, where every question has its number of answers."""
+    return sum(1 / len(s["resps"]) for s in samples) / len(samples) if samples else None
 
 
 def _examples(samples: list[dict[str, Any]], metric: str | None) -> dict[str, float]:

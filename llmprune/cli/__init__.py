@@ -19,7 +19,8 @@ __all__ = ["app", "main"]
 
 
 def main() -> NoReturn:
-    """Run a command; exit with 0 when it is done, 1 when it failed, 2 when the request was wrong."""
+    """Run a command; exit with 0 when it is done, 1 when it failed, 2 when the request was wrong, 3 where a
+    condition of `eval --fail-if` holds."""
     try:
         app()
     except SystemExit as leaving:

@@ -27,7 +27,7 @@ def evaluate(
     stride: Annotated[int | None, typer.Option(min=1, help="Tokens between windows (their length).")] = None,
     bos: Bos = None,
     tasks: Annotated[
-        str | None, typer.Option(help="lm-eval's tasks a,b; or the suites quick, paper, mmlu.")
+        str | None, typer.Option(help="lm-eval's tasks a,b; or the suites quick, sharp, paper, mmlu.")
     ] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions a task.")] = None,
@@ -43,12 +43,18 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     out: Annotated[Path | None, typer.Option(help="Write the JSON object here as well.")] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Exit with 3 where a figure is so, as in "kl > 0.1" or "sharp.kept < 0.9"; repeatable.'
+        ),
+    ] = None,
     save: Save = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure MODELS; with --baseline, beside the dense model under the same protocol."""
-    from llmprune_eval import evaluation, keeping
+    from llmprune_eval import evaluation, gate, keeping
     from llmprune_eval import tasks as scored
     from llmprune_eval.windows import Protocol
 
@@ -64,6 +70,8 @@ def evaluate(
     if tasks is not None:
         which = {"num_fewshot": num_fewshot, "limit": limit, "seed": seed}
         asked = scored.ask(tasks, **which, batch_size=batch_size, data=data)
+    conditions = [gate.parse(said) for said in fail_if or ()]
+    gate.require_known(conditions, gate.names(perplexity or [], asked, baseline is not None))
     display.quiet()
     names = {} if baseline is None else {"baseline": baseline}
     names |= {"model" if not i else f"model-{i + 1}": name for i, name in enumerate(models)}
@@ -75,6 +83,9 @@ def evaluate(
         keeping.keep(results)
     if out is not None:
         display.write(out, json.dumps(results, indent=1))
+    if failed := gate.failed(conditions, results):
+        typer.echo("\n".join(failed), err=True)
+        raise typer.Exit(3)
 
 
 def _tell(results: dict[str, dict[str, Any]], as_json: bool) -> None:

@@ -169,6 +169,7 @@ def test_suites_are_lists_of_known_tasks_whose_settings_give_way() -> None:
         "mmlu": None,
         "paper": None,
         "quick": 100,
+        "sharp": 1000,
     }
     asked = tasks.ask("quick,arc_easy,boolq", **none | {"limit": 7, "num_fewshot": 2})
     assert asked.tasks == ("arc_easy", "piqa", "boolq")
