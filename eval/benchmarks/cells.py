@@ -38,6 +38,16 @@ def greedy(row: Row) -> str:
     return f"{row['equal']} of {row['tokens']}"
 
 
+def file_size(row: Row) -> str:
+    """In MB."""
+    return f"{row['bytes'] / 1e6:.1f} MB"
+
+
+def divergence(row: Row) -> str:
+    """KL to the folder that the file was written from, and how often both say the same token."""
+    return f"{row['kl']:.4f} nats, {row['top1']:.1%}".replace("%", " %")
+
+
 def same_bytes(kind: str) -> Callable[[Row], str]:
     """Quantised tensors with the bytes of llama.cpp's own."""
     return lambda row: row["same_bytes"][kind]

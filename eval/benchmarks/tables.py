@@ -224,6 +224,9 @@ TABLES = {
         cells.speed("decode"),
         cells.speed("prefill"),
     ),
+    "quantised": served(
+        "quantised", "file | size | KL to its folder, same likeliest token", cells.file_size, cells.divergence
+    ),
     "vllm": served(
         "in_vllm",
         "folder | class that vLLM chose | largest difference of logits | greedy tokens equal",

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
-from llmprune_eval import agreement, comparison, models, perplexity, tasks
+from llmprune_eval import agreement, comparison, models, perplexity, talk, tasks
 from llmprune_eval.models import Named
 from llmprune_eval.tasks import Ask
 from llmprune_eval.windows import Protocol, settled, windows_of
@@ -18,6 +18,7 @@ def evaluate(
     protocol: Protocol,
     asked: Ask | None = None,
     where: dict[str, Any] | None = None,
+    prompts: int | None = None,
 ) -> dict[str, Any]:
     """Measure models one after another; the baseline stays in memory beside each of the others.
 
@@ -28,9 +29,10 @@ def evaluate(
         protocol: how, the same for all of them.
         asked: which tasks are scored.
         where: arguments of `llmprune.load`.
+        prompts: of suite `talk`, where it is asked.
 
     Returns:
-        By role: `name`, `perplexity`, `tasks`; beside a baseline also `agreement` and `comparison`.
+        By role: `name`, `perplexity`, `tasks`, `talk`; beside a baseline also `agreement` and `comparison`.
 
     Raises:
         RequestError: a model or a text is not there, or they do not go together; nothing was measured.
@@ -40,15 +42,20 @@ def evaluate(
         models.require_device(names.values(), (where or {}).get("device", "auto"))
     named = {role: models.find(name, trust=trust, scored=asked is not None) for role, name in names.items()}
     protocol = _checked(list(named.values()), texts, protocol)
+    for one in named.values() if prompts else ():
+        talk.require_template(one.tokenizer, one.name)
+    length = max(protocol.length or 0, talk.CONTEXT if prompts else 0)
     results: dict[str, Any] = {}
     dense = None
     for role in sorted(names, key=lambda role: role != "baseline"):
         tokenizer = named[role].tokenizer
-        model = named[role].opened(protocol.length or 0, where or {})
+        model = named[role].opened(length, where or {})
         figures = [perplexity.measure(model, tokenizer, text, protocol).to_dict() for text in texts]
         found: dict[str, Any] = {"name": names[role], "perplexity": figures}
         if asked is not None:
             found |= tasks.score(model, tokenizer, asked)
+        if prompts:
+            found["talk"] = talk.measure(model, tokenizer, prompts)
         if role == "baseline":
             dense = model
         elif dense is not None:
@@ -57,6 +64,8 @@ def evaluate(
                 both = [agreement.measure(dense, model, tokenizer, text, protocol) for text in texts]
                 found["agreement"] = [asdict(one) for one in both]
             found["comparison"] = comparison.of(results["baseline"], found)
+            if prompts:
+                found["comparison"]["talk"] = talk.compare(results["baseline"]["talk"], found["talk"])
         results[role] = found
         del model
     return {role: results[role] for role in names}
@@ -99,6 +108,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     for both in found.get("agreement", []):
         said = f"KL {both['kl']:.4f} nats, same first choice {both['top1']:.1%}"
         table.append((f"  agreement on {both['dataset']}", said))
+    if "talk" in found:
+        table += talk.rows(found["talk"], found.get("comparison", {}).get("talk"))
     if "comparison" in found:
         table += [(f"  {key} vs dense", value) for key, value in comparison.rows(found["comparison"])]
     return table

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmprune.errors import RequestError
-from llmprune_eval import tasks
+from llmprune_eval import talk, tasks
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -48,18 +48,21 @@ def parse(said: str) -> Condition:
     return Condition(said.strip(), found[1], lambda value: compare(value, bound))
 
 
-def names(texts: list[str], asked: tasks.Ask | None, baseline: bool) -> list[str]:
+def names(texts: list[str], asked: tasks.Ask | None, *, talks: bool, baseline: bool) -> list[str]:
     """The figures that an evaluation will have.
 
     Args:
         texts: whose perplexity is asked.
         asked: tasks.
+        talks: whether suite `talk` is asked.
         baseline: whether the dense model is measured as well.
     """
     found = ["perplexity", "bits_per_byte"] if texts else []
     scored = list(asked.tasks) if asked else []
     found += scored
+    found += [f"talk.{name}" for name in talk.FIGURES] if talks else []
     if baseline:
+        found += ["talk.agreement", "talk.longer"] if talks else []
         found += ["kl", "top1", "bits_per_byte.ratio"] if texts else []
         found += [f"{task}.difference" for task in scored] + (["kept"] if scored else [])
         found += [f"{suite}.kept" for suite in tasks.suites() if _whole(suite, scored)]
@@ -83,22 +86,32 @@ def require_known(conditions: list[Condition], known: list[str]) -> None:
 def figures(model: dict[str, Any]) -> dict[str, float]:
     """The figures of one model's results, by name; of several texts those of the first."""
     found: dict[str, float] = {}
-    compared = model.get("comparison", {})
     for text in model.get("perplexity", [])[:1]:
         found |= {"perplexity": text["perplexity"], "bits_per_byte": text["bits_per_byte"]}
     for both in model.get("agreement", [])[:1]:
         found |= {"kl": both["kl"], "top1": both["top1"]}
-    if ratios := compared.get("bits_per_byte"):
-        found["bits_per_byte.ratio"] = ratios[0]
-    for name, values in model.get("tasks", {}).items():
-        if values["metric"]:
-            found[name] = values[values["metric"]]
+    for ratio in model.get("comparison", {}).get("bits_per_byte", [])[:1]:
+        found["bits_per_byte.ratio"] = ratio
+    return found | _of_tasks(model) | _of_talk(model)
+
+
+def _of_tasks(model: dict[str, Any]) -> dict[str, float]:
+    compared = model.get("comparison", {})
+    scored = {name: task for name, task in model.get("tasks", {}).items() if task["metric"]}
+    found = {name: task[task["metric"]] for name, task in scored.items()}
     for name, row in compared.get("tasks", {}).items():
         if "difference" in row:
             found[f"{name}.difference"] = row["difference"]
     for name, kept in compared.get("kept", {}).items():
         if kept["value"] is not None:
             found["kept" if name == "all" else f"{name}.kept"] = kept["value"]
+    return found
+
+
+def _of_talk(model: dict[str, Any]) -> dict[str, float]:
+    found = {f"talk.{name}": model["talk"][name] for name in talk.FIGURES if "talk" in model}
+    if compared := model.get("comparison", {}).get("talk"):
+        found |= {"talk.agreement": compared["agreement"]["value"], "talk.longer": compared["longer"]}
     return found
 
 

@@ -158,9 +158,10 @@ def _key(text: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:
-    """Without the scores of single questions, which are thousands."""
+    """Without the scores of single questions, which are thousands, and the answers to prompts."""
     tasks = {
         name: {key: value for key, value in values.items() if key != "examples"}
         for name, values in found.get("tasks", {}).items()
     }
-    return {**found, "tasks": tasks}
+    talk = {key: value for key, value in found.get("talk", {}).items() if key != "answers"}
+    return {**found, "tasks": tasks, **({"talk": talk} if talk else {})}

@@ -29,6 +29,9 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="lm-eval's tasks a,b; or the suites quick, sharp, paper, mmlu.")
     ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="A suite of tasks, or talk: answers to prompts; repeatable.")
+    ] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions a task.")] = None,
     seed: Annotated[
@@ -54,14 +57,16 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure MODELS; with --baseline, beside the dense model under the same protocol."""
-    from llmprune_eval import evaluation, gate, keeping
+    from llmprune_eval import evaluation, gate, keeping, talk
     from llmprune_eval import tasks as scored
     from llmprune_eval.windows import Protocol
 
     from llmprune.text.bos import parse
 
-    if not perplexity and tasks is None:
-        raise RequestError("perplexity", "nothing was asked to be measured; give a text, or --tasks")
+    talks = "talk" in (suite or ())
+    tasks = ",".join(filter(None, [tasks, *(name for name in suite or () if name != "talk")])) or None
+    if not (perplexity or tasks or talks):
+        raise RequestError("perplexity", "nothing was asked to be measured; give a text, --tasks or --suite")
     if out is not None:
         display.require_file(out)
     if save:
@@ -71,13 +76,16 @@ def evaluate(
         which = {"num_fewshot": num_fewshot, "limit": limit, "seed": seed}
         asked = scored.ask(tasks, **which, batch_size=batch_size, data=data)
     conditions = [gate.parse(said) for said in fail_if or ()]
-    gate.require_known(conditions, gate.names(perplexity or [], asked, baseline is not None))
+    gate.require_known(
+        conditions, gate.names(perplexity or [], asked, talks=talks, baseline=baseline is not None)
+    )
     display.quiet()
     names = {} if baseline is None else {"baseline": baseline}
     names |= {"model" if not i else f"model-{i + 1}": name for i, name in enumerate(models)}
     protocol = Protocol(length, windows, stride, parse("auto" if bos is None else bos, "bos"), text_column)
     where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-    results = evaluation.evaluate(names, perplexity or [], protocol, asked, where)
+    prompts = min(limit or talk.PROMPTS, talk.PROMPTS) if talks else None
+    results = evaluation.evaluate(names, perplexity or [], protocol, asked, where, prompts)
     _tell(results, as_json)  # first: a full disk must not lose what took hours
     if save:
         keeping.keep(results)
