@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cells
+import engines
 import yaml
 from cells import Row
 
 ROOT = Path(__file__).parents[2]
-RESULTS, PAGES = ROOT / "eval" / "results", (ROOT / "README.md", ROOT / "eval" / "RESULTS.md")
+RESULTS, PAGES = (
+    ROOT / "eval" / "results",
+    tuple(ROOT / page for page in ("README.md", "eval/RESULTS.md", "llmprune/README.md")),
+)
 MODEL = "smollm2-135m"
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOT_MEASURED = "not measured"
@@ -63,6 +67,15 @@ class Table:
 def served(file: str, head: str, *columns: Callable[[Row], str]) -> Table:
     """What was measured in an engine, a line a row, in the order of its file."""
     return Table((file,), head, columns, {name: [name] for name in rows(file, model="serving")}, "serving")
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Which engines run which folders."""
+
+    def text(self) -> str:
+        """In Markdown."""
+        return engines.table(lambda name: json.loads((RESULTS / "serving" / f"{name}.json").read_text()))
 
 
 def rows(*folders: str, model: str = MODEL) -> dict[str, Row]:
@@ -212,6 +225,7 @@ TABLES = {
             "FLAP, 30 %, `affine`": "flap-30-100k",
         },
     ),
+    "engines": Engines(),
     "llama-cpp": served(
         "in_llama_cpp",
         "folder | architecture | largest difference | greedy tokens equal | same bytes: q8_0 | q4_0",
