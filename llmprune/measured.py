@@ -42,6 +42,8 @@ class Agreement(TypedDict):
     """Mean KL(dense || pruned), in nats."""
     top1: float
     predictions: int
+    interval: NotRequired[list[float] | None]
+    by_quarter: NotRequired[list[float]]
 
 
 class Judged(TypedDict, total=False):

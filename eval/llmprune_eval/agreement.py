@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmprune.progress import track
 from llmprune.tensors import agreement as tensors
-from llmprune_eval import logits
+from llmprune_eval import comparison, logits
 from llmprune_eval.windows import Protocol, settled, windows_of
+
+QUARTERS = 4  # of a window
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,37 @@ class Agreement:
 
     predictions: int
 
+    interval: list[float] | None
+    """Of the divergence, 95 %, by drawing windows; None of a single one."""
+
+    by_quarter: list[float]
+    """The divergence in each quarter of the windows: whether it grows with what stands before."""
+
 
 @torch.no_grad()
 def measure(dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protocol) -> Agreement:
     """Compare two models that share a tokenizer, on the windows that their perplexity is measured on."""
-    total = tensors.Agreement()
+    quarters, each = [tensors.Agreement()] * QUARTERS, []
     protocol = settled(protocol, tokenizer, dense.config, pruned.config)
     for window in track(windows_of(tokenizer, text, protocol), f"agreement on {text}", protocol.windows):
-        ids = window.ids
-        both = zip(logits.pieces(dense, ids), logits.pieces(pruned, ids), strict=True)
-        for (rows, before), (_, after) in both:
-            last = len(ids) - 1 - rows.start  # nothing follows the last token
-            total += tensors.agreement(before[:last], after[:last])
+        own = _by_quarter(dense, pruned, window.ids)
+        quarters = [total + one for total, one in zip(quarters, own, strict=True)]
+        whole = sum(own, start=tensors.Agreement())
+        each.append(whole.kl / whole.predictions)
+    total = sum(quarters, start=tensors.Agreement())
     count = total.predictions
-    return Agreement(text, total.kl / count, total.same / count, count)
+    parts = [one.kl / one.predictions for one in quarters if one.predictions]
+    return Agreement(text, total.kl / count, total.same / count, count, comparison.spread(each), parts)
+
+
+def _by_quarter(dense: Any, pruned: Any, ids: Tensor) -> list[tensors.Agreement]:
+    """What the models agree on in each quarter of a window [L]."""
+    last = len(ids) - 1  # nothing follows the last token
+    ends = [last * (number + 1) // QUARTERS for number in range(QUARTERS)]
+    found = [tensors.Agreement()] * QUARTERS
+    for (rows, before), (_, after) in zip(logits.pieces(dense, ids), logits.pieces(pruned, ids), strict=True):
+        for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            part = slice(max(start - rows.start, 0), max(end - rows.start, 0))
+            if len(before[part]):
+                found[number] += tensors.agreement(before[part], after[part])
+    return found

@@ -55,6 +55,14 @@ def averaged(tasks: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str
     }
 
 
+def spread(values: list[float]) -> list[float] | None:
+    """The interval of a mean, by drawing its values with replacement; None of a single one."""
+    if len(values) < 2:
+        return None
+    means = _means(np.array(values), np.random.default_rng(SEED))
+    return [float(end) for end in np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
+
+
 def kept(tasks: list[Scored]) -> dict[str, Any]:
     """The share of the dense model's points above chance that the pruned one has, with a paired interval.
 

@@ -11,6 +11,8 @@ from llmprune_eval.models import Named
 from llmprune_eval.tasks import Ask
 from llmprune_eval.windows import Protocol, settled, windows_of
 
+FADES = 1.5  # times the divergence of a window's first quarter, in its last, that are told
+
 
 def evaluate(
     names: dict[str, str],
@@ -106,7 +108,11 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             spread = "" if error is None else f" +- {error:.4f}"
             table.append((f"  {name}", f"{values['metric']} {values[values['metric']]:.4f}{spread}"))
     for both in found.get("agreement", []):
-        said = f"KL {both['kl']:.4f} nats, same first choice {both['top1']:.1%}"
+        interval = "" if both["interval"] is None else " [{:.4f}, {:.4f}]".format(*both["interval"])
+        said = f"KL {both['kl']:.4f} nats{interval}, same first choice {both['top1']:.1%}"
+        first, last = both["by_quarter"][0], both["by_quarter"][-1]
+        if last > FADES * first:
+            said += f"; in a window it grows from {first:.4f} (first quarter) to {last:.4f} (last)"
         table.append((f"  agreement on {both['dataset']}", said))
     if "talk" in found:
         table += talk.rows(found["talk"], found.get("comparison", {}).get("talk"))

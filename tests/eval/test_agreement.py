@@ -1,0 +1,50 @@
+"""The divergence of two models is its definition, as a whole and by quarters of the window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from llmprune_eval import agreement, evaluation, logits
+from llmprune_eval.windows import Protocol, settled, windows_of
+from torch.nn.functional import kl_div
+from transformers import AutoModelForCausalLM
+
+from llmprune import prune
+from llmprune.checkpoint import reload
+from tests import tiny
+from tests.test_families import check_here
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [7, 256])
+def test_quarters_are_those_of_the_definition(
+    rows: int, checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "check", check_here)
+    monkeypatch.setattr(logits, "ROWS", rows)
+    prune(checkpoints("llama"), {"method": "magnitude", "sparsity": 0.8}, out=tmp_path / "out")
+    folders = checkpoints("llama"), tmp_path / "out"
+    dense, pruned = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in folders)
+    protocol = Protocol(length=30, windows=3)
+    found = agreement.measure(dense, pruned, tiny.tokenizer(), "builtin", protocol)
+    lost = []
+    for window in windows_of(tiny.tokenizer(), "builtin", settled(protocol, tiny.tokenizer(), dense.config)):
+        p, q = (model(window.ids[None]).logits[0, :-1].log_softmax(-1) for model in (dense, pruned))
+        lost.append(kl_div(q, p, log_target=True, reduction="none").sum(-1))
+    every = torch.stack(lost)
+    assert found.predictions == every.numel() == 3 * 29
+    assert found.kl == pytest.approx(float(every.mean()), rel=1e-4)
+    for ours, part in zip(found.by_quarter, every.split([7, 7, 7, 8], 1), strict=True):
+        assert ours == pytest.approx(float(part.mean()), rel=1e-4)
+    assert found.interval is not None and found.interval[0] <= found.kl <= found.interval[1]
+    assert min(every.mean(1)) <= found.interval[0] and found.interval[1] <= max(every.mean(1))
+
+
+def test_a_divergence_that_grows_along_the_window_is_told() -> None:
+    both = {"dataset": "t", "kl": 0.1, "top1": 0.9, "interval": None, "by_quarter": [0.1, 0.1, 0.1, 0.16]}
+    (row,) = evaluation.rows({"perplexity": [], "agreement": [both]})
+    assert "in a window it grows from 0.1000 (first quarter) to 0.1600 (last)" in row[1]
+    (row,) = evaluation.rows({"perplexity": [], "agreement": [both | {"by_quarter": [0.1] * 4}]})
+    assert "grows" not in row[1]
