@@ -46,12 +46,20 @@ class Agreement(TypedDict):
     by_quarter: NotRequired[list[float]]
 
 
+class Drift(TypedDict):
+    """How alike the hidden states behind each block are: its index in the dense model, and the mean cosine."""
+
+    blocks: list[int]
+    cosine: list[float]
+
+
 class Judged(TypedDict, total=False):
     """What was measured of one model. A task holds its scores and errors as lm-eval names them."""
 
     name: str
     perplexity: list[Text]
     agreement: list[Agreement]
+    drift: Drift
     tasks: dict[str, dict[str, Any]]
 
 

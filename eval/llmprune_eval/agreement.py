@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from llmprune.progress import track
 from llmprune.tensors import agreement as tensors
@@ -14,6 +15,7 @@ from llmprune_eval import comparison, logits
 from llmprune_eval.windows import Protocol, settled, windows_of
 
 QUARTERS = 4  # of a window
+SEEN = 512  # tokens whose hidden states are compared
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,38 @@ def measure(dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protoc
     count = total.predictions
     parts = [one.kl / one.predictions for one in quarters if one.predictions]
     return Agreement(text, total.kl / count, total.same / count, count, comparison.spread(each), parts)
+
+
+@torch.no_grad()
+def drift(dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protocol) -> dict[str, list[float]]:
+    """Where the pruned model leaves the dense one: how alike the hidden states behind each block are.
+
+    Args:
+        dense: a model in transformers.
+        pruned: the same.
+        tokenizer: of both.
+        text: whose first window is read, at most 512 tokens of it.
+        protocol: of the window.
+
+    Returns:
+        `blocks`, the dense model's index of every block that stays, and `cosine`, the mean over the tokens.
+    """
+    protocol = settled(protocol, tokenizer, dense.config, pruned.config)
+    ids = next(iter(windows_of(tokenizer, text, protocol))).ids[:SEEN]
+    ours, theirs = (_states(model, ids) for model in (pruned, dense))
+    blocks = (getattr(pruned.config, "llmprune", None) or {}).get("blocks") or list(range(len(ours)))
+    pairs = [(own, theirs[block]) for own, block in zip(ours, blocks, strict=True)]
+    return {
+        "blocks": blocks,
+        "cosine": [float(cosine_similarity(own, other, dim=-1).mean()) for own, other in pairs],
+    }
+
+
+def _states(model: Any, ids: Tensor) -> list[Tensor]:
+    """The hidden states behind every block, each [L, D]; the last ones went through the final norm."""
+    device = next(model.parameters()).device
+    found = model.get_decoder()(ids.to(device)[None], use_cache=False, output_hidden_states=True)
+    return [states[0].float().cpu() for states in found.hidden_states[1:]]
 
 
 def _by_quarter(dense: Any, pruned: Any, ids: Tensor) -> list[tensors.Agreement]:

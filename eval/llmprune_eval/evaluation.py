@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 from llmprune_eval import agreement, comparison, models, perplexity, talk, tasks
+from llmprune_eval.engine import Engine
 from llmprune_eval.models import Named
 from llmprune_eval.tasks import Ask
 from llmprune_eval.windows import Protocol, settled, windows_of
@@ -34,7 +35,8 @@ def evaluate(
         prompts: of suite `talk`, where it is asked.
 
     Returns:
-        By role: `name`, `perplexity`, `tasks`, `talk`; beside a baseline also `agreement` and `comparison`.
+        By role: `name`, `perplexity`, `tasks`, `talk`; beside a baseline also `agreement`,
+        `drift` and `comparison`.
 
     Raises:
         RequestError: a model or a text is not there, or they do not go together; nothing was measured.
@@ -61,16 +63,40 @@ def evaluate(
         if role == "baseline":
             dense = model
         elif dense is not None:
-            alike = _alike(results["baseline"], found)
-            if alike:
-                both = [agreement.measure(dense, model, tokenizer, text, protocol) for text in texts]
-                found["agreement"] = [asdict(one) for one in both]
-            found["comparison"] = comparison.of(results["baseline"], found)
-            if prompts:
-                found["comparison"]["talk"] = talk.compare(results["baseline"]["talk"], found["talk"])
+            found |= _beside(results["baseline"], found, (dense, model), tokenizer, texts, protocol)
         results[role] = found
         del model
     return {role: results[role] for role in names}
+
+
+def _beside(
+    before: dict[str, Any],
+    found: dict[str, Any],
+    both: tuple[Any, Any],
+    tokenizer: Any,
+    texts: list[str],
+    protocol: Protocol,
+) -> dict[str, Any]:
+    """A model beside the dense one: their predictions where they read the same tokens, and their figures.
+
+    Args:
+        before: what was measured of the dense model.
+        found: of the other.
+        both: the dense model, and the other.
+        tokenizer: of the other.
+        texts: what they read.
+        protocol: how.
+    """
+    compared: dict[str, Any] = {"comparison": comparison.of(before, found)}
+    if "talk" in found:
+        compared["comparison"]["talk"] = talk.compare(before["talk"], found["talk"])
+    if not _alike(before, found):
+        return compared
+    read = [agreement.measure(*both, tokenizer, text, protocol) for text in texts]
+    compared["agreement"] = [asdict(one) for one in read]
+    if texts and not any(isinstance(model, Engine) for model in both):
+        compared["drift"] = agreement.drift(*both, tokenizer, texts[0], protocol)
+    return compared
 
 
 def _checked(each: list[Named], texts: list[str], protocol: Protocol) -> Protocol:

@@ -34,7 +34,7 @@ def of(run: Run) -> list[Plot]:
     """The plots of one run."""
     kinds = kinds_of(run.record.sites)
     curves = (run.record.learned or {}).get("losses", {})
-    found = [_sparsity(kinds), _search(run), _errors(run, kinds), *_recovery(run, kinds)]
+    found = [_sparsity(kinds), _search(run), _errors(run, kinds), *_recovery(run, kinds), _drift(run)]
     if any(curves.values()):
         series = tuple(curve(part, losses, 0) for part, losses in curves.items() if losses)
         passes, loss = Axis("passes made", whole=True), Axis("share of the spectrum lost")
@@ -106,6 +106,15 @@ def _search(run: Run) -> Chart | None:
     series = tuple(Series(f"round {number}", tuple(points)) for number, points in rounds.items())
     axes = Axis("generation", whole=True), Axis("KL to the dense model, nats")
     return Chart("search", "The best budgets of every generation, on calibration windows", *axes, series)
+
+
+def _drift(run: Run) -> Chart | None:
+    drift = run.judged().get("drift")
+    if not drift:
+        return None
+    points = tuple(zip(map(float, drift["blocks"]), drift["cosine"], strict=True))
+    title = "Hidden states behind each block beside the dense model's, on the text that was measured"
+    return Chart("drift", title, BLOCK, Axis("mean cosine"), (Series("cosine", points),))
 
 
 def _errors(run: Run, kinds: dict[str, list[SiteRecord]]) -> Chart | None:

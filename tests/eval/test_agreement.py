@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from llmprune_eval import agreement, evaluation, logits
+from llmprune_eval import agreement, evaluation, figures, keeping, logits, page
+from llmprune_eval.plots import Chart
+from llmprune_eval.runs import read_all
 from llmprune_eval.windows import Protocol, settled, windows_of
 from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM
@@ -48,3 +51,51 @@ def test_a_divergence_that_grows_along_the_window_is_told() -> None:
     assert "in a window it grows from 0.1000 (first quarter) to 0.1600 (last)" in row[1]
     (row,) = evaluation.rows({"perplexity": [], "agreement": [both | {"by_quarter": [0.1] * 4}]})
     assert "grows" not in row[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"method": "magnitude", "sparsity": 0.8},
+        {"pattern": {"name": "blocks", "remove": [1]}},
+        {"method": "magnitude", "sparsity": 0.5, "pattern": {"name": "units", "multiple": 8}},
+    ],
+)
+def test_drift_is_the_cosine_behind_the_same_block(
+    asked: dict[str, Any], checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "check", check_here)
+    prune(checkpoints("llama"), asked, out=tmp_path / "out")
+    folders = checkpoints("llama"), tmp_path / "out"
+    dense, pruned = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in folders)
+    protocol = Protocol(length=30, windows=1)
+    found = agreement.drift(dense, pruned, tiny.tokenizer(), "builtin", protocol)
+    kept = [0, 2] if "remove" in str(asked) else [0, 1, 2]
+    assert found["blocks"] == kept
+    window = next(
+        iter(windows_of(tiny.tokenizer(), "builtin", settled(protocol, tiny.tokenizer(), dense.config)))
+    )
+    before, after = (
+        model(window.ids[None], output_hidden_states=True).hidden_states for model in (dense, pruned)
+    )
+    for number, (block, cosine) in enumerate(zip(kept, found["cosine"], strict=True), 1):
+        a, b = before[block + 1][0], after[number][0]
+        expected = ((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).mean()
+        assert cosine == pytest.approx(float(expected), abs=1e-5)
+    assert found["cosine"][0] < 1 or "remove" in str(asked)
+    alike = agreement.drift(dense, dense, tiny.tokenizer(), "builtin", protocol)["cosine"]
+    assert alike == pytest.approx([1.0] * 3, abs=1e-6)
+
+
+def test_drift_is_kept_and_drawn(
+    checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "check", check_here)
+    prune(checkpoints("llama"), {"method": "magnitude", "sparsity": 0.8}, out=tmp_path / "out")
+    names = {"baseline": str(checkpoints("llama")), "model": str(tmp_path / "out")}
+    keeping.keep(evaluation.evaluate(names, ["builtin"], Protocol(length=30, windows=2)))
+    (run,) = read_all([tmp_path / "out"])
+    (drawn,) = (plot for plot in figures.of(run) if plot.name == "drift")
+    assert isinstance(drawn, Chart) and len(drawn.series[0].points) == 3
+    assert "Hidden states behind each block" in page.page([run])
