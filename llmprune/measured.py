@@ -47,7 +47,7 @@ class Agreement(TypedDict):
 
 
 class Drift(TypedDict):
-    """How alike the hidden states behind each block are: its index in the dense model, and the mean cosine."""
+    """How alike hidden states behind each block are: its index in the dense model, and the mean cosine."""
 
     blocks: list[int]
     cosine: list[float]
