@@ -46,8 +46,9 @@ def evaluate(
         models.require_device(names.values(), (where or {}).get("device", "auto"))
     named = {role: models.find(name, trust=trust, scored=asked is not None) for role, name in names.items()}
     protocol = _checked(list(named.values()), texts, protocol)
-    for one in named.values() if prompts else ():
-        talk.require_template(one.tokenizer, one.name)
+    for one in named.values():
+        if prompts or (asked is not None and asked.chat):
+            tasks.require_template(one.tokenizer, one.name, "suite" if prompts else "chat")
     length = max(protocol.length or 0, talk.CONTEXT if prompts else 0)
     results: dict[str, Any] = {}
     dense = None
@@ -132,7 +133,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         if values["metric"]:
             error = values.get(f"{values['metric']}_stderr")
             spread = "" if error is None else f" +- {error:.4f}"
-            table.append((f"  {name}", f"{values['metric']} {values[values['metric']]:.4f}{spread}"))
+            chat = " as a chat" if "chat" in values else ""
+            table.append((f"  {name}", f"{values['metric']} {values[values['metric']]:.4f}{spread}{chat}"))
     for both in found.get("agreement", []):
         interval = "" if both["interval"] is None else " [{:.4f}, {:.4f}]".format(*both["interval"])
         said = f"KL {both['kl']:.4f} nats{interval}, same first choice {both['top1']:.1%}"

@@ -5,18 +5,16 @@ The prompts of `suites/talk.jsonl` were written for this project. Answers are gr
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from llmprune.errors import RequestError
 from llmprune.progress import track
 from llmprune_eval import instructions
 from llmprune_eval.comparison import averaged, paired
-from llmprune_eval.tasks import SUITES
+from llmprune_eval.tasks import SUITES, template
 
 BUDGET = 256  # tokens of an answer
 ALIKE = 32  # first tokens that are compared with the dense model's
@@ -52,16 +50,6 @@ def prompts(limit: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in FILE.read_text().splitlines()][:limit]
 
 
-def require_template(tokenizer: Any, name: str) -> None:
-    """Refuse a model that does not chat.
-
-    Raises:
-        RequestError: it has no chat template.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise RequestError("suite", f"talk chats, and {name} has no chat template; leave talk out")
-
-
 @torch.no_grad()
 def measure(model: Any, tokenizer: Any, limit: int) -> dict[str, Any]:
     """What a model makes of the prompts.
@@ -85,13 +73,12 @@ def measure(model: Any, tokenizer: Any, limit: int) -> dict[str, Any]:
     answers = [
         _answer(tokenizer, found, ends, one["checks"]) for found, one in zip(written, asked, strict=True)
     ]
-    template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:8]
     return {
         **{name: _mean([float(getattr(one, name)) for one in answers]) for name in FIGURES},
         "tokens": _mean([float(len(one.ids)) for one in answers]),
         "protocol": (
             f"{len(asked)} prompts, the template's own system prompt, greedy, at most {BUDGET} tokens, "
-            f"template {template}"
+            f"template {template(tokenizer)}"
         ),
         "answers": [asdict(one) | {"repeated": one.repeated} for one in answers],
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import importlib.util
 import random
 import sys
@@ -51,6 +52,9 @@ class Ask:
     batch_size: str = "1"
     data: Path | None = None
     """A folder that holds data sets under their names on the Hub, where that is out of reach."""
+
+    chat: bool = False
+    """Whether questions go through the model's chat template, examples as turns before."""
 
 
 def suites() -> list[str]:
@@ -153,7 +157,7 @@ def score(model: Any, tokenizer: Any, asked: Ask, scorer: type | None = None) ->
         `tasks`: for each task or group its metrics and standard errors as lm-eval names them, with `metric`,
         the one that counts, whether `higher_is_better`, `examples`, its value for every question where it has
         one, and how many `questions` were asked of how many there are; `chance`, the score of guessing among
-        given answers; `versions` of the tasks.
+        given answers; `chat`, the template that questions went through, if any; `versions` of the tasks.
 
     Raises:
         RequestError: lm-eval cannot score a task as asked, or lacks a package for it; or the tokenizer is
@@ -163,8 +167,24 @@ def score(model: Any, tokenizer: Any, asked: Ask, scorer: type | None = None) ->
     import lm_eval
 
     found = _found(model, tokenizer, asked, scorer)
-    tasks = {name: _scores(name, values, found) for name, values in found["results"].items()}
+    how = {"chat": template(tokenizer)} if asked.chat else {}
+    tasks = {name: _scores(name, values, found) | how for name, values in found["results"].items()}
     return {"tasks": tasks, "versions": {"lm_eval": lm_eval.__version__, **found["versions"]}}
+
+
+def template(tokenizer: Any) -> str:
+    """What a chat template goes by in protocols: the beginning of its sha256."""
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:8]
+
+
+def require_template(tokenizer: Any, name: str, option: str) -> None:
+    """Refuse a model that does not chat.
+
+    Raises:
+        RequestError: it has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise RequestError(option, f"it was asked to chat, and {name} has no chat template; leave it out")
 
 
 def _found(model: Any, tokenizer: Any, asked: Ask, scorer: type | None) -> dict[str, Any]:
@@ -208,6 +228,8 @@ def _evaluated(model: Any, tokenizer: Any, asked: Ask, scorer: type | None) -> d
             lm,
             tasks=list(asked.tasks),
             num_fewshot=asked.num_fewshot,
+            apply_chat_template=asked.chat,
+            fewshot_as_multiturn=asked.chat,
             task_manager=_manager(),
             **_questions(asked),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -32,6 +33,9 @@ def evaluate(
     suite: Annotated[
         list[str] | None, typer.Option(help="A suite of tasks, or talk: answers to prompts; repeatable.")
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask tasks through the model's chat template.")
+    ] = False,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions a task.")] = None,
     seed: Annotated[
@@ -75,6 +79,7 @@ def evaluate(
     if tasks is not None:
         which = {"num_fewshot": num_fewshot, "limit": limit, "seed": seed}
         asked = scored.ask(tasks, **which, batch_size=batch_size, data=data)
+        asked = dataclasses.replace(asked, chat=chat)
     conditions = [gate.parse(said) for said in fail_if or ()]
     gate.require_known(
         conditions, gate.names(perplexity or [], asked, talks=talks, baseline=baseline is not None)

@@ -98,6 +98,11 @@ class Method(Generic[S]):
     """Between what it can choose: single `weights`, whole `units` or `blocks`, `rows` of the vocabulary."""
 
     @property
+    def gathers(self) -> type[Statistic]:
+        """What calibration gathers for it: what it needs, or more."""
+        return self.needs
+
+    @property
     def training_passes(self) -> int:
         """Number of forward passes over the calibration set to learn."""
         return 0

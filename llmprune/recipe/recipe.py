@@ -204,7 +204,7 @@ class Recipe(BaseModel):
     def needs(self) -> type[Statistic]:
         """What pruning must know of every site's inputs."""
         compared = CrossGram if self.target == "dense" else Nothing
-        return joined(self.method.needs, self.repair.gathers, compared)
+        return joined(self.method.gathers, self.repair.gathers, compared)
 
     @property
     def needs_text(self) -> bool:

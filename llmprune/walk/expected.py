@@ -42,7 +42,7 @@ def prune_to_levels(problem: Problem, batches: list[Tensor], grid: Grid, levels:
 def _pruned(problem: Problem, stage: Stage, rows: dict[str, Row], known: BlockLevels | None) -> BlockLevels:
     """Solve every site of a resident block, unless that is done, and leave it with its expected weights."""
     block = known or BlockLevels()
-    needs = Nothing if known else joined(problem.method.needs, problem.repair.gathers)
+    needs = Nothing if known else joined(problem.method.gathers, problem.repair.gathers)
     for site, seen in stage.visit(needs, "layer", together=problem.together):
         shares = rows[site.name].shares
         if known is None:

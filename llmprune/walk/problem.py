@@ -93,7 +93,9 @@ class Problem:
     @property
     def needs(self) -> type[Statistic]:
         """The statistic to gather: the method's, and the repair's too if statistics are kept for pruning."""
-        return joined(self.method.needs, self.repair.gathers) if self.keeps_statistics else self.method.needs
+        return (
+            joined(self.method.gathers, self.repair.gathers) if self.keeps_statistics else self.method.gathers
+        )
 
     def stages(self, *, forward: bool) -> Iterator[Stage]:
         """Yield every block of the dense model while resident; with calibration batches if `forward`."""
@@ -117,7 +119,7 @@ class Problem:
 
     def prune(self, stage: Stage, budget: Budget) -> None:
         """Prune one resident block as the run will, with `target: pruned`; nothing is recorded or written."""
-        needs = joined(self.method.needs, self.repair.gathers)
+        needs = joined(self.method.gathers, self.repair.gathers)
         for site, seen in stage.visit(needs, self.propagation, together=self.together):
             share, weights = budget[site.name], self.store.weights(site)
             solved = solve(weights, seen.statistic, self.method, self.repair, self.pattern, share)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from llmprune_eval import instructions, talk
+from llmprune_eval import instructions, talk, tasks
 from llmprune_eval.talk import Answer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
@@ -126,8 +126,8 @@ def test_a_model_that_lost_its_weights_is_flagged(
 
 
 def test_a_model_that_does_not_chat_is_refused(checkpoints: tiny.Checkpoints) -> None:
-    with pytest.raises(RequestError, match="has no chat template; leave talk out"):
-        talk.require_template(tiny.tokenizer(), "m")
+    with pytest.raises(RequestError, match="suite: it was asked to chat, and m has no chat template"):
+        tasks.require_template(tiny.tokenizer(), "m", "suite")
     folder = str(checkpoints("llama"))
     done = subprocess.run([PROGRAM, "eval", folder, "--suite", "talk"], capture_output=True, text=True)
     assert done.returncode == 2 and f"{folder} has no chat template" in done.stderr

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers.tokenization_utils_base as tokenizers
 
 from llmprune import load, prune
 from llmprune.errors import JobError, RequestError
@@ -215,3 +216,21 @@ def test_what_lm_eval_cannot_score_is_refused(change: dict[str, Any], words: str
     with pytest.raises(RequestError) as refusal:
         tasks.ask(**usual | change)
     assert str(refusal.value).startswith(words)
+
+
+@needs_shared
+def test_a_chat_goes_through_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load(str(MODEL), kernels="none")
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} OVER {% endfor %}"
+    asked, read = Ask(("arc_easy",), num_fewshot=1, limit=2, data=DATA, chat=True), []
+    encode = tokenizers.PreTrainedTokenizerBase.encode
+
+    def noted(self: Any, text: Any, *rest: Any, **named: Any) -> Any:
+        read.append(text)
+        return encode(self, text, *rest, **named)
+
+    monkeypatch.setattr(tokenizers.PreTrainedTokenizerBase, "encode", noted)
+    found = tasks.score(model, tokenizer, asked)["tasks"]["arc_easy"]
+    assert found["chat"] == tasks.template(tokenizer)
+    asked_of = [text for text in read if "Question" in str(text)]
+    assert asked_of and all(str(text).count("OVER") == 3 for text in asked_of)  # example, answer, question

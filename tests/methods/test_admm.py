@@ -9,6 +9,8 @@ from llmprune.methods.sparsegpt import Sparsegpt
 from llmprune.patterns.base import Pattern
 from llmprune.patterns.n_of_m import NofM
 from llmprune.patterns.unstructured import Unstructured
+from llmprune.tensors.held_out import RIDGES, HeldOutGram
+from llmprune.tensors.statistics import Gram
 from tests.methods.test_sparsegpt import correlated, gram_of
 
 PATTERNS = [(Unstructured(), 0.5), (Unstructured("matrix"), 0.7), (NofM(2, 4), 0.5)]
@@ -73,3 +75,28 @@ def test_inputs_that_were_always_zero_lose_their_weights() -> None:
     found = Admm().solve(Weights(torch.randn(8, 32)), gram_of(x), Unstructured(), 0.25)
     assert not found.weight[:, :8].any()
     assert found.keep[:, 8:].all()
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(12, 0.1), (20_000, min(RIDGES))])
+def test_the_damping_is_chosen_on_text_that_is_held_out(tokens: int, expected: float) -> None:
+    """Few tokens want a large one, many a small one; every row's exact optimum judges as it does."""
+    torch.manual_seed(0)
+    x, weight, pattern = correlated(4 * tokens, 64), torch.randn(24, 64), NofM(2, 4)
+    statistic, plain = HeldOutGram(64), Gram(64)
+    for part in x.split(tokens):
+        statistic.update(part)
+        plain.update(part)
+    found = Admm(damping="held_out").solve(Weights(weight), statistic, pattern, 0.5)
+    assert torch.equal(found.keep, Admm().solve(Weights(weight), plain, pattern, 0.5).keep)
+    assert found.notes["damping"] == expected
+    d = plain.scale.double()
+    losses = {}
+    for damping in RIDGES:
+        h = x[: 3 * tokens].double() / d
+        h = h.T @ h / len(h) + damping * torch.eye(64, dtype=torch.float64)
+        fitted, w = torch.zeros(24, 64, dtype=torch.float64), weight.double() * d
+        for row, mask in enumerate(found.keep):
+            fitted[row, mask] = torch.linalg.solve(h[mask][:, mask], h[mask] @ w[row])
+        losses[damping] = float(((w - fitted) @ (x[3 * tokens :].double() / d).T).square().sum())
+    assert min(losses, key=lambda damping: losses[damping]) == expected
+    assert Admm(damping="held_out").gathers is HeldOutGram and Admm().gathers is Gram
