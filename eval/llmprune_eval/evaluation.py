@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
-from llmprune_eval import agreement, comparison, models, perplexity, talk, tasks
+from llmprune_eval import agreement, comparison, draft, models, perplexity, talk, tasks
 from llmprune_eval.engine import Engine
 from llmprune_eval.models import Named
 from llmprune_eval.tasks import Ask
@@ -142,6 +142,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         if last > FADES * first:
             said += f"; in a window it grows from {first:.4f} (first quarter) to {last:.4f} (last)"
         table.append((f"  agreement on {both['dataset']}", said))
+    if "draft" in found:
+        table += draft.rows(found["draft"])
     if "talk" in found:
         table += talk.rows(found["talk"], found.get("comparison", {}).get("talk"))
     if "comparison" in found:

@@ -46,6 +46,9 @@ def evaluate(
         Path | None, typer.Option(help="A folder of data sets by their Hub names, for the tasks.")
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="The dense model, measured alike.")] = None,
+    draft_for: Annotated[
+        str | None, typer.Option(help="A model for which MODELS would guess tokens: what that gains.")
+    ] = None,
     text_column: Column = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -61,7 +64,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure MODELS; with --baseline, beside the dense model under the same protocol."""
-    from llmprune_eval import evaluation, gate, keeping, talk
+    from llmprune_eval import draft, evaluation, gate, keeping, talk
     from llmprune_eval import tasks as scored
     from llmprune_eval.windows import Protocol
 
@@ -69,7 +72,7 @@ def evaluate(
 
     talks = "talk" in (suite or ())
     tasks = ",".join(filter(None, [tasks, *(name for name in suite or () if name != "talk")])) or None
-    if not (perplexity or tasks or talks):
+    if not (perplexity or tasks or talks or draft_for):
         raise RequestError("perplexity", "nothing was asked to be measured; give a text, --tasks or --suite")
     if out is not None:
         display.require_file(out)
@@ -91,6 +94,9 @@ def evaluate(
     where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     prompts = min(limit or talk.PROMPTS, talk.PROMPTS) if talks else None
     results = evaluation.evaluate(names, perplexity or [], protocol, asked, where, prompts)
+    if draft_for is not None:
+        for role in results.keys() - {"baseline"}:
+            results[role]["draft"] = draft.measure(results[role]["name"], draft_for, where)
     _tell(results, as_json)  # first: a full disk must not lose what took hours
     if save:
         keeping.keep(results)
