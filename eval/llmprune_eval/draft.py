@@ -36,8 +36,8 @@ def measure(draft: str, dense: str, where: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         For greedy and for drawn text: `acceptance`, the mean over predictions, its `interval` by text, the
-        `guesses` at a time that serve best, and the `speed` it gives over the dense model alone. Also `cost`, the
-        time of a draft's token over that of a dense one, which is the acceptance to reach.
+        `guesses` at a time that serve best, and the `speed` they give over the dense model. Also `cost`,
+        the time of a draft's token over that of a dense one, which is the acceptance to reach.
 
     Raises:
         RequestError: the models have other tokens, or one is not run by transformers.
