@@ -18,8 +18,7 @@ SHORT = (16, 512)
 N_OF_M = {"pattern": "2:4"}
 ROWS: dict[str, dict[str, Any]] = {
     "wanda-2of4": {"method": "wanda", **N_OF_M},
-    "wanda-50-icbs": {"method": "wanda", "recovery": "refine"},
-    "wanda-50-icbs-2": {"method": "wanda", "recovery": {"name": "refine", "rounds": 2}},
+    "wanda-50-icbs": {"method": "wanda", "recovery": {"name": "refine", "rounds": 2}},
     "best-70": {"method": "admm", "sparsity": 0.7, "allocation": "best"},
     "wanda-2of4-refit": {"method": "wanda", **N_OF_M, "repair": "refit", "propagation": "layer"},
     "sparsegpt-2of4": {"method": "sparsegpt", **N_OF_M},

@@ -23,7 +23,7 @@ RESULTS, PAGES = (
 )
 MODEL = "smollm2-135m"
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-NOT_MEASURED = "not measured"
+NOT_MEASURED, LEFT_OUT = "not measured", "-"
 TASKS = yaml.safe_load((ROOT / "eval" / "suites" / "paper.yaml").read_text())["tasks"]
 
 
@@ -57,7 +57,9 @@ class Table:
     def _line(self, fixed: str, known: dict[str, Row]) -> str:
         said, names = [fixed], self.lines[fixed]
         for name in names.split() if isinstance(names, str) else names:
-            if name in known:
+            if name == LEFT_OUT:
+                said += [""] * len(self.columns)
+            elif name in known:
                 said += [column(known[name]) for column in self.columns]
             else:
                 said += [NOT_MEASURED, *[""] * (len(self.columns) - 1)]
@@ -177,7 +179,15 @@ TABLES = {
             f"`{method}`": " ".join(f"{method}-{share}" for share in ("50", "60", "70", "2of4"))
             for method in ("sparsegpt", "admm")
         }
-        | {"`admm`, `--target dense`": "admm-50-dense admm-60-dense admm-70-dense admm-2of4-dense"},
+        | {
+            "`wanda`": "wanda-50 - - wanda-2of4",
+            "`wanda`, then `refine`: `wanda-50-icbs`": "wanda-50-icbs - - -",
+            "`wanda`, `--repair refit`": "- - - wanda-2of4-refit",
+            "`sparsegpt`, `--target dense`": "- - - sparsegpt-2of4-dense",
+            "`sparsegpt`, `order: rose`": "- - - sparsegpt-2of4-rose",
+            "`admm`, `--target dense`": "- - - admm-2of4-dense",
+            "`admm`, `--allocation best`: `best-70`": "- - best-70 -",
+        },
     ),
     "orders": Table(
         ("one_shot", "depth"),
