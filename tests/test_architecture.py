@@ -39,6 +39,7 @@ FLOORS = {
     13: ["pruning"],
     14: ["__init__", "llmprune_eval"],
     15: ["cli"],
+    16: ["__main__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Packages with folders inside, which keep floors of their own.

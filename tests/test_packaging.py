@@ -34,3 +34,11 @@ def test_the_wheel_holds_every_package_on_disk() -> None:
     on_disk = {module.removesuffix(".__init__") for module in FILES if module.endswith(".__init__")}
     folders = {module.rsplit(".", 1)[0] for module in FILES}
     assert folders == on_disk, "every folder with modules has an __init__.py"
+
+
+def test_the_module_is_the_command() -> None:
+    words = [sys.executable, "-m", "llmprune"]
+    done = subprocess.run([*words, "methods", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0 and '"wanda"' in done.stdout, done.stderr
+    refused = subprocess.run([*words, "prune", "nowhere"], capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.startswith("llmprune: ")

@@ -55,9 +55,8 @@ class Examples(Protocol):
     """Gives a method the sites to learn from."""
 
     def __call__(self, needs: type[S], /) -> Iterator[tuple[Weights, S]]:
-        """Yield every site of the dense model, block by block, with its statistic.
-
-        Each call takes one forward pass over the calibration set; with `Nothing`, none.
+        """Yield every site of the dense model, block by block, with its statistic: one forward pass over the
+        calibration set; with `Nothing`, none.
         """
 
 
@@ -77,9 +76,8 @@ class Learned:
 
 @dataclass(frozen=True)
 class Method(Generic[S]):
-    """Override `score` for a new criterion; `solve` to also change the kept weights.
-
-    A method that learns before it scores overrides `training_passes`, `learned` and `state`.
+    """Override `score` for a new criterion; `solve` to also change the kept weights; `training_passes`,
+    `learned` and `state` to learn before that.
 
     The fields of a subclass are its options in a recipe. `S` is the statistic that calibration gathers for
     it, and `needs` is the same class at run time. The other class attributes are defaults of the recipe.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -17,7 +17,7 @@ from llmprune.patterns.base import Pattern
 from llmprune.patterns.unstructured import Unstructured
 from llmprune.plugins import OPTIONS
 from llmprune.tensors.statistics import InputNorm, Statistic
-from llmprune.text.windows import HELD_OUT, batched, sharing
+from llmprune.text.windows import HELD_OUT, Split, batched, sharing
 from llmprune.training.cached import Cached, keep
 from llmprune.training.gradual import Gradual
 from llmprune.training.keep_zeros import KeepZeros
@@ -85,13 +85,6 @@ class Recovered:
     logits: Tensor | None
     zeros: dict[str, int] | None = None
     """By site, how many weights are gone, where more went."""
-
-
-class Split(NamedTuple):
-    """A text: windows to train on [N, L], and those that judge [M, L]."""
-
-    windows: Tensor
-    held_out: Tensor
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
 from llmprune.model.sites.linear import LinearLayers
 from llmprune.progress import say
-from llmprune.recovery.base import ADAPTING, TRAINING, Recovered, Split, Task, Taught, held_of
+from llmprune.recovery.base import ADAPTING, TRAINING, Recovered, Task, Taught, held_of
 from llmprune.recovery.refine.originals import pattern_of, report_of, require_mask
+from llmprune.text.windows import Split
 from llmprune.training.adapters import attach, merge
 from llmprune.training.gradual import Gradual, Masks, Schedule, gone
 from llmprune.training.teacher import Lesson

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +52,13 @@ class Windows:
                 for part in self.parts
             ]
         return record
+
+
+class Split(NamedTuple):
+    """A text: windows to train on [N, L], and those that judge [M, L]."""
+
+    windows: Tensor
+    held_out: Tensor
 
 
 def size_of(tokens: Tensor) -> dict[str, int]:
