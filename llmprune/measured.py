@@ -61,6 +61,7 @@ class Judged(TypedDict, total=False):
     agreement: list[Agreement]
     drift: Drift
     tasks: dict[str, dict[str, Any]]
+    talk: dict[str, Any]
 
 
 class Speed(TypedDict):

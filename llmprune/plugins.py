@@ -110,5 +110,6 @@ def sentence(error: ValidationError, prefix: str = "") -> RequestError:
         place = [part for part in place if not part.startswith(("constrained-", "literal["))]
     field = ".".join([prefix] * bool(prefix) + place)
     found = "" if unknown or first["type"] == "missing" else f" (found {first['input']!r})"
-    message = "there is no such option" if unknown else first["msg"]
+    message = "there is no such option" if unknown else first["msg"].partition(" or an instance of ")[0]
+    message = message.replace("a dictionary", "a mapping")
     return RequestError(field or "recipe", message[0].lower() + message[1:] + found)

@@ -1,11 +1,14 @@
-"""Recover a pruned checkpoint: the same sizes and zeros, with weights that are closer to the dense model."""
+"""Recover a pruned checkpoint: weights closer to the dense model, in the same sizes and under the same zeros,
+unless a schedule removes more.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,8 +22,8 @@ from llmprune.model.shapes import from_earlier_pruning
 from llmprune.plugins import Options
 from llmprune.recipe import Recipe
 from llmprune.recipe.parts import recovery_of
-from llmprune.recovery.base import Recovery, Task
-from llmprune.report import Report
+from llmprune.recovery.base import Recovery, Removed, Task
+from llmprune.report import RecipeRecord, Report
 from llmprune.run import finish, job
 from llmprune.run.job import Run
 from llmprune.run.recovery_job import RecoveryJob, dense_model, opened
@@ -125,7 +128,7 @@ def _already_done(
     compared = [
         ("recovery", then.get("recovery"), _asked(recovery)),
         ("model", then.get("model", [None])[0], str(folder)),
-        ("pruning", done.recipe, earlier.recipe),
+        ("pruning", then.get("pruning", done.recipe), earlier.recipe),
         ("calibration", as_now(then.get("text", {})), text.model_dump()),
     ]
     if baseline and (dense := dense_model(baseline, recovery, text, run).source):
@@ -145,7 +148,7 @@ def _asked(recovery: Recovery) -> dict[str, Any]:
 def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     start = time.perf_counter()
     pruned, dense, needed = asked.pruned, asked.dense, asked.plan
-    asked.recovery.require(pruned, dense, asked.text.samples)
+    asked.recovery.require(pruned, dense, asked.text.samples, needed.length)
     # The pruned model would generate damaged text; but a cut vocabulary has ids of its own.
     text = windows(pruned if asked.shared.cut else dense, asked.text, needed, tokens=tokens)
     asked.run.show(text)
@@ -153,7 +156,9 @@ def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     needed.require_fit(asked.run.folder)
     how = _asked(asked.recovery)
     # The text's options as well as its tokens: a resumed run must have been asked for the same.
-    request = {"text": asked.text.model_dump(), "dense": dense.source.hashes, "recovery": how}
+    request: dict[str, Any] = {"text": asked.text.model_dump(), "dense": dense.source.hashes, "recovery": how}
+    if asked.recovery.removes:  # so that the report's recipe will say what is gone then
+        request["pruning"] = asked.earlier.recipe
     fingerprint = finish.identity(pruned, request, text)
     draft = Draft(asked.run.folder, needed.blocks)
     header = draft.resume(fingerprint)
@@ -173,26 +178,35 @@ def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
             "evaluation": None,
         }
     )
-    if done.zeros is not None:
-        _count(result, done.zeros)
     assert pruned.source is not None
     for file in (pruned.source.folder / "config.json", *pruned.source.copied_files()):
         draft.copy(file)
+    if done.removed is not None:
+        _record(result, done.removed)
+        _mark(draft, done.removed)
     trust = bool(from_earlier_pruning(pruned.anatomy, "layout"))
     finish.seal(pruned, draft, pruned.probe(), done.logits, result, trust=trust)
     return result
 
 
-def _count(result: Report, zeros: dict[str, int]) -> None:
-    """Count anew what is gone, after a recovery that removed more: by site, how many weights are zero."""
-    result.sites = [
-        site.model_copy(
-            update={"zeros": gone, "dropped": gone, "reached": gone / site.weights, "error": None}
-            if (gone := zeros.get(site.name)) is not None
-            else {}
-        )
-        for site in result.sites
-    ]
-    totals = result.totals
-    after = totals["parameters_after"], totals["bytes_after"]
+def _record(result: Report, removed: Removed) -> None:
+    """Put what is gone after a recovery that removed more into the report."""
+    result.recipe = cast(
+        RecipeRecord,
+        {**result.recipe, "sparsity": removed.share, "pattern": removed.pattern.resolved()},
+    )
+    for site in result.sites:
+        if site.name in removed.zeros:
+            site.asked, site.error = removed.share, None
+            site.zeros = site.dropped = removed.zeros[site.name]
+            site.reached = site.zeros / site.weights
+    after = result.totals["parameters_after"], result.totals["bytes_after"]
     result.totals = report.totals(result.sites, result.model, *after)
+
+
+def _mark(draft: Draft, removed: Removed) -> None:
+    """The same in the config's own mark."""
+    file = draft.folder / "config.json"
+    settings = json.loads(file.read_text())
+    settings["llmprune"] |= {"sparsity": removed.share, "pattern": str(removed.pattern)}
+    draft.write_text("config.json", json.dumps(settings, indent=2) + "\n")

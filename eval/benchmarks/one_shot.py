@@ -56,9 +56,9 @@ ROWS |= SEARCHED
 for ridge in (0.01, 0.1, 1.0, 10.0, "held_out"):
     asked = {**UNITS["flap-channels"], "sparsity": 0.2, "repair": {"name": "affine", "ridge": ridge}}
     ROWS |= {f"ridge-{ridge}": asked, f"ridge-{ridge}-short": asked}
-for ridge in (0.01, 0.1, 1.0):
-    recovery = {"name": "reconstruct", "ridge": ridge}
-    ROWS[f"reconstruct-{ridge}-short"] = {"method": "flap", "sparsity": 0.3, "recovery": recovery}
+for ridge in (0.01, 0.1, 1.0, "held_out"):
+    recovered = {"method": "flap", "sparsity": 0.3, "recovery": {"name": "reconstruct", "ridge": ridge}}
+    ROWS |= {f"reconstruct-{ridge}": recovered, f"reconstruct-{ridge}-short": recovered}
 for damping in (0.01, 0.1, "held_out"):
     asked = {"method": {"name": "admm", "damping": damping}, **N_OF_M}
     ROWS |= {f"admm-2of4-{damping}": asked, f"admm-2of4-{damping}-short": asked}

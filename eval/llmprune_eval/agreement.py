@@ -32,10 +32,11 @@ class Agreement:
     predictions: int
 
     interval: list[float] | None
-    """Of the divergence, 95 %, by drawing windows; None of a single one."""
+    """Of the divergence, 95 %, by drawing windows; None of fewer than six, or of those that overlap."""
 
     by_quarter: list[float]
-    """The divergence in each quarter of the windows: whether it grows with what stands before."""
+    """The divergence in each quarter of the windows, whether it grows with what stands before; empty for
+    windows too short to have four."""
 
 
 @torch.no_grad()
@@ -50,40 +51,52 @@ def measure(dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protoc
         each.append(whole.kl / whole.predictions)
     total = sum(quarters, start=tensors.Agreement())
     count = total.predictions
-    parts = [one.kl / one.predictions for one in quarters if one.predictions]
-    return Agreement(text, total.kl / count, total.same / count, count, comparison.spread(each), parts)
+    parts = [one.kl / one.predictions for one in quarters] if all(one.predictions for one in quarters) else []
+    assert protocol.stride is not None and protocol.length is not None
+    apart = 2 * protocol.stride > protocol.length  # windows that share most of their text say the same
+    interval = comparison.spread(each) if apart else None
+    return Agreement(text, total.kl / count, total.same / count, count, interval, parts)
 
 
 @torch.no_grad()
-def drift(dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protocol) -> dict[str, list[float]]:
+def drift(
+    dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protocol
+) -> dict[str, list[Any]] | None:
     """Where the pruned model leaves the dense one: how alike the hidden states behind each block are.
 
     Args:
-        dense: a model in transformers.
+        dense: a model in transformers; it may have lost blocks, too.
         pruned: the same.
         tokenizer: of both.
         text: whose first window is read, at most 512 tokens of it.
         protocol: of the window.
 
     Returns:
-        `blocks`, the dense model's index of every block that stays, and `cosine`, the mean over the tokens.
+        `blocks`, the index of every block that both have, and `cosine`, the mean over the tokens; None where
+        the models are of different sizes.
     """
     protocol = settled(protocol, tokenizer, dense.config, pruned.config)
     ids = next(iter(windows_of(tokenizer, text, protocol))).ids[:SEEN]
     ours, theirs = (_states(model, ids) for model in (pruned, dense))
-    blocks = (getattr(pruned.config, "llmprune", None) or {}).get("blocks") or list(range(len(ours)))
-    pairs = [(own, theirs[block]) for own, block in zip(ours, blocks, strict=True)]
-    return {
-        "blocks": blocks,
-        "cosine": [float(cosine_similarity(own, other, dim=-1).mean()) for own, other in pairs],
-    }
+    shared = sorted(ours.keys() & theirs.keys())
+    marked = any(_kept(model) for model in (dense, pruned))
+    if (len(ours) != len(theirs) and not marked) or any(ours[n].shape != theirs[n].shape for n in shared):
+        return None
+    cosines = [float(cosine_similarity(ours[n], theirs[n], dim=-1).mean()) for n in shared]
+    return {"blocks": shared, "cosine": cosines}
 
 
-def _states(model: Any, ids: Tensor) -> list[Tensor]:
-    """The hidden states behind every block, each [L, D]; the last ones went through the final norm."""
+def _kept(model: Any) -> list[int]:
+    """The indices of a model's blocks in the one that it was pruned from, if blocks were removed."""
+    return list((getattr(model.config, "llmprune", None) or {}).get("blocks", ()))
+
+
+def _states(model: Any, ids: Tensor) -> dict[int, Tensor]:
+    """The hidden states [L, D] behind every block, by its index; the last went through the final norm."""
     device = next(model.parameters()).device
     found = model.get_decoder()(ids.to(device)[None], use_cache=False, output_hidden_states=True)
-    return [states[0].float().cpu() for states in found.hidden_states[1:]]
+    states = [one[0].float().cpu() for one in found.hidden_states[1:]]
+    return dict(zip(_kept(model) or range(len(states)), states, strict=True))
 
 
 def _by_quarter(dense: Any, pruned: Any, ids: Tensor) -> list[tensors.Agreement]:

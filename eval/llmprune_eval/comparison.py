@@ -11,6 +11,7 @@ from llmprune_eval import tasks as suites
 DRAWS = 10_000
 LEVEL = 0.95
 SEED = 0
+FEWEST = 6  # values that have an interval
 
 
 class Scored(NamedTuple):
@@ -46,21 +47,24 @@ def averaged(tasks: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str
     ]
     generator = np.random.default_rng(SEED)
     means = np.mean([_means(one, generator) for one in lost], axis=0)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {
         "questions": sum(map(len, lost)),
         "difference": float(np.mean([one.mean() for one in lost])),
-        "interval": [float(low), float(high)],
+        "interval": _interval(means),
         "level": LEVEL,
     }
 
 
 def spread(values: list[float]) -> list[float] | None:
-    """The interval of a mean, by drawing its values with replacement; None of a single one."""
-    if len(values) < 2:
+    """The interval of a mean, by drawing its values with replacement; None of fewer than six."""
+    if len(values) < FEWEST:
         return None
-    means = _means(np.array(values), np.random.default_rng(SEED))
-    return [float(end) for end in np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
+    return _interval(_means(np.array(values), np.random.default_rng(SEED)))
+
+
+def _interval(drawn: np.ndarray) -> list[float]:
+    """The ends of what was drawn, without the share that is left out on both sides."""
+    return [float(end) for end in np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
 
 
 def kept(tasks: list[Scored]) -> dict[str, Any]:
@@ -82,8 +86,7 @@ def kept(tasks: list[Scored]) -> dict[str, Any]:
     known = {"tasks": len(tasks), "level": LEVEL}
     if np.quantile(drawn[:, 1], (1 - LEVEL) / 2) <= 0:
         return {"value": None, "interval": None, **known}
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"value": float(pruned / dense), "interval": [float(low), float(high)], **known}
+    return {"value": float(pruned / dense), "interval": _interval(drawn[:, 0] / drawn[:, 1]), **known}
 
 
 def _kept_by_suite(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:

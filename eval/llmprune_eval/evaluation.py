@@ -91,12 +91,13 @@ def _beside(
     compared: dict[str, Any] = {"comparison": comparison.of(before, found)}
     if "talk" in found:
         compared["comparison"]["talk"] = talk.compare(before["talk"], found["talk"])
-    if not _alike(before, found):
+    if not (texts and _alike(before, found)):
         return compared
     read = [agreement.measure(*both, tokenizer, text, protocol) for text in texts]
     compared["agreement"] = [asdict(one) for one in read]
-    if texts and not any(isinstance(model, Engine) for model in both):
-        compared["drift"] = agreement.drift(*both, tokenizer, texts[0], protocol)
+    if not any(isinstance(model, Engine) for model in both):
+        moved = agreement.drift(*both, tokenizer, texts[0], protocol)
+        compared |= {"drift": moved} if moved else {}
     return compared
 
 
@@ -138,7 +139,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     for both in found.get("agreement", []):
         interval = "" if both["interval"] is None else " [{:.4f}, {:.4f}]".format(*both["interval"])
         said = f"KL {both['kl']:.4f} nats{interval}, same first choice {both['top1']:.1%}"
-        first, last = both["by_quarter"][0], both["by_quarter"][-1]
+        first, *_, last = both["by_quarter"] or (0.0, 0.0)
         if last > FADES * first:
             said += f"; in a window it grows from {first:.4f} (first quarter) to {last:.4f} (last)"
         table.append((f"  agreement on {both['dataset']}", said))

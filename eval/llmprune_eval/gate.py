@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ def parse(said: str) -> Condition:
         bound = float(found[3]) if found else None
     except ValueError:
         bound = None
-    if found is None or bound is None:
+    if found is None or bound is None or not math.isfinite(bound):
         raise RequestError(
             "fail_if", f'{said!r} is no condition; write a figure and a bound, as in "kl > 0.1"'
         )
@@ -131,7 +132,7 @@ def _failed(conditions: list[Condition], model: dict[str, Any]) -> Iterator[str]
     for condition in conditions:
         value = found.get(condition.name)
         if value is None or condition.holds(value):
-            shown = "has no value" if value is None else f"is {value:.4g}"
+            shown = f"is {value:.4g}" if value is not None else "has no value for these models"
             yield f"{condition.said}: {condition.name} {shown}"
 
 

@@ -19,6 +19,7 @@ from llmprune.errors import RequestError
 from llmprune.measured import Evaluation
 from llmprune.progress import say
 from llmprune.run import card, card_results
+from llmprune.text import bos
 from llmprune.text.windows import sharing
 from llmprune_eval import evaluation, models, runs
 from llmprune_eval.models import engine_file
@@ -68,14 +69,15 @@ def judge(folder: Path, dense: str, asked: Ask, where: dict[str, Any]) -> None:
 def require_unseen(model: str, trust: bool) -> Callable[[Tensor], None]:
     """Return what refuses windows [N, L] of a model's tokens that share text with those that `judge` reads.
 
-    It raises RequestError where 64 tokens in a row are in both.
+    It raises RequestError where 64 tokens in a row, or a whole shorter window, are in both.
     """
 
     def check(windows: Tensor) -> None:
         found = models.find(model, trust=trust, scored=True)
         protocol = settled(PROTOCOL, found.tokenizer, found.config)
         read = torch.stack([window.ids for window in windows_of(found.tokenizer, TEXT, protocol)])
-        if shared := int(sharing(windows, read).sum()):
+        begin = torch.tensor(bos.tokens(found.tokenizer, "auto", "bos"))
+        if shared := int(sharing(_without(windows, begin), _without(read, begin)).sum()):
             raise RequestError(
                 "calibration",
                 f"{shared} of {len(windows)} windows share text with those that --eval measures on; name "
@@ -83,6 +85,12 @@ def require_unseen(model: str, trust: bool) -> Callable[[Tensor], None]:
             )
 
     return check
+
+
+def _without(windows: Tensor, begin: Tensor) -> Tensor:
+    """Windows [N, L] without the tokens that all begin with, where they do: no text stands there."""
+    count = len(begin)
+    return windows[:, count:] if (windows[:, :count] == begin).all() else windows
 
 
 def _plain(asked: Ask) -> dict[str, Any]:
@@ -150,6 +158,10 @@ def _joined(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     measured = [_key(text) for text in new["perplexity"]]
     texts = [text for text in known.get("perplexity", []) if _key(text) not in measured]
     both = {key: known.get(key, {}) | new.get(key, {}) for key in ("tasks", "versions")}
+    if compared := known.get("comparison"):
+        told = {name: value for name, value in new.get("comparison", {}).items() if value}
+        tasks = compared.get("tasks", {}) | told.get("tasks", {})
+        both["comparison"] = compared | told | {"tasks": tasks}
     return {**known, **new, **both, "perplexity": texts + new["perplexity"]}
 
 

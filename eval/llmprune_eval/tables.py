@@ -127,7 +127,9 @@ def texts(run: Measured) -> list[list[object]]:
             rows.append([name, "bits per byte", *_compared(before, bits, ".4f"), how])
     for both in run.judged().get("agreement", []):
         how = f"{both['predictions']:,} predictions, {percent(both['top1'])} with the same likeliest token"
-        rows.append([both["dataset"], "KL divergence, nats", "-", f"{both['kl']:.4f}", "-", how])
+        ends = both.get("interval")
+        interval = f" [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else ""
+        rows.append([both["dataset"], "KL divergence, nats", "-", f"{both['kl']:.4f}{interval}", "-", how])
     return rows
 
 

@@ -13,7 +13,7 @@ import torch
 
 from llmprune.progress import track
 from llmprune_eval import instructions
-from llmprune_eval.comparison import averaged, paired
+from llmprune_eval.comparison import FEWEST, averaged, paired
 from llmprune_eval.tasks import SUITES, template
 
 BUDGET = 256  # tokens of an answer
@@ -88,15 +88,15 @@ def compare(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
     """Differences of the pruned model's figures to the dense model's, in pairs of answers.
 
     Returns:
-        By figure what `comparison.paired` says, and whether it is `flagged`: the interval leaves out zero.
-        `agreement` is the mean share of the dense answer's first 32 tokens that come before the first that
-        differs, and `longer` the ratio of the mean lengths.
+        By figure what `comparison.paired` says, and whether it is `flagged`: of six answers or more, the
+        interval leaves out zero. `agreement` is the mean share of the dense answer's first 32 tokens before
+        the first that differs, and `longer` the ratio of the mean lengths.
     """
     found: dict[str, Any] = {}
     for name in FIGURES:
         row = paired(*(_numbered([one[name] for one in talk["answers"]]) for talk in (dense, pruned)))
         low, high = row["interval"]
-        found[name] = row | {"flagged": low > 0 or high < 0}
+        found[name] = row | {"flagged": row["questions"] >= FEWEST and (low > 0 or high < 0)}
     pairs = zip(dense["answers"], pruned["answers"], strict=True)
     shares = _numbered([_agreement(before["ids"], after["ids"]) for before, after in pairs])
     same = averaged([(dict.fromkeys(shares, 0.0), shares)])

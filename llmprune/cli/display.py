@@ -22,8 +22,7 @@ def show_report(report: Report, out: Path, as_json: bool) -> None:
     if as_json:
         return print_json(json.loads(report.to_json()))
     totals, spent = report.totals, report.time
-    schedule = report.recovery.get("schedule") if report.recovery else None
-    asked = schedule["to"] if schedule else report.recipe["sparsity"]
+    asked = report.recipe["sparsity"]
     rows = [
         (
             "sparsity",

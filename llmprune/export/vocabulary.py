@@ -137,7 +137,9 @@ def tokenizer_of(file: Path) -> PreTrainedTokenizerFast:
         made.post_processor = processors.TemplateProcessing(
             single=f"{begin} $A", special_tokens=[(begin, told["bos_token_id"])]
         )
-    return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **ends)
+    found = PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **ends)
+    found.chat_template = told.get(PREFIX + "chat_template")
+    return found
 
 
 def knows(file: Path) -> bool:

@@ -19,12 +19,14 @@ from llmprune.methods.base import Method, PruningMethod
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
 from llmprune.model.sites.linear import LinearLayers
+from llmprune.patterns.base import Pattern
 from llmprune.progress import say
-from llmprune.recovery.base import ADAPTING, TRAINING, Recovered, Task, Taught, held_of
+from llmprune.recovery.base import Recovered, Removed, Task
+from llmprune.recovery.base.taught import ADAPTING, TRAINING, Taught, held_of
 from llmprune.recovery.refine.originals import pattern_of, report_of, require_mask
 from llmprune.text.windows import Split
 from llmprune.training.adapters import attach, merge
-from llmprune.training.gradual import Gradual, Masks, Schedule, gone
+from llmprune.training.gradual import Gradual, Masks, Schedule, at, gone
 from llmprune.training.teacher import Lesson
 
 SCALE = 2.0  # of the adapters' products
@@ -77,16 +79,36 @@ class Distill(Taught):
                 f"masks would change under {other}, which needs those of the start; leave one of them out",
             )
 
-    def require(self, pruned: Opened, dense: Opened, samples: int) -> None:
+    def require(self, pruned: Opened, dense: Opened, samples: int, length: int) -> None:
         """Refuse a schedule for what did not lose single weights alone, or lost as many already.
 
         Raises:
             RequestError: it says which.
         """
-        super().require(pruned, dense, samples)
+        super().require(pruned, dense, samples, length)
         if self.schedule:
             require_mask(pruned, dense, "a schedule removes")
-            self.schedule.shares(report_of(pruned).totals["sparsity"], self.tokens // self.batch_tokens)
+            start = report_of(pruned).totals["sparsity"]
+            self.schedule.require(pattern_of(pruned), start)
+            self.schedule.shares(start, self.steps(length))
+
+    @property
+    def removes(self) -> bool:
+        """By a schedule."""
+        return self.schedule is not None
+
+    def require_after(self, pattern: Pattern, sparsity: float) -> None:
+        """Refuse a schedule that does not begin where pruning ends."""
+        if self.schedule:
+            self.schedule.require(pattern, sparsity)
+
+    def at_once(self, length: int) -> int:
+        """Windows of one step."""
+        return max(1, self.batch_tokens // length)
+
+    def steps(self, length: int) -> int:
+        """Of the training, on windows of `length` tokens."""
+        return max(1, self.tokens // length) // self.at_once(length)
 
     def samples(self, length: int) -> int:
         """Windows of `length` tokens to draw: those to train on, and those held out."""
@@ -104,20 +126,19 @@ class Distill(Taught):
         if self.soup == 1:
             student, record = trained[0]
             logits = task.write(student)
-            return Recovered(record, logits, gone(_sites(student)) if self.schedule else None)
+            return Recovered(record, logits, self._removed(task, student))
         return self._average(task, trained, lesson, held_out)
 
     def trained(self, task: Task, lesson: Lesson, text: Split) -> tuple[Any, dict[str, Any]]:
         """One student in its best state, and its record."""
-        others = self.soup - 1  # which stay in memory
-        others += self.schedule is not None  # the weights of the start, while all is removed at once
+        others = self.soup - 1 + (self.schedule is not None)  # other members, or the start of a schedule
         student = self.student(task, others + (ADAPTING if self.adapters else TRAINING))
         if self.adapters:
             ranks = [self.adapters] * len(Anatomy(student, LinearLayers()).blocks)
             attach(student, _sites(student), ranks, SCALE, task.stored, self.seed)
-        at_once = max(1, self.batch_tokens // text.windows.shape[1])
-        gradual = self._gradual(task, student, lesson, text, len(text.windows) // at_once)
-        record = self.teach(task, student, lesson, text, at_once, gradual)
+        length = text.windows.shape[1]
+        gradual = self._gradual(task, student, lesson, text, self.steps(length))
+        record = self.teach(task, student, lesson, text, self.at_once(length), gradual)
         merge(student)
         return student, record
 
@@ -135,6 +156,13 @@ class Distill(Taught):
             one_shot = judged(student, lesson, text.held_out, self.computes_in(task))
         say(f"held-out loss {one_shot:.4f} with {self.schedule.to:.0%} removed at once")
         return Gradual(masks, self.schedule, earlier.totals["sparsity"], steps, one_shot)
+
+    def _removed(self, task: Task, student: Any) -> Removed | None:
+        """What a schedule has removed."""
+        if self.schedule is None:
+            return None
+        pattern = at(pattern_of(task.pruned), self.schedule.to)
+        return Removed(self.schedule.to, pattern, gone(_sites(student)))
 
     def _average(
         self, task: Task, trained: list[tuple[Any, dict[str, Any]]], lesson: Lesson, held_out: Tensor

@@ -16,7 +16,8 @@ from llmprune.allocation.block_influence import BlockInfluence, influence
 from llmprune.checkpoint.store import Store
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites.linear import LinearLayers
-from llmprune.recovery.base import ADAPTING, Recovered, Task, Taught
+from llmprune.recovery.base import Recovered, Task
+from llmprune.recovery.base.taught import ADAPTING, Taught
 from llmprune.text.windows import HELD_OUT
 from llmprune.training.adapters import attach, merge
 from llmprune.walk.walk import Walk

@@ -22,6 +22,7 @@ from llmprune.measured import Refit
 from llmprune.model.site import Site
 from llmprune.patterns.base import Pattern
 from llmprune.patterns.units import Units
+from llmprune.progress import say
 from llmprune.recovery.base import Recovered, Recovery, Task
 from llmprune.tensors.fit import Fit
 from llmprune.tensors.held_out import EVERY, USUAL
@@ -49,6 +50,8 @@ class Reconstruct(Recovery):
         dense, pruned = task.dense.store, task.pruned.store
         dense_walk = Walk(dense, task.dense_batches, task.pruned.probe())
         walk = Walk(pruned, task.batches, task.pruned.probe())
+        if self.ridge == "held_out" and len(task.batches) < EVERY:
+            say(f"of {len(task.batches)} batches none is held out, so the ridge is {USUAL}")
         sites: list[Refit] = []
         done = len(task.draft.done)
         dense_stages = dense_walk.stages("")

@@ -43,7 +43,7 @@ class Soup(Recovery):
                 "recovery.members", f"{len(self.members)} were named; name two or more recovered folders"
             )
 
-    def require(self, pruned: Opened, dense: Opened, samples: int) -> None:
+    def require(self, pruned: Opened, dense: Opened, samples: int, length: int) -> None:
         """Refuse members of other shapes or with other zeros.
 
         Raises:

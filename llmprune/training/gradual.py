@@ -27,6 +27,7 @@ from llmprune.tensors.statistics import Nothing, Statistic
 from llmprune.training.keep_zeros import KeepZeros
 from llmprune.training.teacher import Lesson
 
+HARDLY = 1e-3  # a share that rounding to whole weights may hide
 END = 0.7  # of the training: after it masks stay, and the model recovers
 
 
@@ -45,6 +46,34 @@ class Schedule:
     regrow: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the weights that stay to exchange for removed ones of larger gradients; none the last time."""
 
+    def require(self, pattern: Pattern, start: float) -> None:
+        """Refuse a share that the pattern cannot have, or that is gone already.
+
+        Args:
+            pattern: of what is pruned.
+            start: share that is gone.
+
+        Raises:
+            RequestError: it says which.
+        """
+        if pattern.prunes != "linear":
+            raise RequestError(
+                "recovery.schedule",
+                f"a schedule removes single weights, and {pattern} was asked; use unstructured or N:M",
+            )
+        if self.to <= start + HARDLY:
+            raise RequestError(
+                "recovery.schedule.to",
+                f"{self.to:g} was asked, and {start:.3g} of the weights are gone already; ask for more",
+            )
+        reached = at(pattern, self.to).only_sparsity
+        if reached is not None and abs(reached - self.to) > HARDLY:
+            raise RequestError(
+                "recovery.schedule.to",
+                f"{self.to:g} was asked, and {pattern} goes down to {reached:g} or another whole number of "
+                f"{pattern.group}; ask for that",
+            )
+
     def shares(self, start: float, training: int) -> dict[int, float]:
         """The share that is gone from every step of the training on where masks are chosen.
 
@@ -53,7 +82,7 @@ class Schedule:
             training: steps of the training.
 
         Raises:
-            RequestError: there are more choices than steps, or less is to go than is gone.
+            RequestError: there are more choices than steps.
         """
         last = int(END * training)
         if self.steps > last:
@@ -61,11 +90,6 @@ class Schedule:
                 "recovery.schedule.steps",
                 f"{self.steps} were asked, and {training} steps of training have room for {last}; ask for "
                 "fewer, or for more tokens",
-            )
-        if self.to <= start:
-            raise RequestError(
-                "recovery.schedule.to",
-                f"{self.to:g} was asked, and {start:.3g} of the weights are gone already; ask for more",
             )
         parts = [number / self.steps for number in range(1, self.steps + 1)]
         return {round(last * part): self.to + (start - self.to) * (1 - part) ** 3 for part in parts}
@@ -96,14 +120,14 @@ class Masks:
         statistics = self._statistics()
         for site in self.sites:
             more = share + regrow * (1 - share)
-            pattern, weights = _at(self.pattern, more), Weights(_matrix(site), site.index)
+            pattern, weights = at(self.pattern, more), Weights(_matrix(site), site.index)
             solution = self.method.solve(weights, statistics[site.name], pattern, more)
             matrix = solution.weight
             if regrow:
                 gradient, before = gradients[site.name], weights.matrix
                 # Where nothing reads a channel there is no gradient: what just went comes back as it was.
                 wanted = gradient.abs() + torch.finfo(before.dtype).tiny * (before != 0)
-                kept = _at(self.pattern, share).keep(wanted.masked_fill(solution.keep, torch.inf), share)
+                kept = at(self.pattern, share).keep(wanted.masked_fill(solution.keep, torch.inf), share)
                 begun = torch.where(gradient == 0, before, -rate * gradient.sign())
                 matrix = torch.where(kept & ~solution.keep, begun, matrix)
             _place(site, matrix)
@@ -183,7 +207,7 @@ def gone(sites: Iterable[Site]) -> dict[str, int]:
     return {site.name: int((site.weight == 0).sum()) for site in sites}
 
 
-def _at(pattern: Pattern, share: float) -> Pattern:
+def at(pattern: Pattern, share: float) -> Pattern:
     """The pattern that removes a share: of N of M, another N."""
     if not isinstance(pattern, NofM):
         return pattern

@@ -30,27 +30,59 @@ def test_quarters_are_those_of_the_definition(
     prune(checkpoints("llama"), {"method": "magnitude", "sparsity": 0.8}, out=tmp_path / "out")
     folders = checkpoints("llama"), tmp_path / "out"
     dense, pruned = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in folders)
-    protocol = Protocol(length=30, windows=3)
+    protocol = Protocol(length=30, windows=6)
     found = agreement.measure(dense, pruned, tiny.tokenizer(), "builtin", protocol)
     lost = []
     for window in windows_of(tiny.tokenizer(), "builtin", settled(protocol, tiny.tokenizer(), dense.config)):
         p, q = (model(window.ids[None]).logits[0, :-1].log_softmax(-1) for model in (dense, pruned))
         lost.append(kl_div(q, p, log_target=True, reduction="none").sum(-1))
     every = torch.stack(lost)
-    assert found.predictions == every.numel() == 3 * 29
+    assert found.predictions == every.numel() == 6 * 29
     assert found.kl == pytest.approx(float(every.mean()), rel=1e-4)
     for ours, part in zip(found.by_quarter, every.split([7, 7, 7, 8], 1), strict=True):
         assert ours == pytest.approx(float(part.mean()), rel=1e-4)
     assert found.interval is not None and found.interval[0] <= found.kl <= found.interval[1]
+    few = agreement.measure(dense, pruned, tiny.tokenizer(), "builtin", Protocol(length=4, windows=2))
+    assert few.interval is None and few.by_quarter == []  # three predictions have no quarters
+    overlapping = Protocol(length=30, windows=6, stride=5)
+    assert agreement.measure(dense, pruned, tiny.tokenizer(), "builtin", overlapping).interval is None
     assert min(every.mean(1)) <= found.interval[0] and found.interval[1] <= max(every.mean(1))
 
 
 def test_a_divergence_that_grows_along_the_window_is_told() -> None:
-    both = {"dataset": "t", "kl": 0.1, "top1": 0.9, "interval": None, "by_quarter": [0.1, 0.1, 0.1, 0.16]}
+    both = {"dataset": "t", "kl": 0.1, "top1": 0.9, "interval": None}
+    both["by_quarter"] = [0.1, 0.1, 0.1, 0.16]
     (row,) = evaluation.rows({"perplexity": [], "agreement": [both]})
     assert "in a window it grows from 0.1000 (first quarter) to 0.1600 (last)" in row[1]
     (row,) = evaluation.rows({"perplexity": [], "agreement": [both | {"by_quarter": [0.1] * 4}]})
     assert "grows" not in row[1]
+    (row,) = evaluation.rows({"perplexity": [], "agreement": [both | {"by_quarter": []}]})
+    assert "grows" not in row[1]
+
+
+def test_models_whose_blocks_do_not_correspond_have_no_drift(
+    checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "check", check_here)
+    for name, block in (("first", 0), ("last", 2)):
+        prune(
+            checkpoints("llama"),
+            {"pattern": {"name": "blocks", "remove": [block], "keep_ends": False}},
+            out=tmp_path / name,
+        )
+    whole, first, last = (
+        AutoModelForCausalLM.from_pretrained(folder).eval()
+        for folder in (checkpoints("llama"), tmp_path / "first", tmp_path / "last")
+    )
+    torch.manual_seed(0)
+    sizes = whole.config.to_dict() | {"hidden_size": 48}
+    other = AutoModelForCausalLM.from_config(type(whole.config)(**sizes))
+    where = tiny.tokenizer(), "builtin", Protocol(length=30, windows=1)
+    between = agreement.drift(first, last, *where)
+    assert between is not None and between["blocks"] == [1]
+    backwards = agreement.drift(first, whole, *where)
+    assert backwards is not None and backwards["blocks"] == [1, 2]
+    assert agreement.drift(whole, other.eval(), *where) is None
 
 
 @torch.no_grad()

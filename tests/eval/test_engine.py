@@ -111,8 +111,7 @@ def test_commands_measure_files_and_keep_what_they_found(dense: Path, tmp_path: 
         assert done.returncode == 0, done.stderr
     kept = json.loads(runs.beside(small).read_text())
     alike = kept["model"]["agreement"][0]
-    low, high = alike["interval"]
-    assert 0 < low <= alike["kl"] <= high < 0.02
+    assert 0 < alike["kl"] < 0.02 and alike["interval"] is None  # of two windows
     dense_one, pruned_one = kept["bench"]["models"]
     assert pruned_one["weight_bytes"] < 0.5 * dense_one["weight_bytes"]
     assert pruned_one["parameters"] == dense_one["parameters"]

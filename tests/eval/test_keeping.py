@@ -169,3 +169,21 @@ def test_a_calibration_text_that_is_measured_on_is_refused(
     assert not (tmp_path / "new").exists()
     text["dataset"] = "builtin"
     prune(checkpoints("llama"), asked | {"calibration": text}, out=tmp_path / "new", on_text=check)
+
+
+def test_answers_do_not_push_out_what_was_compared_before(folder: Path) -> None:
+    close = [{"dataset": "t", "kl": 0.1, "top1": 0.9, "predictions": 8}]
+    texts = figures(folder, {"t": 2.0}, {"piqa": 0.5}) | {"agreement": close}
+    texts["comparison"] = {"perplexity": [{"dataset": "t", "ratio": 1.1}], "tasks": {"piqa": {"dense": 0.6}}}
+    keeping.keep({"model": texts})
+    said = {"stopped": 0.5, "answers": []}
+    talks = figures(folder, {}, {}) | {
+        "talk": said,
+        "comparison": {"perplexity": [], "tasks": {}},
+    }
+    keeping.keep({"model": talks})
+    kept = report.read(folder)
+    assert kept is not None and kept.evaluation is not None
+    model = kept.evaluation["model"]
+    assert model["agreement"] == close and model["talk"] == {"stopped": 0.5}
+    assert model["comparison"]["perplexity"][0]["ratio"] == 1.1 and model["comparison"]["tasks"]["piqa"]

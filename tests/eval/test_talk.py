@@ -131,3 +131,14 @@ def test_a_model_that_does_not_chat_is_refused(checkpoints: tiny.Checkpoints) ->
     folder = str(checkpoints("llama"))
     done = subprocess.run([PROGRAM, "eval", folder, "--suite", "talk"], capture_output=True, text=True)
     assert done.returncode == 2 and f"{folder} has no chat template" in done.stderr
+
+
+def test_a_file_chats_through_the_template_that_it_holds(dense: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="needs xllamacpp==2026.10.11549: pip install it")
+    file = tmp_path / "dense.gguf"
+    words: list[object] = ["export", dense, "--to", "gguf", "--type", "f32", "--out", file]
+    assert subprocess.run([PROGRAM, *map(str, words)], capture_output=True).returncode == 0
+    words = ["eval", file, "--baseline", dense, "--suite", "talk", "--limit", 2, "--json"]
+    done = subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"]["comparison"]["talk"]["agreement"]["value"] > 0.5

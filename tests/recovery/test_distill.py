@@ -20,7 +20,7 @@ from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import SCRATCH, WORK
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
-from llmprune.recovery import base
+from llmprune.recovery.base import taught
 from llmprune.recovery.distill import counted
 from llmprune.training import cached, pace, trainer
 from llmprune.training.teacher import Teacher, divergence
@@ -187,7 +187,7 @@ def test_a_model_that_does_not_fit_is_refused(pruned: Path, monkeypatch: pytest.
 def test_a_log_that_cannot_be_written_is_refused(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match=r"recovery\.report_to: input should be 'none', 'tensorboard'"):
         recover(pruned, HOW | {"report_to": "nosuch"}, out=pruned.with_name("log"))
-    monkeypatch.setattr(base, "find_spec", lambda name: None)
+    monkeypatch.setattr(taught, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match="wandb was asked, and is not installed"):
         recover(pruned, HOW | {"report_to": "wandb"}, out=pruned.with_name("log"))
     assert not pruned.with_name("log").exists()

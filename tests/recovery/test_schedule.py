@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,16 @@ def test_the_share_is_exact_and_better_than_at_once(
 
 def test_n_of_m_loses_one_more_of_every_group(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     prune(checkpoints("llama"), PRUNED["2:4"] | {"pattern": "6:8"} | TEXT, out=tmp_path / "out")
-    recover(tmp_path / "out", LONGER | {"schedule": {"to": 0.5, "steps": 2}}, out=tmp_path / "more")
+    how = LONGER | {"schedule": {"to": 0.5, "steps": 2}}
+    report = recover(tmp_path / "out", how, out=tmp_path / "more")
     assert any(matrices(tmp_path / "more"))
     for key, matrix in matrices(tmp_path / "more").items():
         assert ((matrix.reshape(-1, 8) == 0).sum(1) == 4).all(), key
+    mark = json.loads((tmp_path / "more" / "config.json").read_text())["llmprune"]
+    assert (mark["pattern"], mark["sparsity"]) == ("4:8", 0.5)
+    assert report.recipe["pattern"] == "4:8" and {site.asked for site in report.sites} == {0.5}
+    again = recover(tmp_path / "out", how, out=tmp_path / "more", resume=True)  # it is done already
+    assert again == report
 
 
 def test_weights_come_back_by_their_gradients(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,9 +132,9 @@ def test_an_interrupted_schedule_resumes_to_the_same_bytes(
     require_same(pruned.with_name("cut"), pruned.with_name("whole"))
 
 
-def refusal(folder: Path, **options: Any) -> str:
+def refusal(folder: Path, calibration: Any = None, **options: Any) -> str:
     with pytest.raises(RequestError) as raised:
-        recover(folder, HOW | options, out=folder.with_name("refused"))
+        recover(folder, HOW | options, out=folder.with_name("refused"), calibration=calibration)
     assert not folder.with_name("refused").exists()
     return str(raised.value)
 
@@ -135,6 +142,12 @@ def refusal(folder: Path, **options: Any) -> str:
 def test_wrong_schedules_are_sentences(pruned: Path, checkpoints: tiny.Checkpoints) -> None:
     assert "0.2 was asked, and 0.25 of the weights are gone already" in refusal(pruned, schedule={"to": 0.2})
     assert "have room for 11" in refusal(pruned, schedule={"to": 0.5, "steps": 12})
+    longer = {"calibration": {"length": 64, "samples": 4}, "schedule": {"to": 0.5, "steps": 8}}
+    assert "have room for 5" in refusal(pruned, **longer, tokens=512)
+    three = pruned.with_name("three")
+    prune(checkpoints("llama"), {"method": "magnitude", "pattern": "3:4"}, out=three)
+    assert "0.3 was asked, and 3:4 goes down to 0.25 or another" in refusal(three, schedule={"to": 0.3})
+    assert "0.9 was asked, and 3:4 goes down to 0.75 or another" in refusal(three, schedule={"to": 0.9})
     assert "masks would change under adapters" in refusal(pruned, schedule=SCHEDULE, adapters=2)
     assert "masks would change under soup" in refusal(pruned, schedule=SCHEDULE, soup=2)
     assert "recovery.schedule.to" in refusal(pruned, schedule={"to": 1.5})
@@ -147,3 +160,15 @@ def test_a_schedule_that_helped_nothing_is_refused(pruned: Path) -> None:
     with pytest.raises(JobError, match="better than as much removed at once"):
         recover(pruned, HOW | {"schedule": SCHEDULE, "learning_rate": 10.0}, out=pruned.with_name("more"))
     assert not pruned.with_name("more").exists()
+
+
+def test_a_recipe_whose_schedule_cannot_work_is_refused_before_it_prunes(
+    checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    asked = LITTLE | {"recovery": HOW | {"schedule": {"to": 0.2}}}
+    with pytest.raises(RequestError, match=r"0\.2 was asked, and 0\.25 of the weights are gone already"):
+        prune(checkpoints("llama"), asked, out=tmp_path / "out")
+    units = PRUNED["units without"] | {"recovery": HOW | {"schedule": SCHEDULE}}
+    with pytest.raises(RequestError, match="a schedule removes single weights"):
+        prune(checkpoints("llama"), units | TEXT, out=tmp_path / "out")
+    assert list(tmp_path.glob("out*")) == []

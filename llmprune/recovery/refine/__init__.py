@@ -64,7 +64,7 @@ class Refine(Recovery):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
-    def require(self, pruned: Opened, dense: Opened, samples: int) -> None:
+    def require(self, pruned: Opened, dense: Opened, samples: int, length: int) -> None:
         """Refuse what has no mask to refine, no original weights, or too little text.
 
         Raises:

@@ -1,127 +1,27 @@
-"""Base classes of recoveries: a pruned checkpoint in, better weights with the same sizes and zeros out."""
+"""Base class of recoveries that train with gradients."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
-from llmprune.patterns.base import Pattern
-from llmprune.patterns.unstructured import Unstructured
-from llmprune.plugins import OPTIONS
-from llmprune.tensors.statistics import InputNorm, Statistic
+from llmprune.recovery.base import Recovery, Task
 from llmprune.text.windows import HELD_OUT, Split, batched, sharing
 from llmprune.training.cached import Cached, keep
 from llmprune.training.gradual import Gradual
 from llmprune.training.keep_zeros import KeepZeros
 from llmprune.training.teacher import Lesson, Teacher, Text
-from llmprune.vocabulary.shared import Shared
 
 JUDGING = 20  # windows to train on for each that is held out: what is held out is read ten times
 TRAINING = 6  # models in float32: student, gradient, two of AdamW's, the best state, and the teacher
 ADAPTING = 3  # student, teacher, and what adapters and their optimiser take
-
-
-@dataclass(frozen=True)
-class Task:
-    """The input of a recovery: a pruned checkpoint, its dense model, and the text to train on."""
-
-    pruned: Opened
-    dense: Opened
-    batches: list[Tensor]
-    """Token ids, each [B, T]."""
-
-    draft: Draft
-    together: bool
-    """True if the activations of all batches inside one block fit into memory."""
-
-    counterparts: list[int]
-    """The dense block of every pruned block; not all, where whole blocks were removed."""
-
-    layout: str | None
-    """How the pruned checkpoint stores its sizes; None for a masked one, whose zeros must stay."""
-
-    shared: Shared = field(default_factory=Shared)
-    """The tokens that both models have."""
-
-    @property
-    def dense_batches(self) -> list[Tensor]:
-        """The same windows in the dense model's ids."""
-        return [self.shared.dense_ids(batch) for batch in self.batches]
-
-    @property
-    def tokens(self) -> Tensor:
-        """The windows [N, L]."""
-        return torch.cat(self.batches)
-
-    @property
-    def stored(self) -> torch.dtype:
-        """The dtype of the checkpoint."""
-        assert self.pruned.source is not None
-        return self.pruned.source.size[1]
-
-    def write(self, model: Any) -> Tensor:
-        """Write a whole model as the pruned one is stored; return its logits on the probe, so rounded."""
-        where = self.pruned.resources
-        _cast(model, self.stored)
-        self.draft.write_model(model)
-        _cast(model, where.dtype)
-        logits: Tensor = model(self.pruned.probe().to(where.device), use_cache=False).logits
-        return logits
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """The record for the report, and the logits [1, T, V] of the probe, to verify a reload against."""
-
-    record: dict[str, Any]
-    logits: Tensor | None
-    zeros: dict[str, int] | None = None
-    """By site, how many weights are gone, where more went."""
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """Override `recover`. The fields of a subclass are its options."""
-
-    walks: ClassVar[Pattern] = Unstructured()
-    """The pattern that defines the sites of both models."""
-
-    needs: ClassVar[type[Statistic]] = InputNorm
-    """A statistic as large as the memory that the recovery holds per site, for the plan."""
-
-    serves: ClassVar[tuple[str, ...]] = ("weights", "units", "blocks")
-    """What must have been removed (`Sites.shares`)."""
-
-    streams: ClassVar[bool] = True
-    """Whether it walks both models, with one block of each resident; else it holds them whole."""
-
-    translates: ClassVar[bool] = False
-    """Whether it serves a model whose vocabulary was cut (`Task.shared`)."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
-
-    def samples(self, length: int) -> int | None:
-        """Windows of `length` tokens to draw unless asked otherwise; None for as many as pruning drew."""
-        return None
-
-    def require(self, pruned: Opened, dense: Opened, samples: int) -> None:
-        """Refuse what cannot be recovered, before anything is written; `samples` is the number of windows.
-
-        Raises:
-            RequestError: it cannot.
-        """
-
-    def recover(self, task: Task) -> Recovered:
-        """Write the recovered weights into `task.draft`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -165,7 +65,7 @@ class Taught(Recovery):
                 f"{self.hidden:g} was asked, and that needs a resident teacher; leave it out",
             )
 
-    def require(self, pruned: Opened, dense: Opened, samples: int) -> None:
+    def require(self, pruned: Opened, dense: Opened, samples: int, length: int) -> None:
         """Refuse a text of one window, and a log whose package is not installed.
 
         Raises:
@@ -292,9 +192,3 @@ class Taught(Recovery):
 def held_of(training: int) -> int:
     """How many windows to hold out of a text, given how many train."""
     return max(2, training // JUDGING)
-
-
-def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights, but not the buffers: every load computes those again in full precision."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
