@@ -162,7 +162,7 @@ def test_every_option_is_drawn_with_other_values_than_its_own(field: str, name: 
 
 @pytest.mark.parametrize(("field", "name"), [part for part in EVERY if part[0] != "text"])
 def test_every_part_is_drawn_in_a_recipe(field: str, name: str) -> None:
-    find(recipes(), lambda data: name_in(data, field) == name, settings=settings(ONCE, max_examples=2000))
+    find(recipes(), lambda data: name_in(data, field) == name, settings=settings(ONCE, max_examples=8000))
 
 
 def test_every_field_of_the_calibration_is_drawn() -> None:

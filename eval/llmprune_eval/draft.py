@@ -83,8 +83,10 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     table = []
     for how in HOW:
         one = found[how]
-        low, high = one["interval"]
-        said = f"{one['acceptance']:.1%} of the guesses taken [{low:.1%}, {high:.1%}]"
+        ends = one["interval"]
+        said = f"{one['acceptance']:.1%} of the guesses taken" + (
+            f" [{ends[0]:.1%}, {ends[1]:.1%}]" if ends else ""
+        )
         if one["speed"] > 1:
             said += f"; {one['speed']:.2f}x as fast with {one['guesses']} at a time"
         else:
