@@ -54,8 +54,9 @@ def test_shares_rise_as_a_cubic(start: float, to: float, steps: int, training: i
     assert sorted(shares.values()) == list(shares.values()) and min(shares.values()) > start
 
 
-@pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt", "admm"])
-@pytest.mark.parametrize("regrow", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("method", "regrow"), [("wanda", 0.1), ("magnitude", 0.0), ("sparsegpt", 0.1), ("admm", 0.0)]
+)
 def test_the_share_is_exact_and_better_than_at_once(
     method: str, regrow: float, checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
@@ -110,7 +111,7 @@ def test_weights_come_back_by_their_gradients(pruned: Path, monkeypatch: pytest.
     assert back[0.5] > 10 * back[0.0]
 
 
-@pytest.mark.parametrize("cut", [3, 4, 8, 14])
+@pytest.mark.parametrize("cut", [4, 14])
 def test_an_interrupted_schedule_resumes_to_the_same_bytes(
     cut: int, pruned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
