@@ -217,11 +217,17 @@ TABLES = {
     ),
     "ridge": Table(
         ("one_shot",),
-        "ridge | 16 x 512 tokens | 32 x 1024",
+        "ridge | `affine`, 16 x 512 tokens | 32 x 1024 | `reconstruct`, 16 x 512 | `admm` at 2:4, 16 x 512",
         (cells.beside_divergence,),
         {
-            "`0.01`": "ridge-0.01-short flap-channels-20",
-            **{f"`{ridge}`": f"ridge-{ridge}-short ridge-{ridge}" for ridge in (0.1, 1.0, 10.0, "held_out")},
+            f"`{ridge}`": f"ridge-{ridge}-short {whole} {reconstructed} {damped}"
+            for ridge, whole, reconstructed, damped in (
+                (0.01, "flap-channels-20", "reconstruct-0.01-short", "admm-2of4-0.01-short"),
+                (0.1, "ridge-0.1", "reconstruct-0.1-short", "admm-2of4-0.1-short"),
+                (1.0, "ridge-1.0", "reconstruct-1.0-short", "-"),
+                (10.0, "ridge-10.0", "-", "-"),
+                ("held_out", "ridge-held_out", "reconstruct-held_out-short", "admm-2of4-held_out-short"),
+            )
         },
     ),
     "healed": Table(
