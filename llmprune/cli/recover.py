@@ -53,7 +53,7 @@ def recover_(
     reconstruct: Annotated[bool, typer.Option("--reconstruct", hidden=True)] = False,
     as_json: Json = False,
 ) -> None:
-    """Bring quality back to a pruned checkpoint, into a new folder; sizes and zeros stay, unless a schedule removes more.
+    """Bring quality back to a pruned checkpoint, into a new folder; sizes stay, and zeros.
 
     The text is that with which it was pruned, unless another is named.
     """
