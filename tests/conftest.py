@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmprune.checkpoint import reload
 from llmprune.cli import demo_model
 from llmprune.errors import JobError
 from tests import tiny
 from tests.disk import mounted
+from tests.reloading import check_here
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -43,6 +45,12 @@ def _seeded() -> None:
 def _texts_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     kept = tmp_path_factory.mktemp("texts")
     monkeypatch.setattr("llmprune.text.cache.cache_folder", lambda: kept)
+
+
+@pytest.fixture
+def check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that results load here; a fresh process takes seconds to start."""
+    monkeypatch.setattr(reload, "check", check_here)
 
 
 @pytest.fixture(scope="session")

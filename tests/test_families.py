@@ -27,6 +27,7 @@ from llmprune.recipe import Recipe
 from llmprune.report import Report
 from tests import tiny
 from tests.conftest import SHARED
+from tests.reloading import check_here
 
 METHODS = [
     name for name in names("llmprune.methods") if "weights" in find("llmprune.methods", name, Method).serves
@@ -37,21 +38,6 @@ PROBE = torch.randint(0, tiny.VOCABULARY, (1, 32), generator=torch.Generator().m
 STORIES = SHARED / "models" / "stories260K"
 RESTATE = SHARED / "tools" / "reexpress_llama.py"
 RESTATED = ("mistral", "qwen2", "phi3")
-
-
-def check_here(folder: Path, expected: Tensor | None, ids: Tensor, how: dict[str, Any]) -> dict[str, Any]:
-    """What `reload.check` does, without the fresh process that takes seconds to start."""
-    assert expected is not None, "a tiny model fits into memory"
-    difference = float((reload.logits_of(str(folder), how, ids).float() - expected.float()).abs().max())
-    if not difference <= 1e-4 * float(expected.abs().max()):
-        raise RuntimeError(f"its logits differ by {difference:.3g}")
-    line = reload.LINE.format(folder="{folder}", trust="")
-    return {"line": line, "compared": "logits", "max_abs_logit_difference": difference}
-
-
-@pytest.fixture
-def check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
 
 
 def recipe(method: str, pattern: str) -> dict[str, Any]:

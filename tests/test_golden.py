@@ -25,7 +25,9 @@ from llmprune.checkpoint import reload
 from llmprune.recipe.text import load_data, shipped
 from tests import tiny
 from tests.conftest import SHARED
-from tests.test_families import check_here
+from tests.reloading import check_here
+
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 FILE = Path(__file__).with_name("golden.json")
 RECIPES = shipped()
@@ -150,7 +152,6 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def _as_it_was_taken(monkeypatch: pytest.MonkeyPatch, texts: Path) -> Iterator[None]:
     """The check in this process, and generated texts kept from case to case, for their time."""
-    monkeypatch.setattr(reload, "check", check_here)
     monkeypatch.setattr("llmprune.text.cache.cache_folder", lambda: texts)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

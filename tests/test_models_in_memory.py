@@ -18,22 +18,19 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
 from llmprune.model.sites.linear import LinearLayers
 from tests import tiny
-from tests.test_families import check_here, load, logits
+from tests.reloading import load, logits
 
 FAMILIES = ["llama", "gpt2", "phi3", "falcon"]  # plain, transposed, tied and fused, tuples between blocks
 METHODS = ["magnitude", "wanda", "sparsegpt"]
 TEXT = {"samples": 4, "length": 32}
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def sites(model: PreTrainedModel) -> list[Site]:

@@ -13,20 +13,16 @@ import pytest
 from llmprune_eval import keeping, runs
 
 from llmprune import prune, push, recover, report
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.report import FILE, Report, SiteRecord
 from tests import tiny
-from tests.test_families import check_here
 
 UNITS = {"name": "units", "multiple": 8}
 TEXT = {"samples": 4, "length": 32}
 MASKED: dict[str, Any] = {"method": "magnitude", "pattern": "2:4"}
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @pytest.fixture

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -25,6 +23,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+import versions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmprune.export.gguf import export
@@ -130,9 +129,7 @@ def main() -> None:
             if arguments.quantiser:
                 rows[folder.name] |= {"same_bytes": quantised(folder, file, arguments.quantiser)}
         print(folder.name, rows[folder.name], flush=True)
-    versions = {name: version(name) for name in ("xllamacpp", "transformers", "torch")}
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    versions.keep(arguments.out, rows, ("xllamacpp", "transformers", "torch"))
 
 
 if __name__ == "__main__":

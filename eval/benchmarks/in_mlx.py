@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from importlib.metadata import version
 from pathlib import Path
+
+import versions
 
 TOKENS = 64
 
@@ -60,9 +61,7 @@ def main() -> None:
         return
     rows = {folder.name: compare(folder) for folder in arguments.folders}
     print(json.dumps(rows, indent=1))
-    versions = {name: version(name) for name in ("mlx-lm", "mlx")}
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    versions.keep(arguments.out, rows, ("mlx-lm", "mlx"))
 
 
 if __name__ == "__main__":

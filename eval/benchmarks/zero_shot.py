@@ -18,7 +18,7 @@ from typing import Any
 from against_authors import calibration_tokens, write
 from llmprune_eval import comparison, tasks
 from shared_beginnings import SharedBeginnings
-from tables import RESULTS, rows_of
+from table import RESULTS, rows_of
 
 import llmprune
 from llmprune.recipe import Recipe

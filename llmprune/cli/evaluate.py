@@ -93,10 +93,12 @@ def evaluate(
     protocol = Protocol(length, windows, stride, parse("auto" if bos is None else bos, "bos"), text_column)
     where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     prompts = min(limit or talk.PROMPTS, talk.PROMPTS) if talks else None
+    # Drafts first: what they refuse must not lose what took hours.
+    drafts = {} if draft_for is None else {name: draft.measure(name, draft_for, where) for name in models}
     results = evaluation.evaluate(names, perplexity or [], protocol, asked, where, prompts)
-    if draft_for is not None:
-        for role in results.keys() - {"baseline"}:
-            results[role]["draft"] = draft.measure(results[role]["name"], draft_for, where)
+    for found in results.values():
+        if found["name"] in drafts:
+            found["draft"] = drafts[found["name"]]
     _tell(results, as_json)  # first: a full disk must not lose what took hours
     if save:
         keeping.keep(results)

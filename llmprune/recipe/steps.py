@@ -94,7 +94,7 @@ def require_recoverable(steps: Iterable[Recipe]) -> None:
                 f"{name_of(how)} compares logits of one vocabulary, and {cut} changes it; use distill, or "
                 "recover before the vocabulary is cut",
             )
-        how.require_after(step.pattern, step.sparsity)
+        how.require_after(step.pattern, step.sparsity, name_of(step.allocation))
         if step.sites.shares not in (*how.serves, *(("rows",) if how.translates else ())):
             raise RequestError(
                 "recovery",

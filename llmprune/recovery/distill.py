@@ -88,8 +88,9 @@ class Distill(Taught):
         super().require(pruned, dense, samples, length)
         if self.schedule:
             require_mask(pruned, dense, "a schedule removes")
-            start = report_of(pruned).totals["sparsity"]
-            self.schedule.require(pattern_of(pruned), start)
+            earlier = report_of(pruned)
+            start, allocation = earlier.totals["sparsity"], str(earlier.recipe["allocation"]["name"])
+            self.schedule.require(pattern_of(pruned), start, allocation)
             self.schedule.shares(start, self.steps(length))
 
     @property
@@ -97,10 +98,10 @@ class Distill(Taught):
         """By a schedule."""
         return self.schedule is not None
 
-    def require_after(self, pattern: Pattern, sparsity: float) -> None:
+    def require_after(self, pattern: Pattern, sparsity: float, allocation: str) -> None:
         """Refuse a schedule that does not begin where pruning ends."""
         if self.schedule:
-            self.schedule.require(pattern, sparsity)
+            self.schedule.require(pattern, sparsity, allocation)
 
     def at_once(self, length: int) -> int:
         """Windows of one step."""

@@ -46,12 +46,13 @@ class Schedule:
     regrow: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the weights that stay to exchange for removed ones of larger gradients; none the last time."""
 
-    def require(self, pattern: Pattern, start: float) -> None:
-        """Refuse a share that the pattern cannot have, or that is gone already.
+    def require(self, pattern: Pattern, start: float, allocation: str) -> None:
+        """Refuse a share that the pattern cannot have, or that is gone already, in some layer perhaps.
 
         Args:
             pattern: of what is pruned.
             start: share that is gone.
+            allocation: what shared it out.
 
         Raises:
             RequestError: it says which.
@@ -60,6 +61,12 @@ class Schedule:
             raise RequestError(
                 "recovery.schedule",
                 f"a schedule removes single weights, and {pattern} was asked; use unstructured or N:M",
+            )
+        if allocation != "uniform":
+            raise RequestError(
+                "recovery.schedule",
+                f"a schedule removes the same share of every layer, and {allocation} shared out what is gone"
+                "; prune with allocation uniform",
             )
         if self.to <= start + HARDLY:
             raise RequestError(

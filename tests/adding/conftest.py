@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmprune.checkpoint import reload
-from tests.test_families import check_here
+from tests.reloading import check_here
 
 PACKAGE = "added_by_a_test"
 Add = Callable[[str, str], str]

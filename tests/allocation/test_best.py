@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from llmprune import prune
 from llmprune.allocation.base import Problem
 from llmprune.allocation.best import Best
-from llmprune.checkpoint import reload
 from llmprune.checkpoint.store import Store
 from llmprune.errors import RequestError
 from llmprune.methods.flap import Flap
@@ -27,8 +26,8 @@ from llmprune.recipe import Recipe
 from llmprune.repair.affine import Affine
 from llmprune.run.job import Run, checkpoint_job
 from tests import tiny
+from tests.reloading import load
 from tests.resume.interrupted import pruned_twice
-from tests.test_families import check_here, load
 from tests.test_models_in_memory import half_on_cpu, half_on_disk, stored
 
 TOKENS = torch.randint(3, tiny.VOCABULARY, (16, 24), generator=torch.Generator().manual_seed(4))
@@ -48,9 +47,7 @@ CASES: dict[str, tuple[dict[str, Any], list[Any]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @torch.no_grad()

@@ -11,17 +11,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from tests import tiny
-from tests.test_families import check_here
 
 DEPTH = 6
 TOKENS = torch.randint(3, tiny.VOCABULARY, (4, 16), generator=torch.Generator().manual_seed(5))
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from llmprune import prune
 from llmprune.allocation.base import Problem
 from llmprune.allocation.best import Contest
 from llmprune.allocation.uniform import Uniform
-from llmprune.checkpoint import reload
 from llmprune.checkpoint.store import Store
 from llmprune.errors import RequestError
 from llmprune.measured import lowest
@@ -34,7 +33,6 @@ from llmprune.walk.population import Population
 from llmprune.walk.solve import Solved
 from tests import tiny
 from tests.resume.interrupted import hashes
-from tests.test_families import check_here
 
 TOKENS = torch.randint(3, tiny.VOCABULARY, (16, 24), generator=torch.Generator().manual_seed(4))
 QUICK = {"name": "search", "levels": 5, "generations": 2, "offspring": 4, "tokens": 48}
@@ -50,9 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def problem(sparsity: float = 0.5) -> Problem:

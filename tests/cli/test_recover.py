@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from llmprune import prune, recovering
-from llmprune.checkpoint import reload
 from tests import tiny
 from tests.cli.command import main
-from tests.test_families import check_here
+
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 class Stop(Exception):
@@ -80,7 +80,6 @@ def test_a_wrong_name_suggests_the_nearest(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
     prune(checkpoints("llama"), method="magnitude", pattern="2:4", out=tmp_path / "out")
     capsys.readouterr()
     assert main(monkeypatch, ["recover", str(tmp_path / "out"), "--method", "reconstrct"]) == 2

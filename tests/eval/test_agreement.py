@@ -15,9 +15,9 @@ from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from tests import tiny
-from tests.test_families import check_here
+
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @torch.no_grad()
@@ -25,7 +25,6 @@ from tests.test_families import check_here
 def test_quarters_are_those_of_the_definition(
     rows: int, checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
     monkeypatch.setattr(logits, "ROWS", rows)
     prune(checkpoints("llama"), {"method": "magnitude", "sparsity": 0.8}, out=tmp_path / "out")
     folders = checkpoints("llama"), tmp_path / "out"
@@ -61,9 +60,8 @@ def test_a_divergence_that_grows_along_the_window_is_told() -> None:
 
 
 def test_models_whose_blocks_do_not_correspond_have_no_drift(
-    checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
     for name, block in (("first", 0), ("last", 2)):
         prune(
             checkpoints("llama"),
@@ -95,9 +93,8 @@ def test_models_whose_blocks_do_not_correspond_have_no_drift(
     ],
 )
 def test_drift_is_the_cosine_behind_the_same_block(
-    asked: dict[str, Any], checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, Any], checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
     prune(checkpoints("llama"), asked, out=tmp_path / "out")
     folders = checkpoints("llama"), tmp_path / "out"
     dense, pruned = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in folders)
@@ -120,10 +117,7 @@ def test_drift_is_the_cosine_behind_the_same_block(
     assert alike == pytest.approx([1.0] * 3, abs=1e-6)
 
 
-def test_drift_is_kept_and_drawn(
-    checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+def test_drift_is_kept_and_drawn(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     prune(checkpoints("llama"), {"method": "magnitude", "sparsity": 0.8}, out=tmp_path / "out")
     names = {"baseline": str(checkpoints("llama")), "model": str(tmp_path / "out")}
     keeping.keep(evaluation.evaluate(names, ["builtin"], Protocol(length=30, windows=2)))

@@ -14,10 +14,10 @@ from llmprune_eval.runner import Load
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from tests import tiny
 from tests.conftest import SHARED
-from tests.test_families import check_here
+
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 PROGRAM = Path(sys.executable).with_name("llmprune")
 STORIES = SHARED / "models" / "stories260K"
@@ -35,8 +35,7 @@ def test_speed_is_that_of_a_simulation(acceptance: float, guesses: int, cost: fl
 
 @torch.no_grad()
 @pytest.mark.skipif(not STORIES.is_dir(), reason="needs ../shared/models")
-def test_assisted_generation_takes_as_many_guesses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+def test_assisted_generation_takes_as_many_guesses(tmp_path: Path) -> None:
     prune(STORIES, {"method": "magnitude", "sparsity": 0.2}, out=tmp_path / "out")
     dense, small = (AutoModelForCausalLM.from_pretrained(f).eval() for f in (STORIES, tmp_path / "out"))
     guesses, shares, measured = 3, [], []

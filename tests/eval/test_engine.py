@@ -17,12 +17,10 @@ from llmprune_eval.windows import Protocol
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import JobError, RequestError
 from llmprune.export.gguf import export
 from llmprune.export.vocabulary import tokenizer_of
 from tests.export.test_gguf import UNEVEN, saved
-from tests.test_families import check_here
 from tests.vocabulary import tokenizers_here
 
 pytest.importorskip("xllamacpp", reason="needs xllamacpp==2026.10.11549: pip install it")
@@ -31,9 +29,7 @@ PROGRAM = Path(sys.executable).with_name("llmprune")
 PROTOCOL = Protocol(length=64, windows=3)
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @pytest.fixture

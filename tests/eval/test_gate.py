@@ -16,11 +16,11 @@ from llmprune_eval import comparison, gate
 from llmprune_eval.comparison import Scored
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from tests import tiny
 from tests.conftest import SHARED
-from tests.test_families import check_here
+
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 PROGRAM = Path(sys.executable).with_name("llmprune")
 MODEL, DATA = SHARED / "models" / "stories260K", SHARED / "data"
@@ -94,10 +94,7 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True)
 
 
-def test_the_command_exits_with_three(
-    checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+def test_the_command_exits_with_three(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     prune(checkpoints("llama"), {"method": "magnitude", "sparsity": 0.9}, out=tmp_path / "out")
     words: list[object] = ["eval", tmp_path / "out", "--baseline", checkpoints("llama")]
     words += ["--perplexity", "builtin", "--length", 64, "--windows", 2, "--json"]

@@ -12,21 +12,20 @@ from llmprune_eval import bench, keeping
 from llmprune_eval.tasks import Ask
 
 from llmprune import prune, recover, report
-from llmprune.checkpoint import reload
 from llmprune.cli import app
 from llmprune.errors import JobError, RequestError
 from llmprune.text import sources
 from tests import tiny
 from tests.disk import fill, read_only
-from tests.test_families import check_here
+
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 RATES = {"name": "m", "prefill_tokens_per_s": 1.0, "decode_tokens_per_s": 2.0}
 SPEED = {"protocol": "p", "models": [RATES]}
 
 
 @pytest.fixture
-def folder(checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(reload, "check", check_here)
+def folder(checkpoints: tiny.Checkpoints, tmp_path: Path) -> Path:
     prune(checkpoints("llama"), {"method": "magnitude", "pattern": "2:4"}, out=tmp_path / "out")
     return tmp_path / "out"
 

@@ -24,7 +24,7 @@ from llmprune.errors import RequestError
 from llmprune.report import FILE as REPORT
 from llmprune.run import card_results
 from tests import tiny
-from tests.test_families import check_here
+from tests.reloading import check_here
 
 PROGRAM = Path(sys.executable).with_name("llmprune")
 UNITS = {"pattern": {"name": "units", "multiple": 8}, "sparsity": 0.4}

@@ -8,17 +8,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import table
 import tables
 
-RECIPES = sorted((tables.ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((table.ROOT / "recipes").glob("*.yaml"))
 
 
 def perplexities() -> dict[str, float]:
     """What was measured, by the recipe's name with underscores."""
-    rows = tables.rows("one_shot", "against_authors", "textless", "depth")
+    rows = table.rows("one_shot", "against_authors", "textless", "depth")
     rows["depth-20"] = rows["shortgpt-20-span"]  # the same recipe
     rows["tyr-30"] = rows["flap-30-search-held_out"]
-    rows["admm-2of4-healed"] = tables.rows("healed")["admm-2of4-100k"]
+    rows["admm-2of4-healed"] = table.rows("healed")["admm-2of4-100k"]
     return {name.replace("2of4", "2_4").replace("-", "_"): row["perplexity"] for name, row in rows.items()}
 
 
@@ -29,7 +30,7 @@ def test_the_tables_are_current() -> None:
 
 
 def test_every_result_says_what_was_measured_and_how() -> None:
-    files = [*tables.RESULTS.glob("*/*/*.json")]
+    files = [*table.RESULTS.glob("*/*/*.json")]
     assert len(files) > 80
     for file in files:
         told = json.loads(file.read_text())
@@ -40,7 +41,7 @@ def test_every_result_says_what_was_measured_and_how() -> None:
 
 
 def test_every_model_was_asked_as_many_questions_as_we_say() -> None:
-    (asked,) = {row["questions"] for row in tables.rows("zero_shot").values()}
+    (asked,) = {row["questions"] for row in table.rows("zero_shot").values()}
     assert f"**{asked} questions a task**" in tables.PAGES[1].read_text()
 
 
@@ -51,7 +52,7 @@ def words(file: Path) -> str:
 
 @pytest.mark.parametrize("share", ["20", "30"])
 def test_who_wins_without_text_is_what_we_say(share: str) -> None:
-    results, recipes = map(words, (tables.PAGES[1], tables.ROOT / "recipes" / "README.md"))
+    results, recipes = map(words, (tables.PAGES[1], table.ROOT / "recipes" / "README.md"))
     assert "Without text, the policy wins, though Wanda comes close" in results
     assert "What looks at weights alone is worse than chance" in results
     assert (
@@ -59,7 +60,7 @@ def test_who_wins_without_text_is_what_we_say(share: str) -> None:
         in recipes
     )
     assert "`prunenet` wins there where there is no text, by little over `wanda`" in recipes
-    found = {name: row["perplexity"] for name, row in tables.rows("textless").items()}
+    found = {name: row["perplexity"] for name, row in table.rows("textless").items()}
     order = [f"prunenet-{share}-again", f"wanda-{share}-self", f"random-{share}", f"row_norm-{share}"]
     assert sorted(order, key=lambda name: found[name]) == order  # the first two on the same text
     assert found[f"wanda-{share}-self"] < 1.06 * found[f"prunenet-{share}-again"]
@@ -68,9 +69,9 @@ def test_who_wins_without_text_is_what_we_say(share: str) -> None:
 
 def test_another_figure_makes_another_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tables.TABLES["units"].text()
-    results = Path(shutil.copytree(tables.RESULTS, tmp_path / "results"))
-    monkeypatch.setattr(tables, "RESULTS", results)
-    folder = results / tables.MODEL / "against_authors"
+    results = Path(shutil.copytree(table.RESULTS, tmp_path / "results"))
+    monkeypatch.setattr(table, "RESULTS", results)
+    folder = results / table.MODEL / "against_authors"
     told = json.loads((folder / "flap_30.json").read_text())
     (folder / "flap_30.json").write_text(json.dumps(told | {"perplexity": 1234.5}))
     (folder / "cfsp_50.json").unlink()
@@ -82,7 +83,7 @@ def test_another_figure_makes_another_table(tmp_path: Path, monkeypatch: pytest.
 
 def require_bits_per_byte(recipe: Path) -> None:
     """A recipe that changes the vocabulary states them over the dense model's, for two texts."""
-    row = tables.rows("vocabulary", model="qwen2.5-coder-0.5b")["65536"]
+    row = table.rows("vocabulary", model="qwen2.5-coder-0.5b")["65536"]
     said = re.search(r"bits per byte ([\d.]+)x dense on WikiText-2 test, ([\d.]+)x on C4", recipe.read_text())
     assert said is not None
     for shown, text in zip(said.groups(), ("wikitext2-test", "c4-held-out"), strict=True):
@@ -104,4 +105,4 @@ def test_a_recipe_states_what_was_measured(recipe: Path) -> None:
     for shown, measured in zip(said.groups(), (known[name], known["dense"]), strict=True):
         half_a_digit = 0.5 * 10.0 ** -len(shown.partition(".")[2])
         assert float(shown) == pytest.approx(measured, abs=1.01 * half_a_digit)
-    assert f"`{recipe.stem}`" in (tables.ROOT / "recipes" / "README.md").read_text()
+    assert f"`{recipe.stem}`" in (table.ROOT / "recipes" / "README.md").read_text()

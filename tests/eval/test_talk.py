@@ -15,11 +15,11 @@ from llmprune_eval.talk import Answer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from tests import tiny
-from tests.test_families import check_here
 from tests.vocabulary import tokenizers_here
+
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 PROGRAM = Path(sys.executable).with_name("llmprune")
 KEPT: list[tuple[dict[str, Any], str, str]] = [
@@ -109,10 +109,7 @@ def test_a_model_beside_itself_differs_in_nothing(dense: Path, tmp_path: Path) -
         assert 0 <= model["talk"][name] <= 1
 
 
-def test_a_model_that_lost_its_weights_is_flagged(
-    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+def test_a_model_that_lost_its_weights_is_flagged(dense: Path, tmp_path: Path) -> None:
     prune(dense, {"method": "magnitude", "sparsity": 0.99}, out=tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(dense)
     found = [

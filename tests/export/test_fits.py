@@ -7,18 +7,13 @@ from pathlib import Path
 import pytest
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.export import layers
 from llmprune.export.fits import fits
 from tests import tiny
 from tests.cli import command
-from tests.test_families import check_here
 
-
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def said(folder: Path, engine: str) -> dict[str, str]:

@@ -13,13 +13,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.cli import app
 from llmprune.errors import RequestError
 from llmprune.export.gguf import export
 from tests import tiny
 from tests.export.engine import predicted
-from tests.test_families import check_here
 from tests.vocabulary import tokenizers_here
 
 SIZE, TOKENS = 448, 440  # rows of the embeddings, and those that are a token's
@@ -84,9 +82,7 @@ ROPES: dict[str, dict[str, Any]] = {
 PROMPT = [5, 77, 301, 12, 250, 33, 8, 190, 64, 111]
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def words() -> PreTrainedTokenizerFast:

@@ -13,16 +13,11 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.export.gguf import TYPES, export
 from tests.export.engine import predicted
 from tests.export.test_gguf import PROMPT, UNEVEN, saved
-from tests.test_families import check_here
 
-
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def tensors(file: Path) -> dict[str, Any]:

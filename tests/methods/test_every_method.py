@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune import plugins, prune
-from llmprune.checkpoint import reload
 from llmprune.checkpoint.store import Store
 from llmprune.methods.base import Method
 from llmprune.model.anatomy import Anatomy
@@ -21,7 +20,6 @@ from llmprune.patterns.units import Units
 from llmprune.recipe import Recipe
 from llmprune.tensors.statistics import Nothing
 from tests import tiny
-from tests.test_families import check_here
 
 METHODS = {name: plugins.find("llmprune.methods", name, Method) for name in plugins.names("llmprune.methods")}
 CUTTING = [name for name, method in METHODS.items() if method.scores_alone() and "units" in method.serves]
@@ -43,9 +41,7 @@ def asked(method: str, parts: str) -> dict[str, Any]:
     return recipe | {"allocation": "uniform", "repair": "none"}
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def kept(before: Tensor, after: Tensor) -> Tensor:

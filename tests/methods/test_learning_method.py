@@ -13,7 +13,6 @@ import pytest
 from safetensors.torch import load_file
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.recipe import Recipe
 from llmprune.run import job
@@ -21,7 +20,6 @@ from llmprune.run.job import Run
 from llmprune.run.learned import FILE
 from tests import tiny
 from tests.resume.interrupted import interrupted
-from tests.test_families import check_here
 
 METHOD = "learners_of_a_test.tempered"
 SOURCE = '''
@@ -37,6 +35,8 @@ from torch import Tensor
 
 from llmprune.methods.base import Examples, Learned, Method, Weights
 from llmprune.tensors.statistics import InputNorm
+
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 PASSES = []
 
@@ -102,7 +102,6 @@ def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int
     (tmp_path / "path" / package).mkdir(parents=True)
     (tmp_path / "path" / package / f"{name}.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path / "path")
-    monkeypatch.setattr(reload, "check", check_here)
     yield importlib.import_module(METHOD).PASSES
     for module in (METHOD, package):
         sys.modules.pop(module, None)

@@ -13,20 +13,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites.linear import LinearLayers
 from tests import tiny
-from tests.test_families import PROBE, check_here
+from tests.test_families import PROBE
 
 TEXT = {"samples": 4, "length": 16}
 LISTED: dict[str, Any] = {"pattern": {"name": "blocks", "remove": [1]}}
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def passed_on(_: nn.Module, given: tuple[Any, ...], output: Any) -> Any:

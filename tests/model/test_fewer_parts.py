@@ -15,14 +15,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.families import FAMILIES
 from llmprune.model.sites.linear import LinearLayers
 from tests import tiny
 from tests.model.test_fewer_blocks import TEXT, generated
-from tests.test_families import PROBE, check_here
+from tests.test_families import PROBE
 
 PARTS = ("attention", "ffn")
 COMPARE = """
@@ -38,9 +37,7 @@ assert torch.equal(*told)
 """
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def listed(part: str, *blocks: int) -> dict[str, Any]:

@@ -11,17 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.model import mlx_file
 from llmprune.model.families import MLX
 from tests import tiny
 from tests.export.test_gguf import BIASED, UNEVEN, saved
-from tests.test_families import check_here
 
-
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def config(folder: Path) -> dict[str, object]:

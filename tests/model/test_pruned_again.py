@@ -10,16 +10,11 @@ import torch
 from transformers import AutoTokenizer
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from tests import tiny
 from tests.model.test_units import CALIBRATION, PROBE, asked, load
-from tests.test_families import check_here
 
-
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def widths_of(folder: Path) -> list[tuple[int, int]]:

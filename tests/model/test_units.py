@@ -17,13 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.model.families import FAMILIES
 from llmprune.report import Report
 from tests import tiny
 from tests.resume.interrupted import interrupted
-from tests.test_families import check_here
 
 LAYOUTS = ("uniform", "per_layer", "padded")
 CALIBRATION = {"samples": 4, "length": 32}
@@ -32,9 +30,7 @@ PROBE = torch.randint(0, tiny.VOCABULARY, (1, 24), generator=torch.Generator().m
 STRANGERS = sorted(set(tiny.FAMILIES) - set(FAMILIES))
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def asked(layout: str, **others: Any) -> dict[str, Any]:

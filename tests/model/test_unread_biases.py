@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from tests import tiny
-from tests.test_families import check_here
 
 ASKED = {
     "pattern": {"name": "units", "multiple": 4},
@@ -25,9 +23,7 @@ ASKED = {
 UNREAD = ["qwen2", "qwen3", "gemma", "cohere2", "glm4"]
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @pytest.mark.parametrize("layout", ["uniform", "padded"])

@@ -13,23 +13,19 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llmprune import prune, recover
-from llmprune.checkpoint import reload
 from llmprune.cli import main
 from llmprune.errors import RequestError
 from llmprune.recipe import Recipe
 from tests import tiny
 from tests.conftest import SHARED
 from tests.resume.interrupted import pruned_twice
-from tests.test_families import check_here
 from tests.vocabulary import tokenizers_here as here
 
 KEEP = 384
 KINDS = ["byte level", "byte fallback"]
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def save(config: Any, folder: Path, kind: str = "byte level") -> Path:

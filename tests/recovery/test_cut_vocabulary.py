@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune import prune, recover
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.training.teacher import Teacher
 from llmprune.vocabulary.shared import shared
@@ -19,7 +18,6 @@ from tests import tiny
 from tests.patterns.test_vocabulary import KEEP, asked, renumbering, save
 from tests.recovery.test_distill import HOW, TEXT
 from tests.recovery.test_reconstruct import PRUNED, tensors
-from tests.test_families import check_here
 
 RECOVERIES: dict[str, Any] = {
     "resident": HOW,
@@ -31,9 +29,7 @@ RECOVERIES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @pytest.fixture

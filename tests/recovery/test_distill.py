@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmprune import prune, recover
-from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import SCRATCH, WORK
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
@@ -27,7 +26,6 @@ from llmprune.training.teacher import Teacher, divergence
 from llmprune.training.trainer import COMPLETE, _Trainer
 from tests import tiny
 from tests.recovery.test_reconstruct import PADDED, PRUNED, UNEVEN, tensors
-from tests.test_families import check_here
 
 TEXT = {"calibration": {"samples": 8, "length": 32}}
 HOW: dict[str, Any] = {
@@ -46,9 +44,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @pytest.fixture

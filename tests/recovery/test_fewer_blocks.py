@@ -10,10 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune, recover
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from tests import tiny
-from tests.test_families import check_here
 
 TOKENS = torch.randint(3, tiny.VOCABULARY, (16, 32), generator=torch.Generator().manual_seed(11))
 TEXT = {"calibration": {"samples": 16, "length": 32}}
@@ -23,9 +21,7 @@ UNEVEN = NARROW | {"allocation": {"name": "profile", "blocks": [0.25, 0.75]}, "l
 MASK: dict[str, Any] = {"method": "magnitude", "pattern": "2:4"}
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def hidden(folder: Path, number: int) -> torch.Tensor:

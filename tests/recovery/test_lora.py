@@ -9,20 +9,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune, recover
-from llmprune.checkpoint import reload
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites.linear import LinearLayers
 from llmprune.training.adapters import attach, merge
 from tests import tiny
 from tests.recovery.test_reconstruct import PADDED, PRUNED, tensors
-from tests.test_families import check_here
 
 HOW = {"name": "lora", "epochs": 6, "learning_rate": 1e-2, "rank": 4}
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @pytest.mark.parametrize("pruned", ["units with biases", "2:4", "padded"])

@@ -11,14 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune, recover
-from llmprune.checkpoint import reload
 from llmprune.tensors.fit import STEPS, Fit, conjugate_gradients
 from llmprune.tensors.held_out import RIDGES
 from llmprune.text import sources
 from llmprune.text.tokenizing import tokenize
 from tests import tiny
 from tests.resume.interrupted import interrupted
-from tests.test_families import check_here
 
 CALIBRATION = {"samples": 16, "length": 32}
 UNITS = {"name": "units", "multiple": 8}
@@ -31,9 +29,7 @@ UNEVEN = {"name": "profile", "blocks": [0.2, 0.4, 0.6]}
 PADDED = PRUNED["units without"] | {"allocation": UNEVEN, "layout": "padded"}
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -11,18 +11,14 @@ import pytest
 import torch
 
 from llmprune import prune, recover
-from llmprune.checkpoint import reload, source
+from llmprune.checkpoint import source
 from llmprune.checkpoint.opened import Opened
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError
 from tests import tiny
 from tests.recovery.test_reconstruct import PRUNED
-from tests.test_families import check_here
 
-
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune, recover
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.recovery.refine import rounds
 from llmprune.recovery.refine.rounds import Refinement
@@ -21,7 +20,6 @@ from llmprune.recovery.refine.swaps import Problem, candidates, solve
 from tests import tiny
 from tests.recovery.test_reconstruct import PRUNED, tensors
 from tests.resume.children import hashes
-from tests.test_families import check_here
 
 TEXT = {"calibration": {"samples": 16, "length": 32}}
 MASKS: dict[str, dict[str, Any]] = {
@@ -32,9 +30,7 @@ MASKS: dict[str, dict[str, Any]] = {
 HOW: dict[str, Any] = {"name": "refine", "rounds": 4, "windows": 6, "candidates": 0.1, "alpha": 0.1}
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def problem(groups: int, each: int, samples: int, seed: int) -> Problem:

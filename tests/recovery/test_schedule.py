@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmprune import prune, recover
-from llmprune.checkpoint import reload
 from llmprune.errors import JobError, RequestError
 from llmprune.training import pace
 from llmprune.training.gradual import END, Schedule
@@ -21,16 +20,13 @@ from llmprune.training.trainer import _Trainer
 from tests import tiny
 from tests.recovery.test_distill import HOW, TEXT, require_same
 from tests.recovery.test_reconstruct import PRUNED, tensors
-from tests.test_families import check_here
 
 LITTLE: dict[str, Any] = {"method": "wanda", "sparsity": 0.25, **TEXT}
 LONGER = HOW | {"tokens": 4096, "learning_rate": 3e-3}
 SCHEDULE = {"to": 0.5, "steps": 3}
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @pytest.fixture
@@ -169,6 +165,9 @@ def test_a_recipe_whose_schedule_cannot_work_is_refused_before_it_prunes(
     asked = LITTLE | {"recovery": HOW | {"schedule": {"to": 0.2}}}
     with pytest.raises(RequestError, match=r"0\.2 was asked, and 0\.25 of the weights are gone already"):
         prune(checkpoints("llama"), asked, out=tmp_path / "out")
+    uneven = LITTLE | {"allocation": "owl", "recovery": HOW | {"schedule": SCHEDULE}}
+    with pytest.raises(RequestError, match="the same share of every layer, and owl shared out what is gone"):
+        prune(checkpoints("llama"), uneven, out=tmp_path / "out")
     units = PRUNED["units without"] | {"recovery": HOW | {"schedule": SCHEDULE}}
     with pytest.raises(RequestError, match="a schedule removes single weights"):
         prune(checkpoints("llama"), units | TEXT, out=tmp_path / "out")

@@ -9,18 +9,13 @@ import pytest
 import torch
 
 from llmprune import prune, recover
-from llmprune.checkpoint import reload
 from llmprune.errors import JobError, RequestError
 from llmprune.training.trainer import _Trainer
 from tests import tiny
 from tests.recovery.test_distill import HOW, TEXT, require_same
 from tests.recovery.test_reconstruct import PRUNED, tensors
-from tests.test_families import check_here
 
-
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @pytest.fixture

@@ -10,22 +10,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.families import FAMILIES
 from llmprune.model.sites.linear import LinearLayers
 from tests import tiny
-from tests.test_families import check_here
 
 TOKENS = torch.randint(3, tiny.VOCABULARY, (16, 32), generator=torch.Generator().manual_seed(9))
 RIDGE = 0.02
 KNOWN = sorted(set(FAMILIES) & set(tiny.FAMILIES))
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def asked(**options: Any) -> dict[str, Any]:

@@ -11,16 +11,12 @@ import torch
 import yaml
 
 from llmprune import prune, recover
-from llmprune.checkpoint import reload
 from tests import tiny
-from tests.test_families import check_here
 
 ASKED: dict[str, Any] = {"method": "wanda", "pattern": "2:4", "calibration": {"samples": 4, "length": 16}}
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @pytest.fixture

@@ -14,21 +14,18 @@ from huggingface_hub import ModelCard
 from llmprune_eval import keeping
 
 from llmprune import prune, recover
-from llmprune.checkpoint import reload, source
+from llmprune.checkpoint import source
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError
 from llmprune.report import Report
 from llmprune.run import card, card_results
 from tests import tiny
-from tests.test_families import check_here
 
 TEXT = {"samples": 4, "length": 16}
 ASKED = {"method": "magnitude", "pattern": "2:4", "calibration": TEXT}
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @pytest.fixture

@@ -10,18 +10,14 @@ from pathlib import Path
 import pytest
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.run import card_serving
 from tests import tiny
 from tests.export.test_gguf import BIASED, UNEVEN, saved
-from tests.test_families import check_here
 
 PROGRAM = Path(sys.executable).with_name("llmprune")
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def commands(card: str, engine: str) -> list[str]:

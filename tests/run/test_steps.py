@@ -10,13 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.recipe import Recipe
 from tests import tiny
 from tests.resume.children import hashes
 from tests.resume.interrupted import interrupted
-from tests.test_families import PROBE, check_here
+from tests.test_families import PROBE
 
 TEXT = {"calibration": {"samples": 4, "length": 16}}
 DEPTH: dict[str, Any] = {"pattern": {"name": "blocks", "remove": [1]}, "repair": "span"}
@@ -29,9 +28,7 @@ MASK: dict[str, Any] = {"method": "wanda", "pattern": "2:4"}
 STEPS = {**TEXT, "steps": [DEPTH, WIDTH, MASK]}
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def test_steps_are_runs_one_after_the_other(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.text import sampling
 from llmprune.text.sources.base import Documents
 from tests import tiny
-from tests.test_families import check_here
+
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -75,7 +75,6 @@ def test_a_draw_follows_the_probabilities() -> None:
 def test_every_statistic_can_be_had_without_text(
     checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, method: str
 ) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
     monkeypatch.setattr(Documents, "text", pytest.fail)
     recipe = {
         "method": method,

@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 
 from llmprune import plugins, prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.text import sources
 from llmprune.text.sources.base import Documents, TextSource
 from llmprune.text.sources.table import Table
 from tests import tiny
-from tests.test_families import check_here
 
 PACKAGE = "llmprune.text.sources"
 EVERY = plugins.names(PACKAGE)
@@ -38,6 +36,8 @@ import torch
 
 from llmprune.text.sources.base import TextSource
 from llmprune.text.windows import Windows
+
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,6 @@ def test_a_name_wins_over_a_file_that_is_called_like_it(
 def test_one_file_adds_a_source(
     checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
     package = tmp_path / "somebodys_texts"
     package.mkdir()
     (package / "__init__.py").touch()

@@ -11,10 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from llmprune import KeepZeros, prune
-from llmprune.checkpoint import reload
 from tests import tiny
 from tests.recovery.test_reconstruct import PRUNED
-from tests.test_families import check_here
 
 TEXT = {"calibration": {"samples": 4, "length": 32}}
 MASK = PRUNED["2:4"]
@@ -28,9 +26,7 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def arguments(folder: Path, kind: Any = TrainingArguments) -> Any:

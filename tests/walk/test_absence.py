@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.model.sites.block import WholeBlocks
 from llmprune.patterns.blocks import Blocks
 from llmprune.walk.absence import Absence, few_windows
 from tests import tiny
 from tests.model.test_fewer_blocks import skipping
-from tests.test_families import check_here
+
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 TOKENS = torch.randint(3, tiny.VOCABULARY, (4, 16), generator=torch.Generator().manual_seed(3))
 
@@ -47,10 +47,7 @@ def test_few_windows_hold_at_least_the_tokens_asked() -> None:
 
 
 @torch.no_grad()
-def test_sleb_and_laptop_remove_what_costs_least(
-    checkpoints: tiny.Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+def test_sleb_and_laptop_remove_what_costs_least(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     folder = checkpoints("llama")
     alone = {block: divergence(folder, {block}) for block in range(3)}
     first = min(alone, key=alone.__getitem__)

@@ -114,8 +114,8 @@ class Recovery:
         """Windows of `length` tokens to draw unless asked otherwise; None for as many as pruning drew."""
         return None
 
-    def require_after(self, pattern: Pattern, sparsity: float) -> None:
-        """Refuse what a recipe prunes by before, before that is done.
+    def require_after(self, pattern: Pattern, sparsity: float, allocation: str) -> None:
+        """Refuse what a recipe prunes by before, before that is done; the allocation by its name.
 
         Raises:
             RequestError: it cannot be recovered so.

@@ -12,22 +12,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from llmprune import prune
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.methods.prunenet import training
 from llmprune.model.anatomy import FAMILIES
 from llmprune.run.learned import FILE
 from tests import tiny
 from tests.resume.interrupted import interrupted
-from tests.test_families import check_here
 
 QUICK = {"name": "prunenet", "passes": 1, "steps": 2, "draws": 2}
 TEXT = {"samples": 2, "length": 16}
 
 
-@pytest.fixture(autouse=True)
-def _check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "check", check_here)
+pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 def asked(sparsity: float = 0.5, parts: str = "ffn", **method: Any) -> dict[str, Any]:
