@@ -23,7 +23,7 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
 from llmprune.model.sites.linear import LinearLayers
 from tests import tiny
-from tests.reloading import load, logits
+from tests.test_families import load, logits
 
 FAMILIES = ["llama", "gpt2", "phi3", "falcon"]  # plain, transposed, tied and fused, tuples between blocks
 METHODS = ["magnitude", "wanda", "sparsegpt"]

@@ -125,6 +125,7 @@ def of(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
                 "dataset": before["dataset"],
                 "measure": measure,
                 "ratio": after[measure] / before[measure],
+                "bits_per_byte": after["bits_per_byte"] / before["bits_per_byte"],
                 "comparable": alike,
             }
         )
@@ -138,10 +139,6 @@ def of(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
         if before["examples"]:
             row |= paired(before["examples"], after["examples"])
         found["tasks"][name] = row
-    found["bits_per_byte"] = [
-        after["bits_per_byte"] / before["bits_per_byte"]
-        for before, after in zip(dense.get("perplexity", []), pruned.get("perplexity", []), strict=True)
-    ]
     found["kept"] = _kept_by_suite(dense.get("tasks", {}), pruned.get("tasks", {}))
     if len(scored := [name for name, row in found["tasks"].items() if "interval" in row]) > 1:
         found["mean"] = _mean(scored, dense["tasks"], pruned["tasks"])

@@ -24,6 +24,12 @@ TEXTS, TOKENS = 64, 64  # that the dense model writes, greedily and drawn
 MOST = 16  # guesses at a time that are looked at
 LOAD = Load(batch=1, prompt=64, new_tokens=32, repeats=6, seconds=60.0)
 HOW = ("greedy", "drawn")
+PLAIN = {
+    "do_sample": True,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+}  # not the file's own
 
 
 def measure(draft: str, dense: str, where: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +109,10 @@ def _shares(dense: Any, draft: Any, tokenizer: Any, *, drawn: bool) -> list[floa
     for one in track(prompts(TEXTS), "drawing text" if drawn else "writing text"):
         asked = tokenizer(one["prompt"], return_tensors="pt")["input_ids"].to(dense.device)
         written = dense.generate(
-            asked, attention_mask=torch.ones_like(asked), do_sample=drawn, max_new_tokens=TOKENS, top_k=0
+            asked,
+            attention_mask=torch.ones_like(asked),
+            max_new_tokens=TOKENS,
+            **(PLAIN if drawn else {"do_sample": False}),
         )[0]
         first = asked.shape[1] - 1  # the prediction of the first written token
         shares.append(acceptance(dense, draft, written, first, drawn=drawn))
@@ -120,7 +129,8 @@ def acceptance(dense: Any, draft: Any, ids: Tensor, first: int, *, drawn: bool) 
     taken = []
     for (rows, p), (_, q) in zip(logits.pieces(dense, ids), logits.pieces(draft, ids), strict=True):
         counts = slice(max(first - rows.start, 0), len(ids) - 1 - rows.start)
-        p, q = p[counts], q[counts].to(p.device)
+        width = min(p.shape[-1], q.shape[-1])  # of one, rows may be left over that no token has
+        p, q = p[counts, :width], q[counts, :width].to(p.device)
         alike = torch.minimum(p.softmax(-1), q.softmax(-1)).sum(-1) if drawn else p.argmax(-1) == q.argmax(-1)
         taken.append(alike.float())
     return float(torch.cat(taken).mean())

@@ -91,8 +91,8 @@ def figures(model: dict[str, Any]) -> dict[str, float]:
         found |= {"perplexity": text["perplexity"], "bits_per_byte": text["bits_per_byte"]}
     for both in model.get("agreement", [])[:1]:
         found |= {"kl": both["kl"], "top1": both["top1"]}
-    for ratio in model.get("comparison", {}).get("bits_per_byte", [])[:1]:
-        found["bits_per_byte.ratio"] = ratio
+    for text in model.get("comparison", {}).get("perplexity", [])[:1]:
+        found["bits_per_byte.ratio"] = text["bits_per_byte"]
     return found | _of_tasks(model) | _of_talk(model)
 
 

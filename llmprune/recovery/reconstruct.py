@@ -4,7 +4,7 @@ Follows arXiv:2510.14444: block by block, on the calibration inputs, without lab
 each of the two networks changes; this is a linear problem, so it is solved rather than trained. If a block is
 the sum of its input and its two networks, the targets also compensate for the errors of earlier blocks.
 
-Letters used in shapes: B sequences, T tokens, O outputs, I inputs.
+Letters used in shapes: B sequences, T tokens, N of all sequences, O outputs, I inputs.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _reach(stages: Iterable[Stage], block: int) -> Stage:
 
 
 def _outputs_of(stage: Stage, together: bool) -> dict[str, list[Tensor]]:
-    """Return the outputs of the sites of one dense block, by kind: [B, T, O] per batch, on the CPU."""
+    """Return the outputs of the sites of one dense block, by kind: [N, O] per batch, on the CPU."""
     observed = stage.site_inputs(together=together)
     return {site.kind: [_output(site, x).cpu() for x in inputs] for site, inputs in observed}
 
@@ -110,7 +110,8 @@ def _fits(
     # The error of the residual stream at this point: dense minus pruned hidden states.
     stream_error: list[Tensor] | None = None
     if _is_additive(dense_stage, targets):
-        stream_error = [a - b for a, b in zip(dense_stage.hidden, stage.hidden, strict=True)]
+        pairs = zip(dense_stage.hidden, stage.hidden, strict=True)
+        stream_error = [(a - b).flatten(0, -2) for a, b in pairs]
     kinds = iter(targets)
     for site, arrived in stage.site_inputs(together=together):
         while (kind := next(kinds)) != site.kind:  # a part that was removed: this site makes up for it
@@ -137,12 +138,12 @@ def _is_additive(stage: Stage, targets: dict[str, list[Tensor]]) -> bool:
     """
     assert stage.outputs is not None
     added = stage.outputs[0] - stage.hidden[0]
-    rest = added.cpu() - sum(parts[0] for parts in targets.values())
+    rest = added.flatten(0, -2).cpu() - sum(parts[0] for parts in targets.values())
     return float(rest.norm()) <= ADDITIVE * float(added.norm())
 
 
 def _output(site: Site, x: Tensor) -> Tensor:
-    """Return the output [B, T, O] of a site for inputs [B, T, I], with its current weights."""
+    """Return the output [N, O] of a site for inputs [B, T, I] or [N, I], with its current weights."""
     bias = site.bias
-    output = x @ site.matrix(site.weight).T
+    output = x.flatten(0, -2) @ site.matrix(site.weight).T
     return output if bias is None else output + bias

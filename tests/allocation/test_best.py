@@ -26,8 +26,8 @@ from llmprune.recipe import Recipe
 from llmprune.repair.affine import Affine
 from llmprune.run.job import Run, checkpoint_job
 from tests import tiny
-from tests.reloading import load
 from tests.resume.interrupted import pruned_twice
+from tests.test_families import load
 from tests.test_models_in_memory import half_on_cpu, half_on_disk, stored
 
 TOKENS = torch.randint(3, tiny.VOCABULARY, (16, 24), generator=torch.Generator().manual_seed(4))

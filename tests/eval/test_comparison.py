@@ -71,7 +71,7 @@ def test_other_tokenizers_are_compared_by_bits_per_byte():
     other = text | {"tokenizer": "b", "perplexity": 5.0, "bits_per_byte": 1.5}
     found = comparison.of({"perplexity": [text]}, {"perplexity": [other]})
     assert found["perplexity"] == [
-        {"dataset": "t", "measure": "bits_per_byte", "ratio": 1.5, "comparable": False}
+        {"dataset": "t", "measure": "bits_per_byte", "ratio": 1.5, "bits_per_byte": 1.5, "comparable": False}
     ]
 
 

@@ -81,6 +81,9 @@ def test_drawn_text_is_taken_by_the_smaller_probability(checkpoints: tiny.Checkp
     expected = float(torch.minimum(p, q).sum(-1).mean())
     assert draft.acceptance(dense, other, ids, 5, drawn=True) == pytest.approx(expected, abs=1e-5)
     assert draft.acceptance(dense, dense, ids, 0, drawn=True) == pytest.approx(1.0, abs=1e-5)
+    wider = AutoModelForCausalLM.from_pretrained(checkpoints("llama")).eval()
+    wider.resize_token_embeddings(tiny.VOCABULARY + 8)
+    assert draft.acceptance(dense, wider, ids, 5, drawn=False) == 1.0
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="needs ../shared/models")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llmprune_eval import comparison, gate
+from llmprune_eval import comparison, gate, tasks
 from llmprune_eval.comparison import Scored
+from llmprune_eval.tasks import Ask
 
 from llmprune import prune
 from llmprune.errors import RequestError
@@ -30,7 +31,7 @@ COMPARED: dict[str, Any] = {
     "agreement": [{"kl": 0.2, "top1": 0.8}],
     "tasks": {"piqa": {"metric": "acc", "acc": 0.6}},
     "comparison": {
-        "bits_per_byte": [1.05],
+        "perplexity": [{"bits_per_byte": 1.05}],
         "tasks": {"piqa": {"difference": -0.02}},
         "kept": {"all": {"value": 0.85}, "sharp": {"value": None}},
     },
@@ -101,6 +102,8 @@ def test_the_command_exits_with_three(checkpoints: tiny.Checkpoints, tmp_path: P
     done = run(*words, "--fail-if", "kl > 0.0001", "--fail-if", "top1 < 0")
     assert done.returncode == 3, done.stderr
     found = json.loads(done.stdout)  # the figures are there all the same
+    known = gate.names(["builtin"], None, talks=False, baseline=True)
+    assert gate.figures(found["model"]).keys() == {*known}
     assert f"kl > 0.0001: kl is {found['model']['agreement'][0]['kl']:.4g}" in done.stderr
     assert "top1" not in done.stderr
     assert run(*words, "--fail-if", "kl > 100").returncode == 0
@@ -119,6 +122,9 @@ def test_sharp_says_what_is_kept() -> None:
     found = json.loads(done.stdout)["model"]
     chance = {name: task["chance"] for name, task in found["tasks"].items()}
     assert chance["hellaswag"] == 0.25 and chance["piqa"] == 0.5 and 0.2 <= chance["arc_easy"] <= 0.34
+    asked = Ask(tuple(tasks.tasks_of("sharp")))
+    known = {*gate.names([], asked, talks=False, baseline=True)}
+    assert gate.figures(found).keys() in (known, known - {"kept", "sharp.kept"})  # nothing kept has no value
     kept = found["comparison"]["kept"]
     assert kept["sharp"] == kept["all"]
     # So small a model hardly beats chance on ten questions; where it does, it keeps all of it.

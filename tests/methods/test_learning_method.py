@@ -21,6 +21,8 @@ from llmprune.run.learned import FILE
 from tests import tiny
 from tests.resume.interrupted import interrupted
 
+pytestmark = pytest.mark.usefixtures("check_in_process")
+
 METHOD = "learners_of_a_test.tempered"
 SOURCE = '''
 """Wanda with an exponent of the input norms that is learned for layers of each shape."""
@@ -35,8 +37,6 @@ from torch import Tensor
 
 from llmprune.methods.base import Examples, Learned, Method, Weights
 from llmprune.tensors.statistics import InputNorm
-
-pytestmark = pytest.mark.usefixtures("check_in_process")
 
 PASSES = []
 

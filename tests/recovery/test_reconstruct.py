@@ -67,6 +67,17 @@ def test_the_outputs_come_closer_and_sizes_and_zeros_stay(
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("ridge", [0.01, "held_out"])
+def test_layers_that_read_all_sequences_as_one(
+    ridge: float | str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    """OPT's feed-forward network has no dimension of sequences."""
+    prune(checkpoints("opt"), PRUNED["2:4"] | {"calibration": CALIBRATION}, out=tmp_path / "out")
+    report = recover(tmp_path / "out", {"name": "reconstruct", "ridge": ridge})
+    assert report.recovery is not None
+    assert all(site["error_after"] < site["error_before"] for site in report.recovery["sites"])
+
+
 def test_padding_stays_zero(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     prune(checkpoints("llama"), PADDED | {"calibration": CALIBRATION}, out=tmp_path / "out")
     recover(tmp_path / "out", "reconstruct")

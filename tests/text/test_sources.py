@@ -17,6 +17,8 @@ from llmprune.text.sources.base import Documents, TextSource
 from llmprune.text.sources.table import Table
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("check_in_process")
+
 PACKAGE = "llmprune.text.sources"
 EVERY = plugins.names(PACKAGE)
 # The others go by their own names.
@@ -36,8 +38,6 @@ import torch
 
 from llmprune.text.sources.base import TextSource
 from llmprune.text.windows import Windows
-
-pytestmark = pytest.mark.usefixtures("check_in_process")
 
 
 @dataclass(frozen=True)
