@@ -22,23 +22,29 @@ DOCUMENTS = {"c4": 40, "wikipedia": 80}
 
 def windows(shared: Path, name: str, tokenizer: Any, *, choosing: bool, count: int, length: int) -> Tensor:
     """The first windows [N, L] of a held-out text."""
-    number, documents = DOCUMENTS[name], _documents(shared, name)
-    part = documents[-2 * number : -number] if choosing else documents[-number:]
+    part = documents(shared, name, "choosing" if choosing else "reporting")
     return _windows(part, tokenizer, length)[:count]
 
 
 def teaching(shared: Path, name: str, tokenizer: Any, length: int) -> Tensor:
     """The windows [N, L] of a text that neither choose nor report."""
-    return _windows(_documents(shared, name)[: -2 * DOCUMENTS[name]], tokenizer, length)
+    return _windows(documents(shared, name, "teaching"), tokenizer, length)
 
 
-def _documents(shared: Path, name: str) -> list[str]:
-    file = shared / "data/calib" / name / "train.parquet"
-    return list(sources.for_evaluation(str(file)).documents("evaluation"))
+def documents(shared: Path, name: str, part: str) -> list[str]:
+    """The documents of a text that are `teaching`, `choosing` or `reporting`."""
+    file, number = shared / "data/calib" / name / "train.parquet", DOCUMENTS[name]
+    every = list(sources.for_evaluation(str(file)).documents("evaluation"))
+    ends = {
+        "teaching": (None, -2 * number),
+        "choosing": (-2 * number, -number),
+        "reporting": (-number, None),
+    }
+    return every[slice(*ends[part])]
 
 
-def _windows(documents: list[str], tokenizer: Any, length: int) -> Tensor:
-    ids = tokenize("\n\n".join(documents), tokenizer)
+def _windows(texts: list[str], tokenizer: Any, length: int) -> Tensor:
+    ids = tokenize("\n\n".join(texts), tokenizer)
     return ids[: len(ids) // length * length].reshape(-1, length)
 
 

@@ -43,10 +43,10 @@ def texts(data: Path, pieces: int) -> dict[str, list[str]]:
     return {name: spread(text, pieces) for name, text in found.items()}
 
 
-def spread(text: str, pieces: int) -> list[str]:
+def spread(text: str, pieces: int, size: int = PIECE) -> list[str]:
     """Evenly spread pieces of a text."""
     step = len(text) // pieces
-    return [text[start : start + PIECE] for start in range(0, step * pieces, step)]
+    return [text[start : start + size] for start in range(0, step * pieces, step)]
 
 
 def calibration(data: Path, work: Path) -> str:

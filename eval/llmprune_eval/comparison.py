@@ -6,12 +6,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llmprune.text.sources.typos import PREFIX
 from llmprune_eval import tasks as suites
 
 DRAWS = 10_000
 LEVEL = 0.95
 SEED = 0
 FEWEST = 6  # values that have an interval
+
+
+class Bits(NamedTuple):
+    """Bits per byte over the dense model's, and what drawing windows makes of it, if there are enough."""
+
+    ratio: float
+    drawn: np.ndarray | None
 
 
 class Scored(NamedTuple):
@@ -109,6 +117,25 @@ def _means(lost: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return np.concatenate(parts) / len(lost)
 
 
+def _bits(dense: dict[str, Any], pruned: dict[str, Any]) -> Bits:
+    """The bits per byte of one model over another's, of the same text."""
+    ratio = pruned["bits_per_byte"] / dense["bits_per_byte"]
+    before, after = dense.get("losses", []), pruned.get("losses", [])
+    apart = 2 * dense.get("stride", 0) > dense.get("length", 0)
+    if len(before) != len(after) or len(before) < FEWEST or not apart:
+        return Bits(ratio, None)
+    means = _means(np.array([before, after]).T, np.random.default_rng(SEED))
+    return Bits(ratio, ratio * means[:, 1] / means[:, 0] * sum(before) / sum(after))
+
+
+def _over(typed: Bits, clean: Bits) -> dict[str, Any]:
+    """How many times as much a model loses on a text with typing errors as on the text itself."""
+    drawn = None
+    if typed.drawn is not None and clean.drawn is not None:
+        drawn = typed.drawn[::-1] / clean.drawn  # backwards: both were drawn from the same seed
+    return {"value": typed.ratio / clean.ratio, "interval": None if drawn is None else _interval(drawn)}
+
+
 def of(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
     """What became of every figure that both models have.
 
@@ -117,18 +144,24 @@ def of(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
         pruned: the other's.
     """
     found: dict[str, Any] = {"tasks": {}, "perplexity": []}
-    for before, after in zip(dense.get("perplexity", []), pruned.get("perplexity", []), strict=True):
+    texts = list(zip(dense.get("perplexity", []), pruned.get("perplexity", []), strict=True))
+    every = {before["dataset"]: _bits(before, after) for before, after in texts}
+    for before, after in texts:
         alike = all(before.get(key) == after.get(key) for key in ("tokenizer", "bos"))
         measure = "perplexity" if alike else "bits_per_byte"
-        found["perplexity"].append(
-            {
-                "dataset": before["dataset"],
-                "measure": measure,
-                "ratio": after[measure] / before[measure],
-                "bits_per_byte": after["bits_per_byte"] / before["bits_per_byte"],
-                "comparable": alike,
-            }
-        )
+        bits = every[before["dataset"]]
+        row = {
+            "dataset": before["dataset"],
+            "measure": measure,
+            "ratio": after[measure] / before[measure],
+            "bits_per_byte": bits.ratio,
+            "interval": None if bits.drawn is None else _interval(bits.drawn),
+            "comparable": alike,
+        }
+        clean = every.get(before["dataset"].removeprefix(PREFIX))
+        if clean is not None and clean is not bits:
+            row["typos"] = _over(bits, clean)
+        found["perplexity"].append(row)
     for name, before in dense.get("tasks", {}).items():
         after, metric = pruned["tasks"][name], before["metric"]
         if not metric:
@@ -158,7 +191,11 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     table = []
     for text in found["perplexity"]:
         note = "" if text["comparable"] else " (other tokenizer or BOS: perplexities cannot be compared)"
-        table.append((text["dataset"], f"{text['measure']} times {text['ratio']:.3f}{note}"))
+        bits = f"{text['bits_per_byte']:.3f}{_shown(text['interval'])} bits per byte"
+        table.append((text["dataset"], f"{text['measure']} times {text['ratio']:.3f}, {bits}{note}"))
+        if typos := text.get("typos"):
+            said = f"{typos['value']:.3f}{_shown(typos['interval'])} times the loss without typing errors"
+            table.append((text["dataset"], said))
     means = {"mean": found["mean"]} if "mean" in found else {}
     for name, share in found["kept"].items():
         what = "all tasks" if name == "all" else name
@@ -177,3 +214,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             line += f", difference {row['difference']:+.4f} [{low:+.4f}, {high:+.4f}] at {row['level']:.0%}"
         table.append((name, line))
     return table
+
+
+def _shown(interval: list[float] | None) -> str:
+    return "" if interval is None else " [{:.3f}, {:.3f}]".format(*interval)

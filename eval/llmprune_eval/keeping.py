@@ -170,10 +170,11 @@ def _key(text: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:
-    """Without the scores of single questions, which are thousands, and the answers to prompts."""
+    """Without the scores of single questions, which are thousands, the losses of windows, and answers."""
     tasks = {
         name: {key: value for key, value in values.items() if key != "examples"}
         for name, values in found.get("tasks", {}).items()
     }
     talk = {key: value for key, value in found.get("talk", {}).items() if key != "answers"}
-    return {**found, "tasks": tasks, **({"talk": talk} if talk else {})}
+    texts = [{k: v for k, v in text.items() if k != "losses"} for text in found["perplexity"]]
+    return {**found, "perplexity": texts, "tasks": tasks, **({"talk": talk} if talk else {})}

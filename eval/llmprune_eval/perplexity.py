@@ -47,6 +47,9 @@ class Perplexity:
     """Of the text that the predicted tokens cover, in UTF-8; `bits_per_byte` is a mean over them."""
 
     dtype: str
+    losses: list[float]
+    """Of every window, in nats."""
+
     tokenizers: list[str] | None = None
     """Of all models that were measured on the same characters, where they differ."""
 
@@ -82,30 +85,30 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         JobError: the loss is no number.
     """
     asked = settled(protocol or Protocol(), tokenizer, model.config)
-    total, predictions, size, count = 0.0, 0, 0, 0
+    losses, predictions, size = [], 0, 0
     for window in track(windows_of(tokenizer, text, asked), f"perplexity on {text}", asked.windows):
         require_known(model, int(window.ids.max()))
-        total += loss_from(model, window.ids, window.first)
+        losses.append(loss_from(model, window.ids, window.first))
         predictions += len(window.predicted)
         size += window.bytes(tokenizer)
-        count += 1
-    mean = total / predictions
+    mean = sum(losses) / predictions
     if not mean < LARGEST:
         raise JobError(f"the model's mean loss on {text} is {mean}, so its perplexity is not a number")
     assert asked.length is not None and asked.stride is not None
     return Perplexity(
         perplexity=math.exp(mean),
-        bits_per_byte=total / math.log(2) / max(size, 1),
+        bits_per_byte=sum(losses) / math.log(2) / max(size, 1),
         dataset=text,
         split=sources.for_evaluation(text).evaluation_split,
         length=asked.length,
         stride=asked.stride,
         bos=bool(bos.tokens(tokenizer, asked.bos, "bos")),
         tokenizer=stamp(tokenizer),
-        windows=count,
+        windows=len(losses),
         predictions=predictions,
         bytes=size,
         dtype=logits.dtype_of(model),
+        losses=losses,
         tokenizers=sorted(map(stamp, asked.tokenizers)) or None,
     )
 

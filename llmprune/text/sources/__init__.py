@@ -60,7 +60,7 @@ def source_class(dataset: str, half: Half = "calibration") -> type[TextSource]:
     # Names that are not a source for this half are left out, so the message below never suggests them.
     every = {name: plugins.find(__name__, name, TextSource) for name in plugins.names(__name__)}
     known = {name: cls for name, cls in every.items() if issubclass(cls, base)}
-    lists = {name: known[name] for name in ("mix", "several", "answers") if name in known}
+    lists = {name: known[name] for name in ("typos", "mix", "several", "answers") if name in known}
     known = lists | known  # these first: `a.txt,b.txt` ends like a file
     for cls in known.values():
         if cls.matches(dataset):

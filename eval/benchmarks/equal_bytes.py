@@ -1,0 +1,212 @@
+"""Pruned models beside the dense one's quants: what a file of so many bytes is worth.
+
+Every form of a model is written as GGUF files of three types. Told of each file are its bytes; its speed in
+llama.cpp over the dense f16 file's, both in turns; bits per byte of pieces of C4 and Wikipedia that neither
+taught nor chose (`held_out.py`), each 480 characters after <|endoftext|>; and the KL divergence of the dense
+model in float32 (transformers) to the file (llama.cpp) on the same pieces. Where the vocabulary was cut, the
+dense model is renormalised over the tokens that stayed, on the pieces whose tokens all stayed (`shared`).
+`sharp` is scored on the folder, or on a quant of the dense model as transformers reads it.
+
+Pruned and taught on C4, Wikipedia and WikiText-2 validation, without the documents that report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from against_authors import write
+from held_out import documents
+from llmprune_eval import bench, comparison, logits, tasks
+from llmprune_eval.engine import Engine
+from llmprune_eval.runner import Load
+from rows import Recipe
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from vocabulary import FIRST, column, spread
+
+import llmprune
+from llmprune import report
+from llmprune.export.gguf import export
+from llmprune.progress import track
+from llmprune.recipe.text import load_data
+
+PIECE, CONTEXT = 480, 512  # characters; tokens that no piece exceeds
+TYPES = ("f16", "q8_0", "q4_0")
+FORMS: dict[str, Recipe] = {
+    "dense": {},
+    "vocabulary": {"pattern": {"name": "vocabulary", "keep": 32256}},
+    "vocabulary-64k": {"pattern": {"name": "vocabulary", "keep": 65536}},
+    "width": {"method": "cfsp", "sparsity": 0.34, "repair": "affine"},
+    "depth-20-healed": {
+        **{"method": "shortgpt", "pattern": "blocks", "sparsity": 0.2, "repair": "span"},
+        "recovery": {"name": "distill", "learning_rate": 3e-4},
+    },
+    **{name: {"recipe": name} for name in ("small", "smaller", "small-english")},
+}
+LOAD = Load(prompt=256, new_tokens=32, seconds=30.0)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A text with the dense model's tokens of it, FIRST in front [L]."""
+
+    text: str
+    ids: Tensor
+
+
+class Scale:
+    """What forms of one model are measured by."""
+
+    def __init__(self, model: Path, shared: Path, work: Path, pieces: int, limit: int) -> None:
+        self.model, self._work, self._data = model, work, shared / "data"
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._sharp = tasks.ask("sharp", limit=limit, data=self._data)
+        texts = {name: "\n\n".join(documents(shared, name, "reporting")) for name in ("c4", "wikipedia")}
+        self._pieces = [
+            Piece(part, _ids(self._tokenizer, part))
+            for text in texts.values()
+            for part in spread(text, pieces // 2, PIECE)
+        ]
+        self._texts = ",".join(map(str, self._teaching(shared)))
+
+    @cached_property
+    def _dense(self) -> Any:
+        return AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32).eval()
+
+    def _teaching(self, shared: Path) -> list[Path]:
+        """Files of what calibrates and teaches."""
+        files = []
+        for name in ("c4", "wikipedia"):
+            files.append(self._work / f"{name}.jsonl")
+            lines = [json.dumps({"text": text}) for text in documents(shared, name, "teaching")]
+            files[-1].write_text("\n".join(lines))
+        files.append(self._work / "wikitext2.jsonl")
+        validation = column(self._data, "Salesforce/wikitext/wikitext-2-raw-v1/validation.parquet")
+        files[-1].write_text(json.dumps({"text": "".join(validation)}))
+        return files
+
+    def folder(self, form: str, tokens: str) -> Path:
+        """A form of the model, made unless it is there."""
+        if form == "dense":
+            return self.model
+        asked = dict(FORMS[form])
+        if name := asked.pop("recipe", None):
+            asked = load_data(str(name))
+        if taught := asked.get("recovery"):
+            asked["recovery"] = {**taught, "tokens": tokens}
+        asked["calibration"] = {"dataset": self._texts, "samples": 48, "length": 512, "seed": 0}
+        out = self._work / form
+        llmprune.prune(self.model, asked, out=out, resume=True)
+        return out
+
+    def file(self, form: str, folder: Path, kind: str) -> Path:
+        """A form as a file, written unless it is there."""
+        out = self._work / f"{form}-{kind}.gguf"
+        return out if out.is_file() else export(folder, out, kind)
+
+    def sharp(self, name: str, model: Any, tokenizer: Any) -> dict[str, Any]:
+        """The share of the dense model's points above chance that a model keeps; kept in a file."""
+        file = self._work / f"{name}-sharp.json"
+        if not file.exists():
+            file.write_text(json.dumps(tasks.score(model, tokenizer, self._sharp)))
+        found = json.loads(file.read_text())
+        dense = found
+        if name != "dense-f16":
+            dense = json.loads((self._work / "dense-f16-sharp.json").read_text())
+        scores = {task: one[one["metric"]] for task, one in found["tasks"].items()}
+        return {**comparison.of(dense, found)["kept"]["sharp"], "scores": scores}
+
+    @torch.no_grad()
+    def divergence(self, file: Path, tokenizer: Any) -> dict[str, Any]:
+        """Bits per byte of all pieces, and KL on those whose tokens stayed."""
+        engine = Engine(file, CONTEXT)
+        known = tokenizer.get_vocab()
+        rows = sorted(
+            (old, known[token]) for token, old in self._tokenizer.get_vocab().items() if token in known
+        )
+        before, after = (torch.tensor(side) for side in zip(*rows, strict=True))
+        new = dict(rows)
+        nats, size, each, same, count = 0.0, 0, [], 0, 0
+        for piece in track(self._pieces, file.name, len(self._pieces)):
+            ids = _ids(tokenizer, piece.text)
+            said = torch.cat([part for _, part in engine.pieces(ids)])[:-1].log_softmax(-1)
+            nats -= float(said.gather(1, ids[1:, None]).sum())
+            size += len(piece.text.encode())
+            if ids.tolist() != [new.get(int(token)) for token in piece.ids]:
+                continue
+            meant = torch.cat([part for _, part in logits.pieces(self._dense, piece.ids)])[:-1]
+            meant = meant[:, before].log_softmax(-1)
+            said = said[:, after].log_softmax(-1)
+            each.append(float((meant.exp() * (meant - said)).sum(-1).mean()))
+            same += int((meant.argmax(-1) == said.argmax(-1)).sum())
+            count += len(said)
+        return {
+            "bits_per_byte": nats / math.log(2) / size,
+            "kl": sum(each) / len(each),
+            "kl_interval": comparison.spread(each),
+            "kl_pieces": each,
+            "top1": same / count,
+            "shared": len(each) / len(self._pieces),
+        }
+
+
+def _ids(tokenizer: Any, text: str) -> Tensor:
+    first = tokenizer.convert_tokens_to_ids(FIRST)
+    return torch.tensor([first, *tokenizer(text, add_special_tokens=False)["input_ids"]])
+
+
+def speed(file: Path, base: Path) -> dict[str, Any]:
+    """Over the dense f16 file, in turns."""
+    both = [str(base), str(file)]
+    found = bench.compare(both, LOAD, device="auto", dtype="auto", trust=False)
+    return {"ratios": found["ratios"], "models": found["models"], "speed_protocol": found["protocol"]}
+
+
+def main() -> None:
+    """Measure the files that have no row yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("work", type=Path, help="where folders and files are kept")
+    parser.add_argument("out", type=Path, help="a folder of eval/results, for a file a row")
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    parser.add_argument("--tokens", default="50k", help="that teach")
+    parser.add_argument("--pieces", type=int, default=128)
+    parser.add_argument("--limit", type=int, default=200, help="questions of each task of sharp")
+    asked = parser.parse_args()
+    asked.work.mkdir(parents=True, exist_ok=True)
+    scale = Scale(asked.model, asked.shared, asked.work, asked.pieces, asked.limit)
+    base = scale.file("dense", asked.model, TYPES[0])
+    for form in asked.forms:
+        names = [name for kind in TYPES if not (asked.out / f"{(name := f'{form}-{kind}')}.json").exists()]
+        if not names:
+            continue
+        folder = scale.folder(form, asked.tokens)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        made = None if form == "dense" else report.read(folder)
+        for name in names:
+            kind = name.removeprefix(f"{form}-")
+            file = scale.file(form, folder, kind)
+            row: dict[str, Any] = {"name": name, "asked": FORMS[form], "bytes": file.stat().st_size}
+            if made is not None:
+                row |= {"parameters": made.totals["parameters_after"], "seconds": made.time["total_s"]}
+                row |= {"taught": made.recovery.get("trained_tokens")} if made.recovery else {}
+            row |= scale.divergence(file, tokenizer) | speed(file, base)
+            if kind == TYPES[0] or name == "dense-q4_0":
+                read_as = {"gguf_file": file.name} if kind != TYPES[0] else {"trust_remote_code": True}
+                place = file.parent if kind != TYPES[0] else folder
+                model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **read_as).eval()
+                row["sharp"] = scale.sharp(name, model, tokenizer)
+            print(name, row["bytes"], row["kl"], row["bits_per_byte"], flush=True)
+            write(asked.out, str(__doc__), str(asked.model), row)
+
+
+if __name__ == "__main__":
+    main()
