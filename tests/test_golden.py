@@ -73,13 +73,15 @@ BESIDES: dict[str, dict[str, Any]] = {
     "lora-masked": {"method": "wanda", "pattern": "2:4", "then": LORA},
     "distill-masked": {"method": "wanda", "pattern": "2:4", "then": DISTILL},
 }
+VOCABULARIES = ("vocabulary-64k", "small-english")
 CASES = [
     *(
         (recipe, family)
         for recipe in RECIPES
         for family in (*FAMILIES, TRAINED.name)
-        if recipe != "vocabulary-64k" or family == TRAINED.name
-    ),  # the tiny ones have no BPE tokenizer
+        if family != TRAINED.name or recipe != "small"  # so few tokens teach it nothing
+        if recipe not in VOCABULARIES or family == TRAINED.name  # the tiny ones have no BPE tokenizer
+    ),
     *((name, "llama") for name in BESIDES),
 ]
 
@@ -105,6 +107,8 @@ def asked(name: str, family: str) -> tuple[dict[str, Any], dict[str, Any] | str 
     data["calibration"] = own | TEXT | ({"dataset": "builtin"} if own.get("dataset") == "c4" else {})
     for step in data.get("steps", [data]):
         _fitted(step, small=family in FAMILIES)
+    if recovery := data.get("recovery"):
+        data["recovery"] = LORA if recovery == "lora" else DISTILL
     return data, None
 
 
@@ -112,11 +116,6 @@ def _fitted(step: dict[str, Any], *, small: bool) -> None:
     """Ask for what these models have: fewer rows, one of three blocks, few channels, more to learn."""
     if step.get("allocation") == "search":
         step["allocation"] = SEARCH
-    asked = step.get("recovery")
-    if asked == "lora":
-        step["recovery"] = LORA
-    elif asked is not None:
-        step["recovery"] = DISTILL
     if step.get("pattern") == "blocks" and small:
         step["sparsity"] = 0.34
     elif isinstance(step.get("pattern"), dict) and "keep" in step["pattern"]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
-from llmprune_eval import agreement, comparison, draft, models, perplexity, talk, tasks
+from llmprune.errors import RequestError
+from llmprune_eval import agreement, comparison, draft, models, perplexity, served, talk, tasks
 from llmprune_eval.engine import Engine
 from llmprune_eval.models import Named
+from llmprune_eval.served import Endpoint, Served
 from llmprune_eval.tasks import Ask
 from llmprune_eval.windows import Protocol, settled, windows_of
 
@@ -16,7 +19,7 @@ FADES = 1.5  # times the divergence of a window's first quarter, in its last, th
 
 
 def evaluate(
-    names: dict[str, str],
+    names: Mapping[str, str | Served],
     texts: list[str],
     protocol: Protocol,
     asked: Ask | None = None,
@@ -41,6 +44,10 @@ def evaluate(
     Raises:
         RequestError: a model or a text is not there, or they do not go together; nothing was measured.
     """
+    if texts and any(isinstance(name, Served) for name in names.values()):
+        raise RequestError(
+            "perplexity", "it reads logits, which no server tells; leave out --perplexity, or --served"
+        )
     trust = bool((where or {}).get("trust_remote_code"))
     if asked is None:  # else transformers runs them all
         models.require_device(names.values(), (where or {}).get("device", "auto"))
@@ -56,9 +63,10 @@ def evaluate(
         tokenizer = named[role].tokenizer
         model = named[role].opened(length, where or {})
         figures = [perplexity.measure(model, tokenizer, text, protocol).to_dict() for text in texts]
-        found: dict[str, Any] = {"name": names[role], "perplexity": figures}
+        found: dict[str, Any] = {"name": str(names[role]), "perplexity": figures}
         if asked is not None:
-            found |= tasks.score(model, tokenizer, asked)
+            scorer = served.scorer() if isinstance(model, Endpoint) else None
+            found |= tasks.score(model, tokenizer, asked, scorer)
         if prompts:
             found["talk"] = talk.measure(model, tokenizer, prompts)
         if role == "baseline":

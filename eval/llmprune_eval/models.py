@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from llmprune.errors import RequestError
 from llmprune.export.vocabulary import knows, tokenizer_of
 from llmprune.loading import load
 from llmprune_eval import engine
+from llmprune_eval.served import Endpoint, Served
+
+CONTEXT = 2048  # of a model that does not say
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class Named:
     file: Path | None = None
     """Of the model, where llama.cpp runs it."""
 
+    url: str | None = None
+    """Of the server that answers for it."""
+
     def opened(self, length: int, where: dict[str, Any]) -> Any:
         """The model, ready to read so many tokens.
 
@@ -31,22 +37,27 @@ class Named:
             length: of the windows.
             where: arguments of `llmprune.load`.
         """
+        if self.url is not None:
+            context = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
+            return Endpoint(self.url, context or CONTEXT)
         if self.file is not None:
             return engine.Engine(self.file, length)
         return load(self.name, kernels="none", **where)[0]
 
 
-def find(name: str, *, trust: bool, scored: bool = False) -> Named:
+def find(name: str | Served, *, trust: bool, scored: bool = False) -> Named:
     """Look a model up.
 
     Args:
-        name: a folder, a .gguf file or a Hub id.
+        name: a folder, a .gguf file or a Hub id; or one of these and where it is served.
         trust: whether code that comes with it may run.
         scored: whether tasks will be scored, for which transformers runs a .gguf file as well.
 
     Raises:
         RequestError: there is no such model, or it has no tokenizer.
     """
+    if isinstance(name, Served):
+        return replace(find(name.name, trust=trust, scored=scored), url=name.url)
     if (file := engine_file(name)) and not scored:
         return Named(name, tokenizer_of(file), engine.config_of(file), file)
     found = source.find(name, trust_remote_code=trust)
@@ -54,14 +65,14 @@ def find(name: str, *, trust: bool, scored: bool = False) -> Named:
     return Named(name, tokenizer, found.config)
 
 
-def require_device(names: Iterable[str], device: str) -> None:
+def require_device(names: Iterable[str | Served], device: str) -> None:
     """Refuse another device than the CPU for a file that llama.cpp runs.
 
     Raises:
         RequestError: it names the file.
     """
     for name in names if device not in ("auto", "cpu") else ():
-        if engine_file(name):
+        if not isinstance(name, Served) and engine_file(name):
             raise RequestError(
                 "device", f"{device} was asked, and llama.cpp runs {name} on the CPU here; leave it out"
             )

@@ -55,7 +55,7 @@ def measure(model: Any, tokenizer: Any, limit: int) -> dict[str, Any]:
     """What a model makes of the prompts.
 
     Args:
-        model: in transformers, or an `Engine`.
+        model: in transformers, an `Engine` or an `Endpoint`.
         tokenizer: its own, with a chat template.
         limit: how many prompts, the first ones.
 
@@ -69,7 +69,12 @@ def measure(model: Any, tokenizer: Any, limit: int) -> dict[str, Any]:
         for one in conversations
     ]
     ends = _ends(model, tokenizer)
-    written = _by_engine(model, ids, ends) if hasattr(model, "read") else _by_transformers(model, ids, ends)
+    if hasattr(model, "complete"):
+        written = _by_endpoint(model, tokenizer, ids, ends)
+    elif hasattr(model, "read"):
+        written = _by_engine(model, ids, ends)
+    else:
+        written = _by_transformers(model, ids, ends)
     answers = [
         _answer(tokenizer, found, ends, one["checks"]) for found, one in zip(written, asked, strict=True)
     ]
@@ -78,7 +83,7 @@ def measure(model: Any, tokenizer: Any, limit: int) -> dict[str, Any]:
         "tokens": _mean([float(len(one.ids)) for one in answers]),
         "protocol": (
             f"{len(asked)} prompts, the template's own system prompt, greedy, at most {BUDGET} tokens, "
-            f"template {template(tokenizer)}"
+            f"template {template(tokenizer)}{_where(model)}"
         ),
         "answers": [asdict(one) | {"repeated": one.repeated} for one in answers],
     }
@@ -190,3 +195,18 @@ def _by_engine(engine: Any, ids: list[list[int]], ends: set[int]) -> list[list[i
             written.append(engine.read(written[-1:]))
         found.append(written)
     return found
+
+
+def _by_endpoint(endpoint: Any, tokenizer: Any, ids: list[list[int]], ends: set[int]) -> list[list[int]]:
+    """The same of a server, whose words are tokenised again."""
+    found = []
+    for one in track(ids, "answering"):
+        text, stopped = endpoint.complete(one, BUDGET)
+        written = tokenizer(text, add_special_tokens=False)["input_ids"]
+        found.append([*written, *sorted(ends)[:1]] if stopped else written)
+    return found
+
+
+def _where(model: Any) -> str:
+    """Where answers were asked for, if elsewhere."""
+    return f", served at {model.url}" if hasattr(model, "complete") else ""

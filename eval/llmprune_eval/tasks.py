@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from llmprune.errors import JobError, RequestError, first_line
+from llmprune.errors import JobError, LlmpruneError, RequestError, first_line
 from llmprune_eval.perplexity import require_known
 
 HERE = Path(__file__).parent
 SUITES = HERE / "suites" if (HERE / "suites").is_dir() else HERE.parent / "suites"
-CHOICE = "multiple_choice"  # lm-eval's word
+CHOICE, WRITTEN = "multiple_choice", "generate_until"  # lm-eval's words
 METRICS = (
     "acc_norm",
     "acc",
@@ -151,7 +151,8 @@ def score(model: Any, tokenizer: Any, asked: Ask, scorer: type | None = None) ->
         model: any that lm-eval can score.
         tokenizer: its own.
         asked: which tasks, and how.
-        scorer: computes the likelihoods; lm-eval's `HFLM` where none is given.
+        scorer: computes the likelihoods; lm-eval's `HFLM` where none is given. One that has `require` is
+            asked first whether it takes the tasks that need them.
 
     Returns:
         `tasks`: for each task or group its metrics and standard errors as lm-eval names them, with `metric`,
@@ -192,6 +193,8 @@ def _found(model: Any, tokenizer: Any, asked: Ask, scorer: type | None) -> dict[
     named = ", ".join(asked.tasks)
     try:
         return _evaluated(model, tokenizer, asked, scorer)
+    except LlmpruneError:
+        raise
     except ImportError as error:
         raise RequestError(
             "tasks", f"{named} cannot be scored without a package ({first_line(error)}); install it"
@@ -224,6 +227,8 @@ def _evaluated(model: Any, tokenizer: Any, asked: Ask, scorer: type | None) -> d
     width = asked.batch_size if asked.batch_size == "auto" else int(asked.batch_size)
     lm = (scorer or HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=width)
     with _inside(asked.data), contextlib.redirect_stdout(sys.stderr):  # it prints what it finds out
+        if require := getattr(lm, "require", None):
+            require([name for name, task in _loaded(asked).items() if task.OUTPUT_TYPE != WRITTEN])
         found = lm_eval.simple_evaluate(
             lm,
             tasks=list(asked.tasks),
@@ -241,20 +246,18 @@ def _questions(asked: Ask) -> dict[str, Any]:
     """Which questions lm-eval is to ask, in its own words."""
     if asked.seed is None or asked.limit is None:
         return {"limit": asked.limit}
-    from lm_eval.tasks import get_task_dict
-
     drawn = {}
-    for name, task in _leaves(get_task_dict(list(asked.tasks), _manager())):
+    for name, task in _loaded(asked).items():
         count = len(task.eval_docs)
         shuffled = random.Random(asked.seed).sample(range(count), count)  # a smaller limit asks some of these
         drawn[name] = sorted(shuffled[: asked.limit])  # lm-eval numbers the answers by this list
     return {"samples": drawn}
 
 
-def _leaves(found: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """The tasks, out of groups of groups of them."""
-    for name, value in found.items():
-        yield from _leaves(value) if isinstance(value, dict) else [(name, value)]
+def _loaded(asked: Ask) -> dict[str, Any]:
+    """The tasks by name, those of groups among them, with their questions."""
+    found: dict[str, Any] = _manager().load(list(asked.tasks))["tasks"]
+    return found
 
 
 def _scores(name: str, values: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

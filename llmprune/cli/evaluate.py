@@ -49,6 +49,9 @@ def evaluate(
     draft_for: Annotated[
         str | None, typer.Option(help="A model for which MODELS would guess tokens: what that gains.")
     ] = None,
+    served: Annotated[
+        str | None, typer.Option(help="Ask an OpenAI-compatible server at this URL, which serves MODELS.")
+    ] = None,
     text_column: Column = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -76,6 +79,7 @@ def evaluate(
         raise RequestError("perplexity", "nothing was asked to be measured; give a text, --tasks or --suite")
     if out is not None:
         display.require_file(out)
+    names = _named(models, baseline, served)
     if save:
         keeping.require_ours(models)
     asked = None
@@ -88,8 +92,6 @@ def evaluate(
         conditions, gate.names(perplexity or [], asked, talks=talks, baseline=baseline is not None)
     )
     display.quiet()
-    names = {} if baseline is None else {"baseline": baseline}
-    names |= {"model" if not i else f"model-{i + 1}": name for i, name in enumerate(models)}
     protocol = Protocol(length, windows, stride, parse("auto" if bos is None else bos, "bos"), text_column)
     where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     prompts = min(limit or talk.PROMPTS, talk.PROMPTS) if talks else None
@@ -107,6 +109,19 @@ def evaluate(
     if failed := gate.failed(conditions, results):
         typer.echo("\n".join(failed), err=True)
         raise typer.Exit(3)
+
+
+def _named(models: list[str], baseline: str | None, served: str | None) -> dict[str, Any]:
+    """The models by the role that each plays."""
+    from llmprune_eval.served import Served
+
+    if served is not None and len(models) > 1:
+        raise RequestError("served", f"one model is served there, and {len(models)} were named; name one")
+    names: dict[str, Any] = {} if baseline is None else {"baseline": baseline}
+    for number, name in enumerate(models, 1):
+        role = "model" if number == 1 else f"model-{number}"
+        names[role] = name if served is None else Served(name, served)
+    return names
 
 
 def _tell(results: dict[str, dict[str, Any]], as_json: bool) -> None:

@@ -1,5 +1,8 @@
 """What a comparison says of two models, and how sure it is."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -71,8 +74,38 @@ def test_other_tokenizers_are_compared_by_bits_per_byte():
     other = text | {"tokenizer": "b", "perplexity": 5.0, "bits_per_byte": 1.5}
     found = comparison.of({"perplexity": [text]}, {"perplexity": [other]})
     assert found["perplexity"] == [
-        {"dataset": "t", "measure": "bits_per_byte", "ratio": 1.5, "bits_per_byte": 1.5, "comparable": False}
+        {
+            **{"dataset": "t", "measure": "bits_per_byte", "ratio": 1.5, "bits_per_byte": 1.5},
+            **{"interval": None, "comparable": False},
+        }
     ]
+
+
+def read(dataset: str, losses: list[float], **more: Any) -> dict[str, Any]:
+    """A text of 100 bytes a window, as `perplexity.measure` tells of it."""
+    bits = sum(losses) / math.log(2) / (100 * len(losses))
+    told = {"dataset": dataset, "bits_per_byte": bits, "perplexity": math.exp(sum(losses) / 1000)}
+    return told | {"losses": losses, "length": 64, "stride": 64, **more}
+
+
+def test_bits_per_byte_have_an_interval_and_typing_errors_a_factor():
+    draw = np.random.default_rng(0)
+    clean, typed = (list(draw.uniform(low, low + 10, 40)) for low in (50, 70))
+    dense = [read("t", clean), read("typos:t", typed)]
+    pruned = [read("t", [1.1 * x for x in clean]), read("typos:t", [1.32 * x for x in typed])]
+    first, second = comparison.of({"perplexity": dense}, {"perplexity": pruned})["perplexity"]
+    assert first["bits_per_byte"] == pytest.approx(1.1)
+    assert first["interval"] == pytest.approx([1.1, 1.1])  # the same factor in every window
+    assert "typos" not in first
+    assert second["typos"]["value"] == pytest.approx(1.2)
+    assert second["typos"]["interval"] == pytest.approx([1.2, 1.2])
+    noisy = [read("t", [x + e for x, e in zip(clean, draw.normal(0, 5, 40), strict=True)])]
+    (found,) = comparison.of({"perplexity": dense[:1]}, {"perplexity": noisy})["perplexity"]
+    low, high = found["interval"]
+    assert low < found["bits_per_byte"] < high and 0.01 < high - low < 0.1
+    for few in ({"losses": clean[:5]}, {"stride": 16}):  # too few windows, or windows that share their text
+        (found,) = comparison.of(*({"perplexity": [read("t", clean) | few]} for _ in range(2)))["perplexity"]
+        assert found["interval"] is None
 
 
 def test_agreement_is_the_divergence_of_all_predictions(tmp_path, monkeypatch):

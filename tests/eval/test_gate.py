@@ -124,7 +124,8 @@ def test_sharp_says_what_is_kept() -> None:
     assert chance["hellaswag"] == 0.25 and chance["piqa"] == 0.5 and 0.2 <= chance["arc_easy"] <= 0.34
     asked = Ask(tuple(tasks.tasks_of("sharp")))
     known = {*gate.names([], asked, talks=False, baseline=True)}
-    assert gate.figures(found).keys() in (known, known - {"kept", "sharp.kept"})  # nothing kept has no value
+    shares = {name for name in known if name.endswith("kept")}  # without a value where dense only guesses
+    assert gate.figures(found).keys() in (known, known - shares)
     kept = found["comparison"]["kept"]
     assert kept["sharp"] == kept["all"]
     # So small a model hardly beats chance on ten questions; where it does, it keeps all of it.

@@ -89,7 +89,9 @@ def test_figures_beside_the_baseline_are_compared_and_kept(tmp_path: Path) -> No
     assert row["dense"] == found["baseline"]["tasks"]["arc_easy"]["acc_norm"]
     assert 0 <= found["model"]["agreement"][0]["top1"] <= 1
     kept = json.loads((out / "llmprune_report.json").read_text())["evaluation"]
-    assert kept["model"]["perplexity"] == found["model"]["perplexity"]
+    (text,) = found["model"]["perplexity"]
+    assert len(text.pop("losses")) == text["windows"]
+    assert kept["model"]["perplexity"] == [text]
     assert "examples" not in kept["model"]["tasks"]["arc_easy"]
     card = (out / "README.md").read_text()
     assert card.count("## Quality") == 1
@@ -179,9 +181,8 @@ def test_suites_are_lists_of_known_tasks_whose_settings_give_way() -> None:
 
 def test_a_seed_draws_the_same_questions_for_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
     few, many = SimpleNamespace(eval_docs=range(5)), SimpleNamespace(eval_docs=range(1000))
-    loaded = {"few": few, "group": {"inner": {"many": many}}}
-    monkeypatch.setattr("lm_eval.tasks.get_task_dict", lambda *_: loaded)
-    monkeypatch.setattr(tasks, "_manager", lambda: None)
+    manager = SimpleNamespace(load=lambda _: {"tasks": {"few": few, "many": many}})
+    monkeypatch.setattr(tasks, "_manager", lambda: manager)
 
     def drawn(limit: int, seed: int) -> dict[str, list[int]]:
         found: dict[str, list[int]] = tasks._questions(Ask(("few", "group"), limit=limit, seed=seed))[

@@ -29,6 +29,7 @@ DATASETS = {
     "several": "builtin,my.txt",
     "mix": "builtin:2,my.txt:1",
     "answers": "my.jsonl:answers",
+    "typos": "typos:my.txt",
 }
 OWN = """
 '''One window over and over.'''
