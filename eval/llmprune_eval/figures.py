@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from llmprune import measured
 from llmprune.report import SiteRecord
 from llmprune_eval.plots import Axis, Chart, Grid, Plot, Series, curve, front
-from llmprune_eval.runs import Run, key_of
+from llmprune_eval.runs import Measured, Run, key_of
 
 MOST_KINDS = 8  # that are told apart; more, such as a mixture's experts, are put together
 BLOCK = Axis("block", whole=True)
@@ -215,6 +215,28 @@ def beside(runs: list[Run]) -> list[Plot]:
     if not found.values:
         return []
     return [_pareto(runs, found, against) for against in costs(runs, found)]
+
+
+def by_bytes(models: Sequence[Measured]) -> Chart | None:
+    """What folders and files of so many bytes are worth: the divergence on a text that two of them share."""
+    found: dict[str, list[tuple[Measured, float]]] = {}
+    for model in models:
+        for both in model.judged().get("agreement", []):
+            found.setdefault(both["dataset"], []).append((model, both["kl"]))
+    text, known = max(found.items(), key=lambda pair: len(pair[1]), default=("", []))
+    if len(known) < 2:
+        return None
+    series = []
+    for label, folder in (("folders", True), (".gguf files", False)):
+        own = [(model, kl) for model, kl in known if isinstance(model, Run) == folder]
+        points = tuple((model.bytes / 1e6, kl) for model, kl in own)
+        marks = tuple(str(model.number) for model, _ in own)
+        series += [Series(label, points, line=False, marks=marks, hollow=folder)] if own else []
+    least, most = min(kl for _, kl in known), max(kl for _, kl in known)
+    axes = Axis("MB"), Axis("KL to the dense model, nats", log=least > 0 and most > LOG * least)
+    names = ", ".join(f"{model.number} {model.name}" for model, _ in known)
+    title = f"Divergence on {text} against bytes: down and left is better"
+    return Chart("bytes", title, *axes, tuple(series), names)
 
 
 def _pareto(runs: list[Run], found: Quality, against: str) -> Chart:

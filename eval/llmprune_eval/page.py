@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmprune import measured
 from llmprune_eval import beside, figures, svg, tables
 from llmprune_eval.figures import Quality
 from llmprune_eval.markup import Markup, element, joined
-from llmprune_eval.plots import Plot
+from llmprune_eval.plots import Chart, Plot
 from llmprune_eval.runs import Measured, Run
 
 STYLE = Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8"))
@@ -35,13 +36,17 @@ def page(runs: list[Run], files: Sequence[Measured] = ()) -> str:
     sections = [*map(_section, runs), *map(_file, files)]
     if len(runs) > 1:
         sections.insert(0, _comparison(runs))
+    if files and (chart := figures.by_bytes(models)):
+        sections.insert(0, _bytes(models, chart))
     main = element("main", element("h1", title), *sections, _foot(models))
     return f"<!doctype html>\n{element('html', head, element('body', main), lang='en')}\n"
 
 
-def plots(runs: list[Run]) -> dict[str, Plot]:
+def plots(runs: list[Run], files: Sequence[Measured] = ()) -> dict[str, Plot]:
     """Every plot of the page, by a name that can be a file's."""
-    together = figures.beside(runs) if len(runs) > 1 else []
+    together: list[Plot] = figures.beside(runs) if len(runs) > 1 else []
+    if files and (chart := figures.by_bytes([*runs, *files])):
+        together = [chart, *together]
     found = {plot.name: plot for plot in together}
     for run in runs:
         found |= {f"{run.number}_{plot.name}": plot for plot in figures.of(run)}
@@ -61,6 +66,25 @@ def _comparison(runs: list[Run]) -> Markup:
     return element(
         "section", element("h2", "The runs beside each other"), _table(head, linked), notes, pictures
     )
+
+
+def _bytes(models: Sequence[Measured], chart: Chart) -> Markup:
+    """Folders and files beside each other, by what they weigh."""
+    head = ["#", "model", "bytes", "KL, nats", "bits per byte", "prefill", "decode"]
+    rows: list[list[object]] = []
+    for one in sorted(models, key=lambda model: model.bytes):
+        kl = next((f"{both['kl']:.4f}" for both in one.judged().get("agreement", [])), "-")
+        bits = next((f"{b:.4f}" for text in one.texts() if (b := text.get("bits_per_byte"))), "-")
+        ratios = [measured.ratio(one.bench, f"{part}_tokens_per_s") for part in ("prefill", "decode")]
+        speeds = [f"{ratio['ratio']:.2f}x" if ratio else "-" for ratio in ratios]
+        link = element("a", one.name, href=f"#run-{one.number}")
+        rows.append([str(one.number), link, tables.size(one.bytes), kl, bits, *speeds])
+    note = "KL and bits per byte are of the first text that was measured, speeds over the model beside it."
+    title, picture = (
+        element("h2", "What so many bytes are worth"),
+        element("div", svg.draw(chart), class_="plots"),
+    )
+    return element("section", title, _table(head, rows), element("p", note, class_="note"), picture)
 
 
 def _section(run: Run) -> Markup:

@@ -35,6 +35,11 @@ class Measured:
         return self.judged(role).get("perplexity", [])
 
     @property
+    def bytes(self) -> int:
+        """Of the file."""
+        return self.place.stat().st_size
+
+    @property
     def bench(self) -> Bench:
         """What a bench measured, which may be nothing."""
         return self.evaluation.get("bench", {})
@@ -51,6 +56,11 @@ class Run(Measured):
         """Mean output error over the sites, if any was measured."""
         errors = [site.error for site in self.record.sites if site.error is not None]
         return sum(errors) / len(errors) if errors else None
+
+    @property
+    def bytes(self) -> int:
+        """Of the weight files."""
+        return self.record.totals["bytes_after"]
 
     @property
     def size(self) -> float:

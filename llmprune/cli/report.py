@@ -34,7 +34,7 @@ def report_(
     runs = read_all([place for place in models if place.suffix != ".gguf"])
     files = read_files([place for place in models if place.suffix == ".gguf"], len(runs) + 1)
     display.write(out, page.page(runs, files))
-    drawn = [] if png is None else pictures.write_all(page.plots(runs), png)
+    drawn = [] if png is None else pictures.write_all(page.plots(runs, files), png)
     if as_json:
         return display.print_json(beside.summary(runs) | {"page": str(out), "png": list(map(str, drawn))})
     if runs:

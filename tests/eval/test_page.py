@@ -141,6 +141,28 @@ def test_a_measured_file_stands_beside_the_runs(folders, tmp_path):
         read_files([file])
 
 
+def test_folders_and_files_are_told_by_their_bytes(folders, tmp_path):
+    close = [{"dataset": "builtin", "kl": kl, "top1": 0.9, "predictions": 640} for kl in (0.5, 0.02)]
+    folder = copied(folders["cut"], tmp_path / "cut", evaluation=judged(12.0, agreement=close[:1]))
+    file = tmp_path / "cut-q8_0.gguf"
+    file.write_bytes(bytes(2_000_000))
+    runs.beside(file).write_text(json.dumps(judged(12.5, 1.25, agreement=close[1:])))
+    both = [*read_all([folder]), *read_files([file], 2)]
+    chart = figures.by_bytes(both)
+    told = json.loads((folder / REPORT).read_text())["totals"]["bytes_after"]
+    points = [(one.label, one.points, one.marks) for one in chart.series]
+    assert points == [
+        ("folders", ((told / 1e6, 0.5),), ("1",)),
+        (".gguf files", ((2.0, 0.02),), ("2",)),
+    ]
+    assert chart.y.log  # one is twenty-five times the other
+    words = Reader(page.page(both[:1], both[1:])).words
+    assert "What so many bytes are worth" in words and "Divergence on builtin" in words
+    assert {"bytes"} <= page.plots(both[:1], both[1:]).keys()
+    assert "What so many bytes" not in Reader(page.page(both[:1])).words  # of folders alone, as before
+    assert figures.by_bytes(both[:1]) is None
+
+
 def test_every_run_has_the_plots_of_what_was_done_to_it(folders):
     drawn = {
         name: [plot.name for plot in figures.of(*read_all([folder]))] for name, folder in folders.items()
