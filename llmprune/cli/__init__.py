@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from llmprune.cli import bench, demo, evaluate, export, inspect, methods, prune, push, recover, report  # noqa: F401 - each adds its command
+from llmprune.cli import bench, demo, evaluate, export, inspect, methods, prune, push, recover, report, start  # noqa: F401 - each adds its command
 from llmprune.cli.app import app
 from llmprune.errors import LlmpruneError, RequestError
 

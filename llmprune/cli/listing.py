@@ -23,6 +23,20 @@ KINDS: dict[str, tuple[str, type[Any]]] = {
     "texts": ("llmprune.text.sources", TextSource),
 }
 
+# What is wanted, and the options that give it.
+GUIDE = (
+    ("smaller and faster, anywhere", "--recipe small"),
+    ("a third smaller", "--recipe smaller"),
+    ("smaller, for one language", "--recipe small-english"),
+    ("least loss, no training", "--method cfsp --repair affine"),
+    ("a large vocabulary cut", "--recipe vocabulary-64k"),
+    ("fewer blocks, fastest decode", "--recipe depth-20"),
+    ("half of the weights zero", "--recipe admm-50"),
+    ("2:4, for tensor cores", "--recipe admm-2of4-healed"),
+    ("no text at hand", "--recipe flap-20-self, or --recipe prunenet-20"),
+    ("quickly, on a small machine", "--recipe wanda-50"),
+)
+
 
 def everything() -> dict[str, Any]:
     """Every part of a recipe with its options and defaults, and the shipped recipes."""
@@ -35,8 +49,8 @@ def everything() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The same as a page."""
-    lines = []
+    """The same as a page, after a guide to it."""
+    lines = ["", "what to take", *(f"  {wanted:<30} {options}" for wanted, options in GUIDE)]
     for kind, parts in everything().items():
         lines += ["", kind]
         for part in parts:

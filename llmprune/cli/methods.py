@@ -11,7 +11,7 @@ from llmprune.cli.options import Json
 
 @app.command()
 def methods(as_json: Json = False) -> None:
-    """List what a recipe can name, with its options: methods, allocations, repairs and so on, and recipes."""
+    """Say which recipe to take for what; list methods, allocations, repairs and so on, with their options."""
     from llmprune.cli import listing
 
     if as_json:

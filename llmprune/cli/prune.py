@@ -11,6 +11,7 @@ import typer
 from llmprune.cli import display
 from llmprune.cli.app import app
 from llmprune.cli.options import (
+    AFTER,
     Allocation,
     Bos,
     Column,
@@ -46,7 +47,7 @@ def prune(
     model: Model,
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder to write (with --push-to-hub, called like the repository)."),
+        typer.Option(help="The folder to write (default: the name in --push-to-hub)."),
     ] = None,
     recipe: RecipeName = None,
     method: Method = None,
@@ -56,9 +57,6 @@ def prune(
     repair: Repair = None,
     layout: Layout = None,
     multiple: Multiple = None,
-    propagation: Propagation = None,
-    target: Target = None,
-    policy: Policy = None,
     calibration: Text = None,
     samples: Samples = None,
     length: Length = None,
@@ -70,28 +68,42 @@ def prune(
     max_memory: MaxMemory = None,
     recovery: Annotated[
         str | None,
-        typer.Option("--recover", help="Afterwards, distill, lora, reconstruct or refine OUT-pruned."),
+        typer.Option(
+            "--recover", help="Heal it: distill, lora, reconstruct or refine.", rich_help_panel=AFTER
+        ),
     ] = None,
     eval_: Annotated[
         str | None,
-        typer.Option("--eval", help="Afterwards, score these tasks or this suite, dense and pruned."),
+        typer.Option("--eval", help="Score tasks or a suite, dense and pruned.", rich_help_panel=AFTER),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A folder of data sets by their Hub names, for --eval.")
+        Path | None,
+        typer.Option(help="A folder of data sets by their Hub names, for --eval.", rich_help_panel=AFTER),
     ] = None,
     export: Annotated[
-        Literal["gguf"] | None, typer.Option(help="Afterwards, write OUT-f16.gguf, for llama.cpp.")
+        Literal["gguf"] | None, typer.Option(help="Write OUT-f16.gguf, for llama.cpp.", rich_help_panel=AFTER)
     ] = None,
     push_to_hub: Annotated[
-        str | None, typer.Option(help="Afterwards, upload the result as name/repo. Asked again, goes on.")
+        str | None,
+        typer.Option(help="Upload it as name/repo; asked again, resumes.", rich_help_panel=AFTER),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Let only you see it on the Hub.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Let only you see it on the Hub.", rich_help_panel=AFTER)
+    ] = False,
     resume: Resume = False,
     trust_remote_code: Trust = False,
+    propagation: Propagation = None,
+    target: Target = None,
+    policy: Policy = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Prune MODEL into a new folder that plain transformers loads."""
+    """Prune MODEL into a new folder that plain transformers loads.
+
+    llmprune prune org/name --recipe small --out smaller
+
+    llmprune prune ./my-model --method wanda --pattern 2:4 --calibration my-text.jsonl --out sparse
+    """
     from llmprune.hub.pushing import require_pushable_name
     from llmprune.recipe.text import from_options
 

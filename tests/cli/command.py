@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,5 +29,6 @@ def filled(words: list[str], place: dict[str, str]) -> list[str]:
     return [word.format(**place) for word in words]
 
 
-def run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=60)
+def run(words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    around = {**os.environ, **environment}
+    return subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=60, env=around)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from llmprune.cli import listing
 from tests.cli.command import MODEL, OUT, USUAL, filled, main, run
 
 
@@ -21,13 +23,28 @@ def test_help_is_no_error(
     assert err == ""
 
 
-def test_no_words_at_all_show_the_help(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(monkeypatch, []) in (0, 2)
-    out, err = capsys.readouterr()
-    assert "Usage" in out + err
-    assert "Traceback" not in err
+@pytest.mark.parametrize(
+    "command", ["bench", "eval", "export", "inspect", "prune", "push", "recover", "report"]
+)
+def test_help_fits_on_a_screen(command: str) -> None:
+    """Of a hundred letters and sixty lines."""
+    lines = run([command, "--help"], COLUMNS="100").stdout.rstrip().splitlines()
+    assert 10 < len(lines) <= 60
+    assert max(map(len, lines)) <= 100
+
+
+def test_the_help_of_prune_begins_with_examples_and_is_grouped() -> None:
+    told = run(["prune", "--help"], COLUMNS="100").stdout
+    order = [
+        "llmprune prune org/name --recipe",
+        "What goes",
+        "How much",
+        "Text",
+        "Where it runs",
+        "Afterwards",
+    ]
+    places = [told.index(part) for part in [*order, "Advanced"]]
+    assert places == sorted(places)
 
 
 def test_help_comes_within_a_second() -> None:
@@ -123,3 +140,14 @@ def test_inspect_shows_the_plan_of_every_step(
     assert said["steps"][0]["allocation_passes"] == 2
     assert said["plan"]["allocation_passes"] == 0
     assert [step["method"]["name"] for step in said["recipe"]["before"]] == ["whole"]
+
+
+def test_the_guide_names_what_there_is() -> None:
+    known = listing.everything()
+    named = re.findall(
+        r"--(recipe|method|repair) ([\w-]+)", " ".join(options for _, options in listing.GUIDE)
+    )
+    assert len(named) >= len(listing.GUIDE)
+    for kind, name in named:
+        assert name in {part["name"] for part in known[f"{kind}s"]}
+    assert run(["methods"]).stdout.startswith("what to take\n")
