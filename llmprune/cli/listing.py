@@ -33,7 +33,7 @@ GUIDE = (
     ("fewer blocks, fastest decode", "--recipe depth-20"),
     ("half of the weights zero", "--recipe admm-50"),
     ("2:4, for tensor cores", "--recipe admm-2of4-healed"),
-    ("no text at hand", "--recipe flap-20-self, or --recipe prunenet-20"),
+    ("no text at hand", "--recipe flap-20-self"),
     ("quickly, on a small machine", "--recipe wanda-50"),
 )
 

@@ -12,7 +12,7 @@ from llmprune.cli.app import app
 
 NOTHING = [
     ("llmprune demo", "make a small real model smaller, and measure it"),
-    ("llmprune prune Qwen/Qwen3-0.6B --recipe small --out smaller", "prune a model of the Hub"),
+    ("llmprune prune org/name --recipe small --out smaller", "prune a model of the Hub"),
 ]
 ALL = "All commands: llmprune --help"
 
