@@ -9,6 +9,9 @@ from llmprune_eval.markup import Markup, element, joined
 from llmprune_eval.plots import Axis, Chart, Grid, Plot, Series, span, ticks
 
 WIDE, NARROW = 540, 330  # drawn twice, for desktops and for phones; the style shows one of them
+CHART = 294  # height of a chart, labels and all
+ALONE = "text{font:12px system-ui,sans-serif;fill:var(--soft)}.label{fill:var(--ink)}"
+ALONE += ".mark,.title{fill:var(--ink);font-weight:600}.title{font-size:14px}"
 LETTER = 6.6  # mean width of a letter at the size that the style gives text
 COLOURS = 8  # the style has so many
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
@@ -29,6 +32,34 @@ def draw(plot: Plot) -> Markup:
     legend = _scale(plot) if isinstance(plot, Grid) else _legend(plot)
     drawings = (picture(plot, WIDE, "wide"), picture(plot, NARROW, "narrow"))  # type: ignore[arg-type]
     return element("figure", element("figcaption", plot.title), *drawings, legend)
+
+
+def alone(plot: Chart, style: str) -> Markup:
+    """A picture that needs no page around it: title, plot and legend, in a style's colours."""
+    drawing, entries = _chart(plot, WIDE, "wide"), list(enumerate(plot.series))
+    top, line = 30, 22
+    size = WIDE, top + CHART + line * len(entries) + 8
+    legend = [
+        element(
+            "g",
+            _key(n, series),
+            _text(36, 11, series.label),
+            transform=f"translate(0 {top + CHART + line * n})",
+        )
+        for n, series in entries
+    ]
+    return element(
+        "svg",
+        element("style", Markup(style + ALONE)),
+        _text(0, 14, plot.title, class_="title"),
+        element("svg", drawing, y=top, width=WIDE, height=CHART),
+        *legend,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {size[0]} {size[1]}",
+        width=size[0],
+        role="img",
+        aria_label=plot.title,
+    )
 
 
 def _svg(plot: Plot, size: tuple[float, float], class_: str, *children: Markup) -> Markup:
@@ -57,7 +88,7 @@ def _chart(plot: Chart, width: int, class_: str) -> Markup:
     ends = span([x for x, _ in points], plot.x), span([y for _, y in points], plot.y)
     marks = ticks(*ends[0], plot.x, width // 70), ticks(*ends[1], plot.y)
     left = 10 + LETTER * max(len(plot.y.show(tick)) for tick in marks[1])
-    top, bottom, right = 26.0, 250.0, width - 12.0
+    top, bottom, right = 26.0, CHART - 44.0, width - 12.0
     x, y = _place(plot.x, ends[0], (left, right)), _place(plot.y, ends[1], (bottom, top))
     frame = [_line(left, y(tick), right, y(tick), "rule") for tick in marks[1]]
     frame += [_text(left - 6, y(tick) + 4, plot.y.show(tick), "end") for tick in marks[1]]
@@ -116,13 +147,17 @@ def _legend(plot: Chart) -> Markup | None:
     return element("ul", *(_entry(n, series) for n, series in enumerate(plot.series)), class_="legend")
 
 
-def _entry(number: int, series: Series) -> Markup:
+def _key(number: int, series: Series) -> Markup:
+    """The line and the marker of a series, 28 wide."""
     line = (
         element("path", d="M1 7H27", class_="line", stroke_dasharray=_dash(number)) if series.line else None
     )
     marker = _marker(number, series, "translate(14 7)")
-    drawing = element("g", line, marker, class_=f"s{number % COLOURS}")
-    key = element("svg", drawing, viewBox="0 0 28 14", class_="key", aria_hidden="true")
+    return element("g", line, marker, class_=f"s{number % COLOURS}")
+
+
+def _entry(number: int, series: Series) -> Markup:
+    key = element("svg", _key(number, series), viewBox="0 0 28 14", class_="key", aria_hidden="true")
     return element("li", key, series.label)
 
 
