@@ -48,6 +48,25 @@ def divergence(row: Row) -> str:
     return f"{row['kl']:.4f} nats, {row['top1']:.1%}".replace("%", " %")
 
 
+def divergence_known(row: Row) -> str:
+    """KL to the dense model with its interval."""
+    ends = row["kl_interval"]
+    return f"{row['kl']:.3f}" + ("" if ends is None else " [{:.3f}, {:.3f}]".format(*ends))
+
+
+def bits_alone(row: Row) -> str:
+    """Bits per byte of all pieces."""
+    return f"{row['bits_per_byte']:.3f}"
+
+
+def points_kept(row: Row) -> str:
+    """Of the dense model's above chance, in percent, with the interval; empty where not scored."""
+    if "sharp" not in row:
+        return ""
+    low, high = (100 * end for end in row["sharp"]["interval"])
+    return f"{100 * row['sharp']['value']:.0f} % [{low:.0f}, {high:.0f}]"
+
+
 def same_bytes(kind: str) -> Callable[[Row], str]:
     """Quantised tensors with the bytes of llama.cpp's own."""
     return lambda row: row["same_bytes"][kind]
