@@ -44,6 +44,7 @@ class Agreement(TypedDict):
     predictions: int
     interval: NotRequired[list[float] | None]
     by_quarter: NotRequired[list[float]]
+    windows: NotRequired[float]
 
 
 class Drift(TypedDict):

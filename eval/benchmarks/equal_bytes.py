@@ -36,6 +36,7 @@ from llmprune import report
 from llmprune.export.gguf import export
 from llmprune.progress import track
 from llmprune.recipe.text import load_data
+from llmprune.vocabulary.shared import shared
 
 PIECE, CONTEXT = 480, 512  # characters; tokens that no piece exceeds
 TYPES = ("f16", "q8_0", "q4_0")
@@ -127,23 +128,18 @@ class Scale:
     def divergence(self, file: Path, tokenizer: Any) -> dict[str, Any]:
         """Bits per byte of all pieces, and KL on those whose tokens stayed."""
         engine = Engine(file, CONTEXT)
-        known = tokenizer.get_vocab()
-        rows = sorted(
-            (old, known[token]) for token, old in self._tokenizer.get_vocab().items() if token in known
-        )
-        before, after = (torch.tensor(side) for side in zip(*rows, strict=True))
-        new = dict(rows)
+        common = shared(tokenizer.get_vocab(), self._tokenizer.get_vocab())
         nats, size, each, same, count = 0.0, 0, [], 0, 0
         for piece in track(self._pieces, file.name, len(self._pieces)):
             ids = _ids(tokenizer, piece.text)
             said = torch.cat([part for _, part in engine.pieces(ids)])[:-1].log_softmax(-1)
             nats -= float(said.gather(1, ids[1:, None]).sum())
             size += len(piece.text.encode())
-            if ids.tolist() != [new.get(int(token)) for token in piece.ids]:
+            if common.pruned_ids(piece.ids) is None:
                 continue
             meant = torch.cat([part for _, part in logits.pieces(self._dense, piece.ids)])[:-1]
-            meant = meant[:, before].log_softmax(-1)
-            said = said[:, after].log_softmax(-1)
+            meant = common.of_dense(meant).log_softmax(-1)
+            said = common.of_pruned(said).log_softmax(-1)
             each.append(float((meant.exp() * (meant - said)).sum(-1).mean()))
             same += int((meant.argmax(-1) == said.argmax(-1)).sum())
             count += len(said)

@@ -11,9 +11,11 @@ from torch.nn.functional import cosine_similarity
 
 from llmprune.progress import track
 from llmprune.tensors import agreement as tensors
+from llmprune.vocabulary.shared import Shared
 from llmprune_eval import comparison, logits
 from llmprune_eval.windows import Protocol, settled, windows_of
 
+WHOLE = Shared()  # where no token is gone
 QUARTERS = 4  # of a window
 SEEN = 512  # tokens whose hidden states are compared
 
@@ -38,24 +40,47 @@ class Agreement:
     """The divergence in each quarter of the windows, whether it grows with what stands before; empty for
     windows too short to have four."""
 
+    windows: float = 1.0
+    """The share of windows that were compared: of a cut vocabulary, those whose tokens all stayed."""
+
 
 @torch.no_grad()
-def measure(dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protocol) -> Agreement:
-    """Compare two models that share a tokenizer, on the windows that their perplexity is measured on."""
-    quarters, each = [tensors.Agreement()] * QUARTERS, []
+def measure(
+    both: tuple[Any, Any], tokenizer: Any, text: str, protocol: Protocol, common: Shared = WHOLE
+) -> Agreement | None:
+    """Compare two models on the windows that the dense one's perplexity is measured on.
+
+    Args:
+        both: the dense model, and the pruned one.
+        tokenizer: the dense model's.
+        text: what they read.
+        protocol: how.
+        common: the tokens that both have; both models are renormalised over these, and windows with others
+            are left out.
+
+    Returns:
+        None where every window has others.
+    """
+    dense, pruned = both
+    quarters, each, count = [tensors.Agreement()] * QUARTERS, [], 0
     protocol = settled(protocol, tokenizer, dense.config, pruned.config)
     for window in track(windows_of(tokenizer, text, protocol), f"agreement on {text}", protocol.windows):
-        own = _by_quarter(dense, pruned, window.ids)
+        count += 1
+        own = _by_quarter(dense, pruned, window.ids, common)
+        if own is None:
+            continue
         quarters = [total + one for total, one in zip(quarters, own, strict=True)]
         whole = sum(own, start=tensors.Agreement())
         each.append(whole.kl / whole.predictions)
+    if not each:
+        return None
     total = sum(quarters, start=tensors.Agreement())
-    count = total.predictions
     parts = [one.kl / one.predictions for one in quarters] if all(one.predictions for one in quarters) else []
     assert protocol.stride is not None and protocol.length is not None
     apart = 2 * protocol.stride > protocol.length  # windows that share most of their text say the same
     interval = comparison.spread(each) if apart else None
-    return Agreement(text, total.kl / count, total.same / count, count, interval, parts)
+    made = total.predictions
+    return Agreement(text, total.kl / made, total.same / made, made, interval, parts, len(each) / count)
 
 
 @torch.no_grad()
@@ -99,12 +124,17 @@ def _states(model: Any, ids: Tensor) -> dict[int, Tensor]:
     return dict(zip(_kept(model) or range(len(states)), states, strict=True))
 
 
-def _by_quarter(dense: Any, pruned: Any, ids: Tensor) -> list[tensors.Agreement]:
-    """What the models agree on in each quarter of a window [L]."""
+def _by_quarter(dense: Any, pruned: Any, ids: Tensor, common: Shared) -> list[tensors.Agreement] | None:
+    """What the models agree on in each quarter of a window [L]; None where one of its tokens is gone."""
+    ours = common.pruned_ids(ids)
+    if ours is None:
+        return None
     last = len(ids) - 1  # nothing follows the last token
     ends = [last * (number + 1) // QUARTERS for number in range(QUARTERS)]
     found = [tensors.Agreement()] * QUARTERS
-    for (rows, before), (_, after) in zip(logits.pieces(dense, ids), logits.pieces(pruned, ids), strict=True):
+    read = zip(logits.pieces(dense, ids), logits.pieces(pruned, ours), strict=True)
+    for (rows, whole), (_, cut) in read:
+        before, after = common.of_dense(whole), common.of_pruned(cut)
         for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             part = slice(max(start - rows.start, 0), max(end - rows.start, 0))
             if len(before[part]):

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from llmprune.errors import RequestError
+from llmprune.vocabulary.shared import Shared, shared
 from llmprune_eval import agreement, comparison, draft, models, perplexity, served, talk, tasks
 from llmprune_eval.engine import Engine
 from llmprune_eval.models import Named
@@ -72,7 +73,8 @@ def evaluate(
         if role == "baseline":
             dense = model
         elif dense is not None:
-            found |= _beside(results["baseline"], found, (dense, model), tokenizer, texts, protocol)
+            tokenizers = named["baseline"].tokenizer, tokenizer
+            found |= _beside(results["baseline"], found, (dense, model), tokenizers, texts, protocol)
         results[role] = found
         del model
     return {role: results[role] for role in names}
@@ -82,7 +84,7 @@ def _beside(
     before: dict[str, Any],
     found: dict[str, Any],
     both: tuple[Any, Any],
-    tokenizer: Any,
+    tokenizers: tuple[Any, Any],
     texts: list[str],
     protocol: Protocol,
 ) -> dict[str, Any]:
@@ -92,19 +94,21 @@ def _beside(
         before: what was measured of the dense model.
         found: of the other.
         both: the dense model, and the other.
-        tokenizer: of the other.
+        tokenizers: the same.
         texts: what they read.
         protocol: how.
     """
     compared: dict[str, Any] = {"comparison": comparison.of(before, found)}
     if "talk" in found:
         compared["comparison"]["talk"] = talk.compare(before["talk"], found["talk"])
-    if not (texts and _alike(before, found)):
+    common = _common(before, found, tokenizers) if texts else None
+    if common is None:
         return compared
-    read = [agreement.measure(*both, tokenizer, text, protocol) for text in texts]
-    compared["agreement"] = [asdict(one) for one in read]
-    if not any(isinstance(model, Engine) for model in both):
-        moved = agreement.drift(*both, tokenizer, texts[0], protocol)
+    protocol = replace(protocol, tokenizers=())
+    read = [agreement.measure(both, tokenizers[0], text, protocol, common) for text in texts]
+    compared["agreement"] = [asdict(one) for one in read if one is not None]
+    if not (common.cut or any(isinstance(model, Engine) for model in both)):
+        moved = agreement.drift(*both, tokenizers[0], texts[0], protocol)
         compared |= {"drift": moved} if moved else {}
     return compared
 
@@ -123,13 +127,15 @@ def _checked(each: list[Named], texts: list[str], protocol: Protocol) -> Protoco
     return protocol
 
 
-def _alike(dense: dict[str, Any], pruned: dict[str, Any]) -> bool:
-    """Whether both models cut the texts into the same windows of the same tokens."""
-    pairs = zip(dense["perplexity"], pruned["perplexity"], strict=True)
-    return all(
-        perplexity.same_tokens(before["tokenizer"], after["tokenizer"]) and before["bos"] == after["bos"]
-        for before, after in pairs
-    )
+def _common(dense: dict[str, Any], pruned: dict[str, Any], tokenizers: tuple[Any, Any]) -> Shared | None:
+    """The tokens of both models, where they are the same or the vocabulary was cut; None of other models."""
+    pairs = list(zip(dense["perplexity"], pruned["perplexity"], strict=True))
+    if any(before["bos"] != after["bos"] for before, after in pairs):
+        return None
+    if all(perplexity.same_tokens(before["tokenizer"], after["tokenizer"]) for before, after in pairs):
+        return Shared()
+    theirs, ours = (one.get_vocab() for one in tokenizers)
+    return shared(ours, theirs) if ours.keys() < theirs.keys() else None
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -147,6 +153,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     for both in found.get("agreement", []):
         interval = "" if both["interval"] is None else " [{:.4f}, {:.4f}]".format(*both["interval"])
         said = f"KL {both['kl']:.4f} nats{interval}, same first choice {both['top1']:.1%}"
+        if both.get("windows", 1.0) < 1:
+            said += f", over the tokens that stayed, on the {both['windows']:.0%} of windows without others"
         first, *_, last = both["by_quarter"] or (0.0, 0.0)
         if last > FADES * first:
             said += f"; in a window it grows from {first:.4f} (first quarter) to {last:.4f} (last)"

@@ -46,6 +46,15 @@ class Shared:
             )
         return found
 
+    def pruned_ids(self, ids: Tensor) -> Tensor | None:
+        """What the pruned model calls tokens of the dense one; None where one of them is gone."""
+        if self.ours is None or self.theirs is None:
+            return ids
+        known = torch.full((int(max(ids.max(), self.theirs.max())) + 1,), -1, device=ids.device)
+        known[self.theirs.to(ids.device)] = self.ours.to(ids.device)
+        found = known[ids]
+        return None if (found < 0).any() else found
+
     def of_pruned(self, logits: Tensor) -> Tensor:
         """The pruned model's logits [..., V] of the common tokens [..., S]."""
         return logits if self.ours is None else logits[..., self.ours.to(logits.device)]

@@ -12,10 +12,12 @@ from llmprune_eval.plots import Chart
 from llmprune_eval.runs import read_all
 from llmprune_eval.windows import Protocol, settled, windows_of
 from torch.nn.functional import kl_div
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmprune import prune
 from tests import tiny
+from tests.patterns import test_vocabulary
+from tests.recovery.test_distill import TEXT
 
 pytestmark = pytest.mark.usefixtures("check_in_process")
 
@@ -30,7 +32,7 @@ def test_quarters_are_those_of_the_definition(
     folders = checkpoints("llama"), tmp_path / "out"
     dense, pruned = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in folders)
     protocol = Protocol(length=30, windows=6)
-    found = agreement.measure(dense, pruned, tiny.tokenizer(), "builtin", protocol)
+    found = agreement.measure((dense, pruned), tiny.tokenizer(), "builtin", protocol)
     lost = []
     for window in windows_of(tiny.tokenizer(), "builtin", settled(protocol, tiny.tokenizer(), dense.config)):
         p, q = (model(window.ids[None]).logits[0, :-1].log_softmax(-1) for model in (dense, pruned))
@@ -41,11 +43,42 @@ def test_quarters_are_those_of_the_definition(
     for ours, part in zip(found.by_quarter, every.split([7, 7, 7, 8], 1), strict=True):
         assert ours == pytest.approx(float(part.mean()), rel=1e-4)
     assert found.interval is not None and found.interval[0] <= found.kl <= found.interval[1]
-    few = agreement.measure(dense, pruned, tiny.tokenizer(), "builtin", Protocol(length=4, windows=2))
+    few = agreement.measure((dense, pruned), tiny.tokenizer(), "builtin", Protocol(length=4, windows=2))
     assert few.interval is None and few.by_quarter == []  # three predictions have no quarters
     overlapping = Protocol(length=30, windows=6, stride=5)
-    assert agreement.measure(dense, pruned, tiny.tokenizer(), "builtin", overlapping).interval is None
+    assert agreement.measure((dense, pruned), tiny.tokenizer(), "builtin", overlapping).interval is None
     assert min(every.mean(1)) <= found.interval[0] and found.interval[1] <= max(every.mean(1))
+
+
+@torch.no_grad()
+def test_a_cut_vocabulary_is_compared_over_the_tokens_that_stayed(tmp_path: Path) -> None:
+    dense = test_vocabulary.save(tiny.config("llama"), tmp_path / "dense")
+    cut = test_vocabulary.asked()
+    prune(dense, {**TEXT, **cut}, out=tmp_path / "cut")
+    prune(dense, {**TEXT, "steps": [cut, {"method": "magnitude", "sparsity": 0.6}]}, out=tmp_path / "both")
+    names = {"baseline": str(dense), "model": str(tmp_path / "cut"), "model-2": str(tmp_path / "both")}
+    protocol = Protocol(length=8, windows=60)
+    found = evaluation.evaluate(names, ["builtin"], protocol)
+    (alone,), (lost,) = (found[role]["agreement"] for role in ("model", "model-2"))
+    assert alone["kl"] == pytest.approx(0, abs=1e-6) and alone["top1"] == 1.0
+    assert 0 < alone["windows"] == lost["windows"] < 1
+    theirs, ours = (AutoTokenizer.from_pretrained(folder) for folder in (dense, tmp_path / "both"))
+    new = {
+        old: ours.get_vocab()[token] for token, old in theirs.get_vocab().items() if token in ours.get_vocab()
+    }
+    models = [AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (dense, tmp_path / "both")]
+    each = []
+    for window in windows_of(theirs, "builtin", settled(protocol, theirs, models[0].config)):
+        ids = window.ids.tolist()
+        if all(token in new for token in ids):
+            p = models[0](window.ids[None]).logits[0, :-1][:, list(new)].log_softmax(-1)
+            q = models[1](torch.tensor([[new[token] for token in ids]])).logits[0, :-1]
+            q = q[:, list(new.values())].log_softmax(-1)
+            each.append(kl_div(q, p, log_target=True, reduction="none").sum(-1).mean())
+    assert lost["windows"] == pytest.approx(len(each) / 60)
+    assert lost["kl"] == pytest.approx(float(torch.stack(each).mean()), rel=1e-4)
+    (row,) = (said for what, said in evaluation.rows(found["model"]) if "agreement" in what)
+    assert "over the tokens that stayed, on the" in row
 
 
 def test_a_divergence_that_grows_along_the_window_is_told() -> None:

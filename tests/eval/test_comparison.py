@@ -115,7 +115,7 @@ def test_agreement_is_the_divergence_of_all_predictions(tmp_path, monkeypatch):
     tokenizer, dense, pruned = tiny.tokenizer(), tiny.model("llama"), tiny.model("llama")
     with torch.no_grad():
         pruned.lm_head.weight.mul_(1.5).add_(0.02 * torch.randn_like(pruned.lm_head.weight))
-    found = agreement.measure(dense, pruned, tokenizer, str(file), Protocol(16, 3))
+    found = agreement.measure((dense, pruned), tokenizer, str(file), Protocol(16, 3))
     ids = tokenize(file.read_text(), tokenizer)[:48].reshape(3, 16)
     with torch.no_grad():
         p, q = (m(ids).logits[:, :-1].log_softmax(-1) for m in (dense, pruned))
@@ -123,7 +123,7 @@ def test_agreement_is_the_divergence_of_all_predictions(tmp_path, monkeypatch):
     assert found.predictions == 45
     assert found.kl == pytest.approx(float(expected), rel=1e-4)
     assert found.top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
-    itself = agreement.measure(dense, dense, tokenizer, str(file), Protocol(16, 3))
+    itself = agreement.measure((dense, dense), tokenizer, str(file), Protocol(16, 3))
     assert (itself.kl, itself.top1) == (0, 1)
 
 
@@ -133,5 +133,5 @@ def test_ids_that_only_one_of_the_models_has_are_left_out_of_the_agreement(tmp_p
     dense, widened = tiny.model("llama"), tiny.model("llama")
     widened.resize_token_embeddings(tiny.VOCABULARY + 32)
     for pair in ((dense, widened), (widened, dense)):
-        found = agreement.measure(*pair, tiny.tokenizer(), str(file), Protocol(16, 2))
+        found = agreement.measure(pair, tiny.tokenizer(), str(file), Protocol(16, 2))
         assert (found.kl, found.top1) == (pytest.approx(0, abs=1e-5), 1)
