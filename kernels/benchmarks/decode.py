@@ -1,4 +1,4 @@
-"""A whole model at one token a time, in a CUDA graph: dense, 2:4, and with 30 % of its channels cut.
+"""A whole model at one token a time, in a CUDA graph: dense, 2:4, without 30 % of its channels, or 6 blocks.
 
 Random weights in the shape of Llama-3-8B, since speed does not depend on them; a figure is the median of
 ROUNDS rounds of AT_ONCE steps of the same graph.
@@ -10,28 +10,41 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-from llmprune_kernels import tuning
 from llmprune_kernels.acceleration import accelerate
 from registry import weight_24
-from timing import AT_ONCE, ROUNDS, graph_ms
+from timing import AT_ONCE, DEVICE, ROUNDS, card, facts, graph_ms, require_gpu
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
-CONTEXT = 512
-SHAPE = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
-CHANNELS = {"dense": 14336, "2:4": 14336, "30 % of the channels": 10048}
+CONTEXT = 512 if DEVICE == "cuda" else 16
+# By what was done to it, channels and blocks.
+KINDS = {
+    "dense": (14336, 32),
+    "2:4": (14336, 32),
+    "30 % of the channels": (10048, 32),
+    "6 of 32 blocks": (14336, 26),
+}
+ROWS, HIDDEN, HEADS = 128256, 4096, 32
+SMALL = 64  # times smaller in a rehearsal
 
 
 def build(kind: str) -> LlamaForCausalLM:
     """A model on the GPU, with random bfloat16 weights, 2:4 in its blocks if that is asked."""
-    config = LlamaConfig(vocab_size=128256, intermediate_size=CHANNELS[kind], **SHAPE)
-    with torch.device("cuda"):
+    channels, blocks = KINDS[kind]
+    by = 1 if DEVICE == "cuda" else SMALL
+    config = LlamaConfig(
+        vocab_size=ROWS // by,
+        hidden_size=HIDDEN // by,
+        intermediate_size=channels // by // 8 * 8,
+        num_hidden_layers=max(1, blocks // by),
+        num_attention_heads=max(1, HEADS // by),
+        num_key_value_heads=max(1, HEADS // 4 // by),
+    )
+    with torch.device(DEVICE):
         model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).eval()
     if kind == "2:4":
         for module in model.model.modules():
@@ -44,10 +57,10 @@ def build(kind: str) -> LlamaForCausalLM:
 def step_ms(model: LlamaForCausalLM) -> float:
     """The median time of one decoding step after CONTEXT tokens."""
     cache = StaticCache(config=model.config, max_cache_len=2 * CONTEXT)  # every replay adds a token
-    ids = torch.randint(0, 128256, (1, CONTEXT), device="cuda")
+    ids = torch.randint(0, model.config.vocab_size, (1, CONTEXT), device=DEVICE)
     model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    token = torch.zeros(1, 1, dtype=torch.long, device="cuda")
-    place = torch.tensor([[CONTEXT]], device="cuda")
+    token = torch.zeros(1, 1, dtype=torch.long, device=DEVICE)
+    place = torch.tensor([[CONTEXT]], device=DEVICE)
 
     def step() -> Any:
         return model(token, position_ids=place, past_key_values=cache, use_cache=True).logits
@@ -56,16 +69,16 @@ def step_ms(model: LlamaForCausalLM) -> float:
 
 
 def main() -> None:
-    """Measure the three models one after the other, each without and with the kernels."""
+    """Measure the models one after the other, each without and with the kernels."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--dry", action="store_true", help="rehearse on the CPU, with a small model")
     parser.add_argument("--out", type=Path, default=Path("kernels/results"))
     asked = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("this benchmark measures a GPU, and there is none here")
+    require_gpu(asked.dry)
     rows = []
-    for kind in CHANNELS:
+    for kind in KINDS:
         model = build(kind)
         plain = step_ms(model)
         table = str(accelerate(model)) if kind != "dense" else ""
@@ -75,15 +88,11 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
         del model
         torch.cuda.empty_cache()
-    facts = {
-        "card": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda},
-        "protocol": f"Llama-3-8B, batch 1, steps after {CONTEXT} tokens, CUDA graph, "
-        f"median of {ROUNDS} rounds of {AT_ONCE}",
-    }
+    protocol = f"Llama-3-8B, batch 1, steps after {CONTEXT} tokens, CUDA graph, "
+    how = {"protocol": f"{protocol}median of {ROUNDS} rounds of {AT_ONCE}"}
     asked.out.mkdir(parents=True, exist_ok=True)
-    file = asked.out / f"{tuning.card(torch.device('cuda'))}_decode.json"
-    file.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
+    file = asked.out / f"{card()}_decode.json"
+    file.write_text(json.dumps(facts() | how | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

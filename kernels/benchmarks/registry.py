@@ -14,6 +14,7 @@ from llmprune_kernels.formats.fragments import Fragments
 from llmprune_kernels.formats.sp24 import Sp24
 from llmprune_kernels.modules import WIDTH
 from llmprune_kernels.sp24 import launch
+from timing import DEVICE
 from torch import Tensor
 from torch.nn.functional import linear, pad, silu
 
@@ -33,14 +34,18 @@ SPARSE = {
     "70b down": (8192, 28672),
 }
 """N, K of 2:4 products."""
-HIDDEN, DENSE_CHANNELS = 4096, 11008
-WIDTHS = (7713, 7712, 7680, 7744, 7808)
-"""Channels of a shrunk MLP, beside 11008 of the dense one."""
+DECIDING = ("llama-3-8b gate_up", "llama-2-7b o")
+"""The shapes that have a target."""
+REHEARSED = {"small": (128, 256)}
+"""Where there is no GPU."""
+HIDDEN, DENSE_CHANNELS = (4096, 11008) if DEVICE == "cuda" else (128, 192)
+WIDTHS = (7713, 7712, 7680, 7744, 7808) if DEVICE == "cuda" else (120, 128)
+"""Channels of a shrunk MLP, beside those of the dense one."""
 
 
 def weight(n: int, k: int, dtype: torch.dtype) -> Tensor:
     """Random, and of the scale that keeps products near 1."""
-    return torch.randn(n, k, device="cuda", dtype=dtype) / k**0.5
+    return torch.randn(n, k, device=DEVICE, dtype=dtype) / k**0.5
 
 
 def weight_24(n: int, k: int, dtype: torch.dtype) -> Tensor:

@@ -20,10 +20,8 @@ from typing import Any
 
 import registry
 import torch
-import triton
-from llmprune_kernels import tuning
 from registry import Product
-from timing import AT_ONCE, ROUNDS, graph_ms
+from timing import AT_ONCE, DEVICE, ROUNDS, card, facts, graph_ms, require_gpu
 from torch import Tensor
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,7 +29,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 def microseconds(make: Callable[[], Product], x: Tensor, weight_bytes: int) -> float:
     """The median time of one call."""
-    cache = torch.cuda.get_device_properties(x.device).L2_cache_size
+    cache = torch.cuda.get_device_properties(x.device).L2_cache_size if DEVICE == "cuda" else 0
     runs = [make() for _ in range(4 * cache // weight_bytes + 1)]
 
     def all_of_them() -> None:
@@ -41,20 +39,24 @@ def microseconds(make: Callable[[], Product], x: Tensor, weight_bytes: int) -> f
     return 1000 * graph_ms(all_of_them) / len(runs)
 
 
-def sparse_rows(dtype: torch.dtype, tokens: list[int]) -> Iterator[dict[str, Any]]:
+def sparse_rows(
+    dtype: torch.dtype, tokens: list[int], shapes: list[str], providers: list[str]
+) -> Iterator[dict[str, Any]]:
     """2:4 products."""
-    for shape, (n, k) in registry.SPARSE.items():
-        for m in tokens:
-            x = torch.randn(m, k, device="cuda", dtype=dtype)
-            for provider, make in registry.SPARSE_PROVIDERS.items():
+    known = registry.SPARSE if DEVICE == "cuda" else registry.REHEARSED
+    for shape, (n, k) in known.items():
+        for m in tokens if DEVICE == "cpu" or shape in shapes else ():
+            x = torch.randn(m, k, device=DEVICE, dtype=dtype)
+            for provider in providers:
+                make = registry.SPARSE_PROVIDERS[provider]
                 yield row("2:4", shape, provider, m, partial(make, n, k, dtype), x, n * k * 9 // 8)
 
 
-def shrunk_rows(dtype: torch.dtype, tokens: list[int]) -> Iterator[dict[str, Any]]:
+def shrunk_rows(dtype: torch.dtype, tokens: list[int], *_: list[str]) -> Iterator[dict[str, Any]]:
     """MLPs that have lost channels."""
     dense = registry.DENSE_CHANNELS
     for m in tokens:
-        x = torch.randn(m, registry.HIDDEN, device="cuda", dtype=dtype)
+        x = torch.randn(m, registry.HIDDEN, device=DEVICE, dtype=dtype)
         ways = [("cublas", dense, False, False), ("ours", dense, True, True)]
         for width in registry.WIDTHS:
             ways += [(f"cublas, {width}", width, False, False), (f"ours, {width}", width, True, True)]
@@ -93,28 +95,28 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--tokens", type=int, nargs="+", default=list(registry.TOKENS))
     parser.add_argument("--kinds", nargs="+", choices=("2:4", "shrunk"), default=["2:4", "shrunk"])
+    parser.add_argument("--shapes", nargs="+", default=list(registry.SPARSE), choices=list(registry.SPARSE))
+    every = list(registry.SPARSE_PROVIDERS)
+    parser.add_argument("--providers", nargs="+", default=every, choices=every)
+    parser.add_argument("--dry", action="store_true", help="rehearse on the CPU, with small shapes")
     parser.add_argument("--out", type=Path, default=Path("kernels/results"))
     asked = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("this benchmark measures a GPU, and there is none here")
+    require_gpu(asked.dry)
     chosen = {"2:4": sparse_rows, "shrunk": shrunk_rows}
     rows = []
     for kind in asked.kinds:
-        for found in chosen[kind](DTYPES[asked.dtype], asked.tokens):
+        for found in chosen[kind](DTYPES[asked.dtype], asked.tokens, asked.shapes, asked.providers):
             rows.append(found)
             print(json.dumps(found), flush=True)
-    card = tuning.card(torch.device("cuda"))
-    facts = {
-        "card": torch.cuda.get_device_name(),
+    how = {
         "dtype": asked.dtype,
-        "versions": {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda},
         "protocol": "CUDA graphs over weights of more than 4 x L2, random data, "
         f"median of {ROUNDS} rounds of {AT_ONCE} replays",
     }
     asked.out.mkdir(parents=True, exist_ok=True)
     rows = with_ratios(rows)
-    name = f"{card}_{asked.dtype}"
-    (asked.out / f"{name}.json").write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
+    name = f"{card()}_{asked.dtype}"
+    (asked.out / f"{name}.json").write_text(json.dumps(facts() | how | {"rows": rows}, indent=1) + "\n")
     with (asked.out / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["kind", "shape", "provider", "tokens", "us", "ratio", "error"])
         writer.writeheader()

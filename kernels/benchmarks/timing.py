@@ -1,18 +1,43 @@
 """How long something takes on a GPU, as it runs in a CUDA graph.
 
 Some replays follow one another between two events: the host launches each while the one before it runs, so
-what a launch costs the host does not count.
+what a launch costs the host does not count. Without a GPU there is a rehearsal: everything runs on the CPU,
+with a plain clock, and its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
+import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import triton
+from llmprune_kernels import tuning
 
 ROUNDS = 20
 AT_ONCE = 20
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def require_gpu(dry: bool) -> None:
+    """Leave where nothing can be measured, unless a rehearsal was asked."""
+    if DEVICE == "cpu" and not dry:
+        sys.exit("this benchmark measures a GPU, and there is none here; --dry rehearses it on the CPU")
+
+
+def card() -> str:
+    """What the files of results are called after."""
+    return tuning.card(torch.device(DEVICE)) if DEVICE == "cuda" else "rehearsal"
+
+
+def facts() -> dict[str, Any]:
+    """The machine."""
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else "none: a rehearsal on the CPU"
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda}
+    return {"card": name, "versions": versions}
 
 
 def graph_ms(run: Callable[[], object]) -> float:
@@ -20,6 +45,8 @@ def graph_ms(run: Callable[[], object]) -> float:
 
     It runs before the capture too, on another stream: there it compiles, and searches where it is asked to.
     """
+    if DEVICE == "cpu":
+        return _clocked_ms(run)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -39,3 +66,13 @@ def graph_ms(run: Callable[[], object]) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end) / AT_ONCE)
     return statistics.median(times)
+
+
+def _clocked_ms(run: Callable[[], object]) -> float:
+    """The milliseconds of one call, the faster of two."""
+    times = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        run()
+        times.append(1000 * (time.perf_counter() - begin))
+    return min(times)
