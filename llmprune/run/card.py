@@ -25,19 +25,14 @@ TEXT = """---
 
 # {title}
 
-{base} pruned with [llmprune](https://pypi.org/project/llmprune/) {version}.
+{base} pruned with [llmprune](https://pypi.org/project/llmprune/) {version}. {use}
 
-| | |
-|---|---|{steps}
-| method | {method} |
-| pattern | {pattern} |
-| allocation, repair | {allocation}, {repair} |
-| sparsity of the pruned layers | {sparsity:.2%} of {prunable:,} weights, {model_sparsity:.2%} of the model |
-| parameters | {parameters_before:,} before, {parameters:,} after, {zeros:,} of them zeros by pruning |
-| bytes of the weight files | {bytes_before:,} before, {bytes_after:,} after |
-| calibration | {calibration} |{recovered}
+| | dense | this model |
+|---|---|---|
+| parameters | {parameters_before:,} | {parameters:,}, {zeros:,} of them zeros by pruning |
+| bytes of the weight files | {bytes_before:,} | {bytes_after:,} |
 
-{about}{use} Its quality has not been measured here unless numbers are given below.
+Its quality has not been measured here unless numbers are given below.
 
 ## Load it
 
@@ -48,7 +43,17 @@ model = {line}
 tokenizer = AutoTokenizer.from_pretrained({place})
 ```
 {otherwise}{served}
-Checked after writing, in a fresh process with transformers {transformers}: {checked}.
+## How it was made
+
+| | |
+|---|---|{steps}
+| method | {method} |
+| pattern | {pattern} |
+| allocation, repair | {allocation}, {repair} |
+| sparsity of the pruned layers | {sparsity:.2%} of {prunable:,} weights, {model_sparsity:.2%} of the model |
+| calibration | {calibration} |{recovered}
+
+{about}Checked after writing, in a fresh process with transformers {transformers}: {checked}.
 
 `recipe.yaml` holds the recipe with every default filled in, `llmprune_report.json` what became of each layer.
 """

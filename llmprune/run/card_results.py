@@ -14,6 +14,7 @@ from llmprune.report import Report
 from llmprune.run.card import opened
 
 QUALITY, SPEED = "## Quality", "## Speed"
+LOADING = "## Load it"  # which new sections stand before
 HEADS = {
     QUALITY: ["| measured | dense | pruned | protocol |", "|---|---|---|---|"],
     SPEED: ["| measured | dense | pruned | pruned / dense |", "|---|---|---|---|"],
@@ -58,6 +59,12 @@ def _table(evaluation: Evaluation) -> list[str]:
         lines.append(f"| perplexity, {name} | {own} | {text['perplexity']:.3f} | {how} |")
         if "bits_per_byte" in text:
             lines.append(f"| bits per byte, {name} | {bits} | {text['bits_per_byte']:.4f} | {how} |")
+    for both in pruned.get("agreement", []):
+        ends = both.get("interval")
+        spread = f" [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else ""
+        how = f"nats, {both['predictions']:,} predictions, {both['top1']:.1%} with the same likeliest token"
+        name = _cell(Path(both["dataset"]).name)
+        lines.append(f"| KL to the dense model, {name} | 0 | {both['kl']:.4f}{spread} | {how} |")
     for name, values in pruned.get("tasks", {}).items():
         if metric := values["metric"]:
             other = dense.get("tasks", {}).get(name)
@@ -109,10 +116,11 @@ def _result(task: str, name: str, kind: str, metric: str, value: float) -> EvalR
 
 
 def _with(text: str, title: str, lines: list[str]) -> str:
-    """A card's text with this section's table, in place of the one that stands under that title."""
+    """A card's text with this section's table, in place of the one under that title or before the loading."""
     section = f"{title}\n\n" + "\n".join(HEADS[title] + lines) + "\n"
     found = re.compile(rf"^{title}[ \t]*\n+(?:\|.*(?:\n|\Z))*\n*", re.MULTILINE)
     text = text.rstrip() + "\n"
     if not found.search(text):
-        return f"{text}\n{section}"
+        before, loading, after = text.partition(f"{LOADING}\n")
+        return f"{before}{section}\n{loading}{after}" if loading else f"{text}\n{section}"
     return found.sub(lambda _: section + "\n", text, count=1).rstrip() + "\n"
