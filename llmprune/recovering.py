@@ -17,7 +17,7 @@ from llmprune import plugins, report
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import RunHeader
-from llmprune.errors import RequestError
+from llmprune.errors import JobError, RequestError
 from llmprune.model.shapes import from_earlier_pruning
 from llmprune.plugins import Options
 from llmprune.recipe import Recipe
@@ -94,11 +94,18 @@ def folder_to_prune(asked: Recipe, run: Run) -> Run:
 
 
 def recover_pruned(asked: Recipe, run: Run, pruned: Report, tokens: Tensor | None = None) -> Report:
-    """Recover what was pruned, if the recipe asks for it."""
+    """Recover what was pruned, if the recipe asks for it.
+
+    Raises:
+        JobError: the recovery failed; it says where the pruned model is.
+    """
     if asked.recovery is None:
         return pruned
-    how = dataclasses.asdict(run)
-    return recover(Path(str(folder_to_prune(asked, run).out)), asked.recovery, tokens=tokens, **how)
+    how, folder = dataclasses.asdict(run), Path(str(folder_to_prune(asked, run).out))
+    try:
+        return recover(folder, asked.recovery, tokens=tokens, **how)
+    except JobError as error:
+        raise JobError(f"{error}; {folder} holds the pruned model, whole") from error
 
 
 def beside(folder: Path) -> Path:

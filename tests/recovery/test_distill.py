@@ -168,6 +168,16 @@ def test_a_loss_that_is_no_number_is_a_sentence(pruned: Path) -> None:
         recover(pruned, HOW | {"learning_rate": 1e30}, out=pruned.with_name("nan"))
 
 
+def test_a_recipe_whose_training_helped_nothing_leaves_the_pruned_model(
+    checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    how = {**TEXT, "method": "wanda", "recovery": HOW | {"learning_rate": 10.0}}
+    with pytest.raises(JobError, match=r"better than the start .*; .*/out-pruned holds the pruned model"):
+        prune(checkpoints("llama"), how, out=tmp_path / "out")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out-pruned")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_training_that_helped_nothing_is_refused(pruned: Path) -> None:
     with pytest.raises(JobError, match="no state on the way was better than the start"):
         recover(pruned, HOW | {"learning_rate": 10}, out=pruned.with_name("worse"))
