@@ -10,7 +10,7 @@ import pytest
 
 from llmprune.errors import RequestError
 from llmprune.recipe import Recipe
-from llmprune.recipe.text import is_recipe, load_data, override, read_yaml
+from llmprune.recipe.text import is_recipe, load_data, override, read_yaml, shipped
 from llmprune.run.job import request
 
 LARGE = 10**400
@@ -374,3 +374,9 @@ def test_the_hash_tells_recipes_apart_and_stays() -> None:
     assert len({one.hash, *(Recipe.parse(other).hash for other in others)}) == 1 + len(others)
     assert one.hash == Recipe.parse({"method": "wanda"}).hash
     assert len(one.hash) == 64
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_recipe_is_read(name: str) -> None:
+    asked = Recipe.parse(load_data(name))
+    assert Recipe.parse(asked.resolved()) == asked

@@ -59,6 +59,18 @@ def bits_alone(row: Row) -> str:
     return f"{row['bits_per_byte']:.3f}"
 
 
+def talked(figure: str) -> Callable[[Row], str]:
+    """A share of answers, and its difference to the dense model's; a star where that is no chance."""
+
+    def cell(row: Row) -> str:
+        found = row["talk"][figure]
+        low, high = (100 * end for end in found["interval"])
+        said = f"{100 * row[figure]:.1f} % ({100 * found['difference']:+.1f} [{low:+.1f}, {high:+.1f}])"
+        return said + ("*" if found["flagged"] else "")
+
+    return cell
+
+
 def points_kept(row: Row) -> str:
     """Of the dense model's above chance, in percent, with the interval; empty where not scored."""
     if "sharp" not in row:

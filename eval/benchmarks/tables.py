@@ -200,6 +200,16 @@ TABLES = {
             "FLAP, 30 %, `affine`": "flap-30-100k",
         },
     ),
+    "talk": Table(
+        ("talk",),
+        "recipe | stops by itself | repeated 4-grams | instructions kept | `sharp` kept",
+        (*map(cells.talked, ("stopped", "repeated", "kept")), cells.points_kept),
+        {
+            "`wanda-2of4`": "wanda-2of4",
+            "`flap-50`": "flap-50",
+            "`cfsp` at 5 %, `affine`": "cfsp-5",
+        },
+    ),
     "engines": Engines(),
     "llama-cpp": served(
         "in_llama_cpp",

@@ -74,6 +74,7 @@ def inspect(
 
     Of a recipe with steps, every plan is for MODEL as it is, which no later step needs more than.
     """
+    from llmprune import plugins
     from llmprune.recipe.text import from_options
     from llmprune.run.job import Run, checkpoint_job, require_steps
 
@@ -94,6 +95,9 @@ def inspect(
         for number, plan in enumerate(plans, 1):
             title = [("step", f"{number} of {len(plans)}")] if earlier else []
             display.table(title + plan.rows(), sys.stdout)
+        if last.recipe.recovery is not None:
+            said = f"{plugins.name_of(last.recipe.recovery)}, planned and told when the blocks are pruned"
+            display.table([("recovery", said)], sys.stdout)
     for plan in plans:
         plan.require_fit(None)
 

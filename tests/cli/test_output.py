@@ -124,6 +124,14 @@ def test_inspect_keeps_to_the_method_of_the_recipe(
     assert json.loads(capsys.readouterr().out)["recipe"]["method"]["name"] == "magnitude"
 
 
+def test_inspect_names_the_recovery(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: dict[str, str]
+) -> None:
+    asked = ["inspect", MODEL, *USUAL, "--set", "recovery=distill"]
+    assert main(monkeypatch, filled(asked, place)) == 0
+    assert "distill, planned and told when the blocks are pruned" in capsys.readouterr().out
+
+
 def test_inspect_shows_the_plan_of_every_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: dict[str, str]
 ) -> None:
