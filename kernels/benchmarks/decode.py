@@ -8,15 +8,14 @@ ROUNDS rounds of AT_ONCE steps of the same graph.
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
+import timing
 import torch
 from llmprune_kernels.acceleration import accelerate
 from registry import weight_24
-from timing import AT_ONCE, DEVICE, ROUNDS, card, facts, graph_ms, require_gpu
+from timing import AT_ONCE, DEVICE, ROUNDS, card, facts, graph_ms
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
@@ -70,13 +69,7 @@ def step_ms(model: LlamaForCausalLM) -> float:
 
 def main() -> None:
     """Measure the models one after the other, each without and with the kernels."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dry", action="store_true", help="rehearse on the CPU, with a small model")
-    parser.add_argument("--out", type=Path, default=Path("kernels/results"))
-    asked = parser.parse_args()
-    require_gpu(asked.dry)
+    asked = timing.parsed(timing.parser(__doc__))
     rows = []
     for kind in KINDS:
         model = build(kind)
@@ -90,7 +83,6 @@ def main() -> None:
         torch.cuda.empty_cache()
     protocol = f"Llama-3-8B, batch 1, steps after {CONTEXT} tokens, CUDA graph, "
     how = {"protocol": f"{protocol}median of {ROUNDS} rounds of {AT_ONCE}"}
-    asked.out.mkdir(parents=True, exist_ok=True)
     file = asked.out / f"{card()}_decode.json"
     file.write_text(json.dumps(facts() | how | {"rows": rows}, indent=1) + "\n")
 

@@ -5,19 +5,18 @@ python kernels/benchmarks/numerics.py --out kernels/results
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import timing
 import torch
 from llmprune_kernels import ops
 from llmprune_kernels.formats.fragments import Fragments
 from llmprune_kernels.formats.sp24 import Sp24
 from registry import HIDDEN, WIDTHS, weight, weight_24
-from timing import DEVICE, card, facts, require_gpu
+from timing import DEVICE, card, facts
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -77,17 +76,10 @@ def row(name: str, dtype: torch.dtype, m: int, channels: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure all, and fail where one is off."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dry", action="store_true", help="rehearse on the CPU, with small shapes")
-    parser.add_argument("--out", type=Path, default=Path("kernels/results"))
-    asked = parser.parse_args()
-    require_gpu(asked.dry)
+    asked = timing.parsed(timing.parser(__doc__))
     torch.manual_seed(0)
     sizes = [width for width in WIDTHS if width % 8 == 0][:2]
     rows = [row(name, dtype, m, n) for name in KERNELS for dtype in ALLOWED for m in TOKENS for n in sizes]
-    asked.out.mkdir(parents=True, exist_ok=True)
     file = asked.out / f"{card()}_numerics.json"
     file.write_text(json.dumps(facts() | {"rows": rows}, indent=1) + "\n")
     off = [one for one in rows if not one["error"] <= one["allowed"]]

@@ -9,19 +9,18 @@ figure is the median of ROUNDS rounds of AT_ONCE replays. Only ratios within a r
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import registry
+import timing
 import torch
 from registry import Product
-from timing import AT_ONCE, DEVICE, ROUNDS, card, facts, graph_ms, require_gpu
+from timing import AT_ONCE, DEVICE, ROUNDS, card, facts, graph_ms
 from torch import Tensor
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -89,19 +88,14 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = timing.parser(__doc__)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--tokens", type=int, nargs="+", default=list(registry.TOKENS))
     parser.add_argument("--kinds", nargs="+", choices=("2:4", "shrunk"), default=["2:4", "shrunk"])
     parser.add_argument("--shapes", nargs="+", default=list(registry.SPARSE), choices=list(registry.SPARSE))
     every = list(registry.SPARSE_PROVIDERS)
     parser.add_argument("--providers", nargs="+", default=every, choices=every)
-    parser.add_argument("--dry", action="store_true", help="rehearse on the CPU, with small shapes")
-    parser.add_argument("--out", type=Path, default=Path("kernels/results"))
-    asked = parser.parse_args()
-    require_gpu(asked.dry)
+    asked = timing.parsed(parser)
     chosen = {"2:4": sparse_rows, "shrunk": shrunk_rows}
     rows = []
     for kind in asked.kinds:
@@ -113,7 +107,6 @@ def main() -> None:
         "protocol": "CUDA graphs over weights of more than 4 x L2, random data, "
         f"median of {ROUNDS} rounds of {AT_ONCE} replays",
     }
-    asked.out.mkdir(parents=True, exist_ok=True)
     rows = with_ratios(rows)
     name = f"{card()}_{asked.dtype}"
     (asked.out / f"{name}.json").write_text(json.dumps(facts() | how | {"rows": rows}, indent=1) + "\n")

@@ -7,10 +7,12 @@ with a plain clock, and its figures mean nothing.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +24,21 @@ AT_ONCE = 20
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def require_gpu(dry: bool) -> None:
-    """Leave where nothing can be measured, unless a rehearsal was asked."""
-    if DEVICE == "cpu" and not dry:
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """What every benchmark can be asked."""
+    found = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--dry", action="store_true", help="rehearse on the CPU, with small shapes")
+    found.add_argument("--out", type=Path, default=Path("kernels/results"))
+    return found
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was asked; it leaves where nothing can be measured, unless a rehearsal was asked."""
+    asked = parser.parse_args()
+    if DEVICE == "cpu" and not asked.dry:
         sys.exit("this benchmark measures a GPU, and there is none here; --dry rehearses it on the CPU")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    return asked
 
 
 def card() -> str:
