@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.eval.test_talk import dense as dense
 from tests.test_architecture import ROOT
 
 NOTEBOOK = ROOT / "recipes" / "first-steps.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(dense: Path, tmp_path: Path) -> None:
     cells = [one for one in json.loads(NOTEBOOK.read_text())["cells"] if one["cell_type"] == "code"]
     assert all(one["outputs"] == [] and one["execution_count"] is None for one in cells)
