@@ -113,16 +113,19 @@ class Scale:
         return out if out.is_file() else export(folder, out, kind)
 
     def sharp(self, name: str, model: Any, tokenizer: Any) -> dict[str, Any]:
-        """The share of the dense model's points above chance that a model keeps; kept in a file."""
+        """The share of the dense model's points above chance that a model keeps."""
+        dense = self._scored("dense-f16", self._dense, self._tokenizer)
+        found = self._scored(name, model, tokenizer)
+        scores = {task: one[one["metric"]] for task, one in found["tasks"].items()}
+        return {**comparison.of(dense, found)["kept"]["sharp"], "scores": scores}
+
+    def _scored(self, name: str, model: Any, tokenizer: Any) -> dict[str, Any]:
+        """The scores of a model, kept in a file."""
         file = self._work / f"{name}-sharp.json"
         if not file.exists():
             file.write_text(json.dumps(tasks.score(model, tokenizer, self._sharp)))
-        found = json.loads(file.read_text())
-        dense = found
-        if name != "dense-f16":
-            dense = json.loads((self._work / "dense-f16-sharp.json").read_text())
-        scores = {task: one[one["metric"]] for task, one in found["tasks"].items()}
-        return {**comparison.of(dense, found)["kept"]["sharp"], "scores": scores}
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
 
     @torch.no_grad()
     def divergence(self, file: Path, tokenizer: Any) -> dict[str, Any]:
