@@ -68,7 +68,7 @@ class Scale:
     def __init__(self, model: Path, shared: Path, work: Path, pieces: int, limit: int) -> None:
         self.model, self._work, self._data = model, work, shared / "data"
         self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._sharp = tasks.ask("sharp", limit=limit, data=self._data)
+        self._sharp = tasks.ask("sharp", limit=limit or None, data=self._data)
         texts = {name: "\n\n".join(documents(shared, name, "reporting")) for name in ("c4", "wikipedia")}
         self._pieces = [
             Piece(part, _ids(self._tokenizer, part))
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument("--tokens", default="50k", help="that teach")
     parser.add_argument("--pieces", type=int, default=128)
-    parser.add_argument("--limit", type=int, default=200, help="questions of each task of sharp")
+    parser.add_argument("--limit", type=int, default=200, help="questions of each task of sharp; 0 for none")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     scale = Scale(asked.model, asked.shared, asked.work, asked.pieces, asked.limit)
@@ -198,7 +198,7 @@ def main() -> None:
                 row |= {"parameters": made.totals["parameters_after"], "seconds": made.time["total_s"]}
                 row |= {"taught": made.recovery.get("trained_tokens")} if made.recovery else {}
             row |= scale.divergence(file, tokenizer) | speed(file, base)
-            if kind == TYPES[0] or name == "dense-q4_0":
+            if asked.limit and (kind == TYPES[0] or name == "dense-q4_0"):
                 read_as = {"gguf_file": file.name} if kind != TYPES[0] else {"trust_remote_code": True}
                 place = file.parent if kind != TYPES[0] else folder
                 model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **read_as).eval()

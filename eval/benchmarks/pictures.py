@@ -19,6 +19,8 @@ def chart() -> Chart:
     series = []
     for said, model in MODELS.items():
         known = rows("equal_bytes", model=model)
+        if not known:
+            continue
         scale = known[f"dense-{TYPES[0]}"]["bytes"]
         for what, form, kinds in (("quantised", "dense", TYPES[1:]), (f"{FORM}, quantised", FORM, TYPES)):
             found = [(kind, known[name]) for kind in kinds if (name := f"{form}-{kind}") in known]

@@ -55,7 +55,7 @@ def alone(plot: Chart, style: str) -> Markup:
         element("svg", drawing, y=top, width=WIDE, height=CHART),
         *legend,
         xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {size[0]} {size[1]}",
+        viewBox=f"-8 0 {size[0] + 16} {size[1]}",
         width=size[0],
         role="img",
         aria_label=plot.title,

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pictures
 import pytest
 import table
 import tables
@@ -27,6 +28,10 @@ def test_the_tables_are_current() -> None:
     text = "".join(page.read_text() for page in tables.PAGES)
     assert {name for _, name, _ in tables.MARKED.findall(text)} == tables.TABLES.keys()
     assert tables.written(text) == text, "run python eval/benchmarks/tables.py"
+
+
+def test_the_picture_is_current() -> None:
+    assert pictures.FILE.read_text() == pictures.drawn(), "run python eval/benchmarks/pictures.py"
 
 
 def test_every_result_says_what_was_measured_and_how() -> None:
