@@ -153,6 +153,16 @@ class SearchStep(TypedDict):
     """Mean KL(dense || pruned) of its best on the calibration windows that it was judged by, in nats."""
 
 
+def divergence_in_words(both: Agreement) -> tuple[str, str]:
+    """A divergence with its interval in nats, and how it was measured."""
+    ends = both.get("interval")
+    spread = f" [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else ""
+    how = f"{both['predictions']:,} predictions, {100 * both['top1']:.1f} % with the same likeliest token"
+    if (share := both.get("windows", 1.0)) < 1:
+        how += f", over the tokens that stayed, on the {100 * share:.0f} % of windows without others"
+    return f"{both['kl']:.4f}{spread}", how
+
+
 def lowest(tried: Sequence[BudgetTrial]) -> int:
     """The number of the budget whose model is closest to the dense one; of equals, the first."""
     return min(range(len(tried)), key=lambda i: math.inf if (kl := tried[i]["kl"]) is None else kl)

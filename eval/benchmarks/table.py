@@ -66,11 +66,13 @@ class Both:
     head: str
 
     def text(self) -> str:
-        """In Markdown; empty where a form of a model was not measured."""
+        """In Markdown; a form that was measured of no model is left out."""
         known = [rows("equal_bytes", model=model) for model in self.models]
         rule = "|" + "---|" * len(self.head.split("|"))
         lines = []
         for said, name in self.lines.items():
+            if not any(name in found for found in known):
+                continue
             cells = [
                 [column(found[name]) if name in found else "" for column in self.columns] for found in known
             ]

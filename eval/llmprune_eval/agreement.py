@@ -48,7 +48,7 @@ class Agreement:
 def measure(
     both: tuple[Any, Any], tokenizer: Any, text: str, protocol: Protocol, common: Shared = WHOLE
 ) -> Agreement | None:
-    """Compare two models on the windows that the dense one's perplexity is measured on.
+    """Compare two models on the windows that the dense one's perplexity alone would be measured on.
 
     Args:
         both: the dense model, and the pruned one.

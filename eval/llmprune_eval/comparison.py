@@ -132,7 +132,7 @@ def _over(typed: Bits, clean: Bits) -> dict[str, Any]:
     """How many times as much a model loses on a text with typing errors as on the text itself."""
     drawn = None
     if typed.drawn is not None and clean.drawn is not None:
-        drawn = typed.drawn[::-1] / clean.drawn  # backwards: both were drawn from the same seed
+        drawn = typed.drawn[::-1] / clean.drawn  # backwards, so apart: their windows differ
     return {"value": typed.ratio / clean.ratio, "interval": None if drawn is None else _interval(drawn)}
 
 

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from llmprune.errors import RequestError
+from llmprune.measured import divergence_in_words
 from llmprune.vocabulary.shared import Shared, shared
 from llmprune_eval import agreement, comparison, draft, models, perplexity, served, talk, tasks
 from llmprune_eval.engine import Engine
@@ -16,6 +17,7 @@ from llmprune_eval.served import Endpoint, Served
 from llmprune_eval.tasks import Ask
 from llmprune_eval.windows import Protocol, settled, windows_of
 
+LEAST = 1e-3  # nats, below which a divergence is rounding
 FADES = 1.5  # times the divergence of a window's first quarter, in its last, that are told
 
 
@@ -45,18 +47,10 @@ def evaluate(
     Raises:
         RequestError: a model or a text is not there, or they do not go together; nothing was measured.
     """
-    if texts and any(isinstance(name, Served) for name in names.values()):
-        raise RequestError(
-            "perplexity", "it reads logits, which no server tells; leave out --perplexity, or --served"
-        )
-    trust = bool((where or {}).get("trust_remote_code"))
-    if asked is None:  # else transformers runs them all
-        models.require_device(names.values(), (where or {}).get("device", "auto"))
-    named = {role: models.find(name, trust=trust, scored=asked is not None) for role, name in names.items()}
+    named = _found(names, texts, asked, where or {})
     protocol = _checked(list(named.values()), texts, protocol)
-    for one in named.values():
-        if prompts or (asked is not None and asked.chat):
-            tasks.require_template(one.tokenizer, one.name, "suite" if prompts else "chat")
+    for one in named.values() if prompts else ():
+        tasks.require_template(one.tokenizer, one.name, "suite")
     length = max(protocol.length or 0, talk.CONTEXT if prompts else 0)
     results: dict[str, Any] = {}
     dense = None
@@ -68,6 +62,8 @@ def evaluate(
         if asked is not None:
             scorer = served.scorer() if isinstance(model, Endpoint) else None
             found |= tasks.score(model, tokenizer, asked, scorer)
+        if isinstance(model, Endpoint):
+            found["served"] = model.where
         if prompts:
             found["talk"] = talk.measure(model, tokenizer, prompts)
         if role == "baseline":
@@ -78,6 +74,23 @@ def evaluate(
         results[role] = found
         del model
     return {role: results[role] for role in names}
+
+
+def _found(
+    names: Mapping[str, str | Served], texts: list[str], asked: Ask | None, where: dict[str, Any]
+) -> dict[str, Named]:
+    """The models, each where it can do what is asked of it."""
+    if texts and any(isinstance(name, Served) for name in names.values()):
+        raise RequestError(
+            "perplexity", "it reads logits, which no server tells; leave out --perplexity, or --served"
+        )
+    if asked is None:  # else transformers runs them all
+        models.require_device(names.values(), where.get("device", "auto"))
+    trust, scored = bool(where.get("trust_remote_code")), asked is not None
+    named = {role: models.find(name, trust=trust, scored=scored) for role, name in names.items()}
+    for one in named.values() if asked is not None and asked.chat else ():
+        tasks.require_template(one.tokenizer, one.name, "chat")
+    return named
 
 
 def _beside(
@@ -149,14 +162,13 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             error = values.get(f"{values['metric']}_stderr")
             spread = "" if error is None else f" +- {error:.4f}"
             chat = " as a chat" if "chat" in values else ""
+            chat += f", {found['served']}" if "served" in found else ""
             table.append((f"  {name}", f"{values['metric']} {values[values['metric']]:.4f}{spread}{chat}"))
     for both in found.get("agreement", []):
-        interval = "" if both["interval"] is None else " [{:.4f}, {:.4f}]".format(*both["interval"])
-        said = f"KL {both['kl']:.4f} nats{interval}, same first choice {both['top1']:.1%}"
-        if both.get("windows", 1.0) < 1:
-            said += f", over the tokens that stayed, on the {both['windows']:.0%} of windows without others"
+        figure, how = divergence_in_words(both)
+        said = f"KL {figure} nats, {how}"
         first, *_, last = both["by_quarter"] or (0.0, 0.0)
-        if last > FADES * first:
+        if last > max(FADES * first, LEAST):
             said += f"; in a window it grows from {first:.4f} (first quarter) to {last:.4f} (last)"
         table.append((f"  agreement on {both['dataset']}", said))
     if "draft" in found:

@@ -218,12 +218,15 @@ def beside(runs: list[Run]) -> list[Plot]:
 
 
 def by_bytes(models: Sequence[Measured]) -> Chart | None:
-    """What folders and files of so many bytes are worth: the divergence on a text that two of them share."""
-    found: dict[str, list[tuple[Measured, float]]] = {}
+    """What folders and files of so many bytes are worth: the divergence of those measured alike."""
+    found: dict[tuple[str, int, str], dict[int, tuple[Measured, float]]] = {}
     for model in models:
         for both in model.judged().get("agreement", []):
-            found.setdefault(both["dataset"], []).append((model, both["kl"]))
-    text, known = max(found.items(), key=lambda pair: len(pair[1]), default=("", []))
+            alike = both["dataset"], both["predictions"], model.judged("baseline").get("name", "")
+            if math.isfinite(both["kl"]) and both.get("windows", 1.0) == 1:
+                found.setdefault(alike, {})[model.number] = (model, both["kl"])
+    (text, *_), told = max(found.items(), key=lambda pair: len(pair[1]), default=(("", 0, ""), {}))
+    known = list(told.values())
     if len(known) < 2:
         return None
     series = []

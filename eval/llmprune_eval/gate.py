@@ -90,7 +90,8 @@ def figures(model: dict[str, Any]) -> dict[str, float]:
     for text in model.get("perplexity", [])[:1]:
         found |= {"perplexity": text["perplexity"], "bits_per_byte": text["bits_per_byte"]}
     for both in model.get("agreement", [])[:1]:
-        found |= {"kl": both["kl"], "top1": both["top1"]}
+        if both.get("windows", 1.0) == 1:  # a cut vocabulary's are of the windows that hold nothing it lacks
+            found |= {"kl": both["kl"], "top1": both["top1"]}
     for text in model.get("comparison", {}).get("perplexity", [])[:1]:
         found["bits_per_byte.ratio"] = text["bits_per_byte"]
     return found | _of_tasks(model) | _of_talk(model)

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from llmprune import report
 from llmprune.errors import RequestError
 from llmprune.measured import WINDOWS, Bench, Evaluation, Judged, Text
+from llmprune.paths import UNFINISHED
 from llmprune.report import Report
 
 PROTOCOL = (*WINDOWS, "tokenizer")
@@ -138,7 +139,7 @@ def read(folder: Path) -> Report:
     if not folder.is_dir():
         what = "a file" if folder.exists() else "not there"
         raise RequestError("model", f"{folder} is {what}; give a folder that llmprune prune has written")
-    unfinished = (folder / ".unfinished").exists()
+    unfinished = (folder / UNFINISHED).exists()
     found = None if unfinished else report.read(folder)
     if found is None:
         what = "is unfinished" if unfinished else f"holds no {report.FILE}"

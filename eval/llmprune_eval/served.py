@@ -51,16 +51,40 @@ class Endpoint:
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=again))
         self.model = str(self._found(self._asked("models", None), "data", "id"))
+        self.where = f"served as {self.model} at {self.url}"
 
     def complete(self, ids: list[int], budget: int) -> tuple[str, bool]:
         """The greedy continuation of a prompt, and whether it ended within the budget."""
         answer = self.ask({"prompt": ids, "max_tokens": budget, "temperature": 0})
         text, ended = (self._found(answer, "choices", key) for key in ("text", "finish_reason"))
-        return str(text), ended == "stop"
+        if not isinstance(text, str):
+            raise JobError(f"{self.url} gave an answer without text; check which server it is")
+        return text, ended == "stop"
 
     def ask(self, what: dict[str, Any]) -> dict[str, Any]:
         """The server's answer to a request for a completion."""
         return self._asked("completions", {"model": self.model, **what})
+
+    def require(self, answer: dict[str, Any], prompts: list[Any], *, likelihoods: bool) -> None:
+        """Refuse an answer that lacks a prompt, its text, or the log-probabilities of its tokens.
+
+        Raises:
+            JobError: it does.
+        """
+        try:
+            choices = {int(one["index"]): one for one in answer["choices"]}
+            whole = all(
+                len(choices[n]["logprobs"]["token_logprobs"]) == len(choices[n]["logprobs"]["top_logprobs"])
+                and len(choices[n]["logprobs"]["token_logprobs"]) > len(prompt)
+                if likelihoods
+                else isinstance(choices[n]["text"], str)
+                for n, prompt in enumerate(prompts)
+            )
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            what = "the log-probabilities of a prompt" if likelihoods else "text"
+            raise JobError(f"{self.url} gave an answer without {what}; check which server it is")
 
     @cached_property
     def echoes(self) -> bool:
@@ -133,6 +157,8 @@ def scorer() -> type:
             asked = self._create_payload(
                 self.create_message(messages), **{"generate": True, **how}, **written
             )
-            return self._endpoint.ask(asked)
+            answer = self._endpoint.ask(asked)
+            self._endpoint.require(answer, messages, likelihoods=not how.get("generate", True))
+            return answer
 
     return Scorer

@@ -126,10 +126,8 @@ def texts(run: Measured) -> list[list[object]]:
             before = characters[0].get("bits_per_byte") if characters else None
             rows.append([name, "bits per byte", *_compared(before, bits, ".4f"), how])
     for both in run.judged().get("agreement", []):
-        how = f"{both['predictions']:,} predictions, {percent(both['top1'])} with the same likeliest token"
-        ends = both.get("interval")
-        interval = f" [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else ""
-        rows.append([both["dataset"], "KL divergence, nats", "-", f"{both['kl']:.4f}{interval}", "-", how])
+        figure, how = measured.divergence_in_words(both)
+        rows.append([both["dataset"], "KL divergence, nats", "-", figure, "-", how])
     return rows
 
 

@@ -22,6 +22,7 @@ GRAM = 4  # tokens in a row whose repetition counts
 CONTEXT = 1024  # tokens that hold any prompt and its answer
 AT_ONCE = 16  # prompts
 PROMPTS = 64
+END = -1  # stands for what ended an answer that came as text
 FIGURES = ("stopped", "repeated", "kept")
 FILE = SUITES / "talk.jsonl"
 
@@ -70,7 +71,7 @@ def measure(model: Any, tokenizer: Any, limit: int) -> dict[str, Any]:
     ]
     ends = _ends(model, tokenizer)
     if hasattr(model, "complete"):
-        written = _by_endpoint(model, tokenizer, ids, ends)
+        written, ends = _by_endpoint(model, tokenizer, ids), {*ends, END}
     elif hasattr(model, "read"):
         written = _by_engine(model, ids, ends)
     else:
@@ -197,16 +198,16 @@ def _by_engine(engine: Any, ids: list[list[int]], ends: set[int]) -> list[list[i
     return found
 
 
-def _by_endpoint(endpoint: Any, tokenizer: Any, ids: list[list[int]], ends: set[int]) -> list[list[int]]:
+def _by_endpoint(endpoint: Any, tokenizer: Any, ids: list[list[int]]) -> list[list[int]]:
     """The same of a server, whose words are tokenised again."""
     found = []
     for one in track(ids, "answering"):
         text, stopped = endpoint.complete(one, BUDGET)
         written = tokenizer(text, add_special_tokens=False)["input_ids"]
-        found.append([*written, *sorted(ends)[:1]] if stopped else written)
+        found.append([*written, END] if stopped else written)
     return found
 
 
 def _where(model: Any) -> str:
     """Where answers were asked for, if elsewhere."""
-    return f", served at {model.url}" if hasattr(model, "complete") else ""
+    return f", {model.where}" if hasattr(model, "complete") else ""

@@ -263,7 +263,7 @@ def _loaded(asked: Ask) -> dict[str, Any]:
 def _scores(name: str, values: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """One task's figures, without the filters in lm-eval's names."""
     plain = {
-        key.partition(",")[0]: value
+        key.partition(",")[0]: value if isinstance(value, int) else float(value)  # some are numpy's
         for key, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }

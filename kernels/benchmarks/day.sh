@@ -6,17 +6,17 @@
 #
 # Needs CUDA, torch, triton, transformers and safetensors. Exits with 1 if a stage failed; the others still run.
 set -uo pipefail
+here=$PWD
 cd "$(dirname "$0")/../.."
 dry=""
 if [ "${1:-}" = --dry ]; then
   dry=--dry
-  export TRITON_INTERPRET=1
+  export TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES=
   shift
 fi
 out=${1:?"usage: day.sh [--dry] OUT [WHEELS]"}
-wheels=${2:-}
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
+wheels=${2:+$(cd "$here" && realpath "$2")}
+out=$(cd "$here" && mkdir -p "$out" && realpath "$out")
 export PYTHONPATH="$PWD:$PWD/kernels:$PWD/eval" PYTHONUNBUFFERED=1 LLMPRUNE_CACHE="$out/cache" HF_HUB_OFFLINE=1
 failed=0
 : > "$out/stages.txt"
@@ -24,8 +24,9 @@ failed=0
 missing=$(python3 - <<'P'
 from importlib.util import find_spec
 
-needed = "accelerate datasets gguf greenlet huggingface_hub psutil pydantic pytest rich safetensors torch transformers triton typer yaml"
-print(*(name for name in needed.split() if find_spec(name) is None))
+needed = "accelerate datasets gguf greenlet huggingface_hub psutil pydantic pytest rich safetensors torch transformers triton typer"
+called = {name: name for name in needed.split()} | {"yaml": "pyyaml", "xdist": "pytest-xdist"}
+print(*(package for name, package in called.items() if find_spec(name) is None))
 P
 )
 if [ -n "$missing" ]; then

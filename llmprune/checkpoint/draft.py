@@ -23,8 +23,9 @@ from llmprune.checkpoint import journal, shards
 from llmprune.checkpoint.journal import BlockRecord, Fingerprint, RunHeader
 from llmprune.checkpoint.once import Once
 from llmprune.errors import JobError, RequestError
+from llmprune.paths import UNFINISHED
 
-WORK = ".unfinished"
+WORK = UNFINISHED
 JOURNAL = "journal.jsonl"
 STATE = "state.safetensors"  # from which an interrupted training resumes
 SCRATCH = "scratch"  # a folder for temporary files of the run

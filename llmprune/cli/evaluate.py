@@ -21,7 +21,7 @@ def evaluate(
     models: Annotated[list[str], typer.Argument(help="One or more: a folder, a .gguf file or a Hub id.")],
     perplexity: Annotated[
         list[str] | None,
-        typer.Option(help="builtin, wikitext2, c4, a text file or table, or a Hub id; repeatable."),
+        typer.Option(help="builtin, wikitext2, c4, FILE, a Hub id, or typos:TEXT; repeatable."),
     ] = None,
     length: Length = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Only the first so many windows.")] = None,
@@ -79,7 +79,7 @@ def evaluate(
         raise RequestError("perplexity", "nothing was asked to be measured; give a text, --tasks or --suite")
     if out is not None:
         display.require_file(out)
-    names = _named(models, baseline, served)
+    names = _named(models, baseline, served, draft_for)
     if save:
         keeping.require_ours(models)
     asked = None
@@ -111,10 +111,14 @@ def evaluate(
         raise typer.Exit(3)
 
 
-def _named(models: list[str], baseline: str | None, served: str | None) -> dict[str, Any]:
+def _named(
+    models: list[str], baseline: str | None, served: str | None, draft_for: str | None
+) -> dict[str, Any]:
     """The models by the role that each plays."""
     from llmprune_eval.served import Served
 
+    if served is not None and draft_for is not None:
+        raise RequestError("draft_for", "a draft is measured here; leave out --draft-for, or --served")
     if served is not None and len(models) > 1:
         raise RequestError("served", f"one model is served there, and {len(models)} were named; name one")
     names: dict[str, Any] = {} if baseline is None else {"baseline": baseline}

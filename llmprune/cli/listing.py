@@ -25,10 +25,10 @@ KINDS: dict[str, tuple[str, type[Any]]] = {
 
 # What is wanted, and the options that give it.
 GUIDE = (
-    ("smaller and faster, anywhere", "--recipe small"),
+    ("smaller and faster", "--recipe small"),
     ("a third smaller", "--recipe smaller"),
     ("smaller, for one language", "--recipe small-english"),
-    ("least loss, no training", "--method cfsp --repair affine"),
+    ("least loss, no training", "--method cfsp --sparsity 0.2 --repair affine"),
     ("a large vocabulary cut", "--recipe vocabulary-64k"),
     ("fewer blocks, fastest decode", "--recipe depth-20"),
     ("half of the weights zero", "--recipe admm-50"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import typer
@@ -15,59 +16,88 @@ NOTHING = [
     ("llmprune prune org/name --recipe small --out smaller", "prune a model of the Hub"),
 ]
 ALL = "All commands: llmprune --help"
+LOOKED_AT, TOLD = 200, 12  # folders, commands
+Advice = tuple[str, str]
 
 
 @app.callback(invoke_without_command=True)
 def start(context: typer.Context) -> None:
     """Prune language models after training. Without a command: what to do next in this folder."""
     if context.invoked_subcommand is None:
-        lines = [f"{command}\n    {why}" for command, why in advice(Path())]
-        typer.echo("\n".join(["Next:", *lines, ALL]))
+        told = advice(Path())
+        lines = [f"{command}\n    {why}" for command, why in told[:TOLD]]
+        more = [f"and {len(told) - TOLD} more"] if len(told) > TOLD else []
+        typer.echo("\n".join(["Next:", *lines, *more, ALL]))
 
 
-def advice(folder: Path) -> list[tuple[str, str]]:
+def advice(folder: Path) -> list[Advice]:
     """Commands that fit what a folder and the folders in it hold, each with what it does."""
-    from llmprune.checkpoint import draft
-    from llmprune.report import FILE
-
-    places = [folder, *sorted(one for one in folder.iterdir() if one.is_dir())]
-    found: list[tuple[str, str]] = []
-    finished = []
-    for place in places:
-        name = shlex.quote(str(place))
-        if draft.is_unfinished(place):
-            found.append(
-                (
-                    "the command that wrote it, with --resume",
-                    f"{name} is unfinished: still running, or interrupted",
-                )
-            )
-        elif (place / FILE).is_file():
-            finished.append(name)
-            found += _of_pruned(place, name)
-        elif _is_model(place):
-            found.append((f"llmprune inspect {name} --recipe small", "what pruning it would take"))
-            found.append((f"llmprune prune {name} --recipe small --out {name}-small", "make it smaller"))
+    found: list[Advice] = []
+    finished: list[str] = []
+    for place in _places(folder):
+        try:
+            found += _of(place, finished)
+        except OSError:  # of somebody else
+            continue
     if len(finished) > 1:
         found.append((f"llmprune report {' '.join(finished)}", "one page about them all"))
     return found or NOTHING
 
 
-def _of_pruned(place: Path, name: str) -> Iterator[tuple[str, str]]:
+def _places(folder: Path) -> list[Path]:
+    """The folder, and those in it that are not hidden."""
+    try:
+        inside = [one for one in islice(folder.iterdir(), LOOKED_AT) if one.name[:1] != "." and one.is_dir()]
+    except OSError:
+        return []
+    return [folder, *sorted(inside)]
+
+
+def _of(place: Path, finished: list[str]) -> Iterator[Advice]:
+    """What fits one folder; a finished one is noted."""
+    from llmprune.errors import RequestError
+    from llmprune.paths import UNFINISHED
+    from llmprune.report import FILE
+
+    name = shlex.quote(f"./{place}" if str(place).startswith("-") else str(place))
+    if (place / UNFINISHED).is_dir():
+        yield (
+            "the command that wrote it, with --resume",
+            f"{name} is unfinished: still running, or interrupted",
+        )
+    elif (place / FILE).is_file():
+        try:
+            yield from _of_pruned(place, name)
+        except RequestError as error:
+            yield f"# {name}", error.said
+            return
+        finished.append(name)
+    elif (place / "config.json").is_file() and any(place.glob("*.safetensors")):
+        yield f"llmprune inspect {name} --recipe small", "what pruning it would take"
+        out = _beside(place, "-small")
+        if not out.exists():
+            yield f"llmprune prune {name} --recipe small --out {shlex.quote(str(out))}", "make it smaller"
+
+
+def _of_pruned(place: Path, name: str) -> Iterator[Advice]:
     """What has not been done yet with a finished folder."""
     from llmprune import report
 
     known = report.read(place)
-    if known is None:
-        return
+    assert known is not None
     dense = shlex.quote(known.model["source"] or "DENSE")
     if not known.evaluation:
         asked = f"llmprune eval {name} --baseline {dense} --perplexity builtin --save"
         yield asked, "what it still knows, beside the dense model"
-    if not known.recovery:
+    whole = place.resolve()
+    recovered = (whole.with_name(whole.name.removesuffix("-pruned")), _beside(place, "-recovered"))
+    if not known.recovery and not any(one != whole and one.exists() for one in recovered):
         yield f"llmprune recover {name} --method distill", "let the dense model teach it"
-    yield f"llmprune export {name} --to gguf --type q8_0", "one file for llama.cpp and Ollama"
+    if not _beside(place, "-q8_0.gguf").exists():
+        yield f"llmprune export {name} --to gguf --type q8_0", "one file for llama.cpp and Ollama"
 
 
-def _is_model(place: Path) -> bool:
-    return (place / "config.json").is_file() and any(place.glob("*.safetensors"))
+def _beside(place: Path, ending: str) -> Path:
+    """A path beside a folder, called like it."""
+    named = place if place.name else place.resolve()
+    return named.with_name(f"{named.name}{ending}")

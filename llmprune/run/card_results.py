@@ -12,6 +12,7 @@ from llmprune import measured
 from llmprune.measured import Bench, Evaluation, Judged, Text, same_characters, same_tokens
 from llmprune.report import Report
 from llmprune.run.card import opened
+from llmprune.text.sources.typos import PREFIX
 
 QUALITY, SPEED = "## Quality", "## Speed"
 LOADING = "## Load it"  # which new sections stand before
@@ -55,16 +56,13 @@ def _table(evaluation: Evaluation) -> list[str]:
     dense: Judged = evaluation.get("baseline", {})
     for text in pruned["perplexity"]:
         own, bits = _dense_figures(text, dense.get("perplexity", []))
-        name, how = _cell(Path(text["dataset"]).name), _cell(text["protocol"])
+        name, how = _text(text["dataset"]), _cell(text["protocol"])
         lines.append(f"| perplexity, {name} | {own} | {text['perplexity']:.3f} | {how} |")
         if "bits_per_byte" in text:
             lines.append(f"| bits per byte, {name} | {bits} | {text['bits_per_byte']:.4f} | {how} |")
     for both in pruned.get("agreement", []):
-        ends = both.get("interval")
-        spread = f" [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else ""
-        how = f"nats, {both['predictions']:,} predictions, {both['top1']:.1%} with the same likeliest token"
-        name = _cell(Path(both["dataset"]).name)
-        lines.append(f"| KL to the dense model, {name} | 0 | {both['kl']:.4f}{spread} | {how} |")
+        figure, how = measured.divergence_in_words(both)
+        lines.append(f"| KL to the dense model, {_text(both['dataset'])} | 0 | {figure} | nats, {how} |")
     for name, values in pruned.get("tasks", {}).items():
         if metric := values["metric"]:
             other = dense.get("tasks", {}).get(name)
@@ -86,6 +84,12 @@ def _dense_figures(text: Text, dense: list[Text]) -> tuple[str, str]:
     return next(iter(tokens), "another tokenizer" if foreign else ""), next(iter(bits), "")
 
 
+def _text(dataset: str) -> str:
+    """What a text is called in a table: a file by its name, one with typing errors as such."""
+    prefix = PREFIX if dataset.startswith(PREFIX) else ""
+    return _cell(prefix + Path(dataset.removeprefix(prefix)).name)
+
+
 def _cell(text: str) -> str:
     """A text as it is shown in a table."""
     return text.replace("|", "\\|").replace("<", "&lt;")
@@ -95,7 +99,7 @@ def _results(pruned: Judged) -> list[EvalResult]:
     """The figures as the Hub reads them."""
     found = []
     for text in pruned["perplexity"]:
-        name = Path(text["dataset"]).name
+        name = _text(text["dataset"])
         kind = re.sub(r"[^\w.-]", "-", name)
         found.append(_result("text-generation", name, kind, "perplexity", text["perplexity"]))
     for name, values in pruned.get("tasks", {}).items():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from llmprune_eval import agreement, evaluation, figures, keeping, logits, page
+from llmprune_eval import agreement, evaluation, figures, gate, keeping, logits, page
 from llmprune_eval.plots import Chart
 from llmprune_eval.runs import read_all
 from llmprune_eval.windows import Protocol, settled, windows_of
@@ -79,10 +79,11 @@ def test_a_cut_vocabulary_is_compared_over_the_tokens_that_stayed(tmp_path: Path
     assert lost["kl"] == pytest.approx(float(torch.stack(each).mean()), rel=1e-4)
     (row,) = (said for what, said in evaluation.rows(found["model"]) if "agreement" in what)
     assert "over the tokens that stayed, on the" in row
+    assert not {"kl", "top1"} & gate.figures(found["model"]).keys()  # windows without others are easy ones
 
 
 def test_a_divergence_that_grows_along_the_window_is_told() -> None:
-    both = {"dataset": "t", "kl": 0.1, "top1": 0.9, "interval": None}
+    both = {"dataset": "t", "kl": 0.1, "top1": 0.9, "interval": None, "predictions": 40}
     both["by_quarter"] = [0.1, 0.1, 0.1, 0.16]
     (row,) = evaluation.rows({"perplexity": [], "agreement": [both]})
     assert "in a window it grows from 0.1000 (first quarter) to 0.1600 (last)" in row[1]

@@ -161,6 +161,9 @@ def test_folders_and_files_are_told_by_their_bytes(folders, tmp_path):
     assert {"bytes"} <= page.plots(both[:1], both[1:]).keys()
     assert "What so many bytes" not in Reader(page.page(both[:1])).words  # of folders alone, as before
     assert figures.by_bytes(both[:1]) is None
+    other = [{**close[1], "predictions": 320}]
+    runs.beside(file).write_text(json.dumps(judged(12.5, 1.25, agreement=other)))
+    assert figures.by_bytes([both[0], *read_files([file], 2)]) is None  # of other windows
 
 
 def test_every_run_has_the_plots_of_what_was_done_to_it(folders):

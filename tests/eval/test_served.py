@@ -16,7 +16,7 @@ import pytest
 import torch
 from llmprune_eval import served, talk, tasks
 from llmprune_eval.engine import Engine
-from llmprune_eval.evaluation import evaluate
+from llmprune_eval.evaluation import evaluate, rows
 from llmprune_eval.served import Endpoint, Served
 from llmprune_eval.tasks import Ask
 from llmprune_eval.windows import Protocol
@@ -90,7 +90,7 @@ def test_a_server_answers_as_its_file_does(
     pairs = zip(there["answers"], here["answers"], strict=True)
     assert [one["text"] for one, _ in pairs] == [one["text"] for one in here["answers"]]
     assert there["stopped"] == here["stopped"]
-    assert there["protocol"].endswith(f"served at {url.rstrip('/')}/v1")
+    assert there["protocol"].endswith(f"at {url.rstrip('/')}/v1")
 
 
 @needs_shared
@@ -99,8 +99,10 @@ def test_tasks_whose_answers_are_written_are_scored_and_others_refused(
 ) -> None:
     url, _ = llama_cpp
     asked = Ask(("boolq-seq2seq",), limit=3, data=DATA)
-    found = evaluate({"model": Served(str(dense), url)}, [], Protocol(), asked)["model"]["tasks"]
-    assert found["boolq-seq2seq"]["questions"]["asked"] == 3
+    found = evaluate({"model": Served(str(dense), url)}, [], Protocol(), asked)["model"]
+    assert found["tasks"]["boolq-seq2seq"]["questions"]["asked"] == 3
+    assert type(found["tasks"]["boolq-seq2seq"]["exact_match"]) is float  # a card's metadata must be plain
+    assert "served as" in dict(rows(found))["  boolq-seq2seq"]
     with pytest.raises(RequestError, match=r"^tasks: arc_easy need the likelihood of given text, and http"):
         evaluate({"model": Served(str(dense), url)}, [], Protocol(), Ask(("arc_easy",), limit=2, data=DATA))
 
@@ -129,6 +131,32 @@ def test_likelihoods_of_a_server_that_echoes_are_lm_evals_own() -> None:
     assert theirs["examples"] == ours["examples"] and theirs["acc"] == ours["acc"]
 
 
+@needs_shared
+@pytest.mark.parametrize(
+    ("task", "answer", "said"),
+    [
+        ("boolq-seq2seq", {}, "text"),
+        ("boolq-seq2seq", {"choices": [{"index": 0, "text": None}]}, "text"),
+        ("arc_easy", {"choices": [{"index": 0}]}, "log-probabilities"),
+        (
+            "arc_easy",
+            {"choices": [{"index": 0, "logprobs": {"token_logprobs": [], "top_logprobs": []}}]},
+            "log-pro",
+        ),
+    ],
+)
+def test_an_answer_that_lacks_a_part_scores_nothing(
+    task: str, answer: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Endpoint, "echoes", True)
+    _, tokenizer = load(str(MODEL), kernels="none")
+    with (
+        serving(lambda _: (200, answer)) as url,
+        pytest.raises(JobError, match=f"gave an answer without .*{said}"),
+    ):
+        tasks.score(Endpoint(url, 512), tokenizer, Ask((task,), limit=1, data=DATA), served.scorer())
+
+
 def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "PAUSE", 0.0)
     answers = iter([(503, {}), (500, {}), (200, {"choices": [{"text": "a", "finish_reason": "length"}]})])
@@ -142,6 +170,7 @@ def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
         ((200, b"<html>"), "gave no answer to completions"),
         ((200, []), "gave an answer without choices"),
         ((200, {"choices": []}), "gave an answer without choices"),
+        ((200, {"choices": [{"text": None, "finish_reason": "stop"}]}), "gave an answer without text"),
         ((404, {}), "gave no answer to completions \\(404"),
         ((500, {}), "gave no answer to completions"),
     ],
@@ -163,6 +192,7 @@ def test_the_command_refuses_what_no_server_tells(dense: Path) -> None:
         (["--suite", "talk"], 1, "http://127.0.0.1:9/v1 gave no answer to models"),
         (["--perplexity", "builtin"], 2, "perplexity: it reads logits, which no server tells"),
         ([dense, "--suite", "talk"], 2, "served: one model is served there, and 2 were named"),
+        (["--draft-for", dense], 2, "draft_for: a draft is measured here"),
     ):
         words = ["eval", dense, "--served", there, *more]
         done = subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True)
