@@ -76,9 +76,7 @@ BESIDES: dict[str, dict[str, Any]] = {
 # Recipes that do not run on all models: the tiny ones have no BPE tokenizer, and training takes its time.
 ON = {
     "vocabulary-64k": (TRAINED.name,),
-    "small-english": (TRAINED.name,),
     "small": FAMILIES[:2],
-    "smaller": FAMILIES[:2],
 }
 CASES = [
     *((recipe, family) for recipe in RECIPES for family in ON.get(recipe, (*FAMILIES, TRAINED.name))),

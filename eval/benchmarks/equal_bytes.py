@@ -40,6 +40,7 @@ from llmprune.vocabulary.shared import shared
 
 PIECE, CONTEXT = 480, 512  # characters; tokens that no piece exceeds
 TYPES = ("f16", "q8_0", "q4_0")
+TAUGHT = {"name": "distill", "learning_rate": 3e-4}
 FORMS: dict[str, Recipe] = {
     "dense": {},
     "vocabulary": {"pattern": {"name": "vocabulary", "keep": 32256}},
@@ -47,9 +48,23 @@ FORMS: dict[str, Recipe] = {
     "width": {"method": "cfsp", "sparsity": 0.34, "repair": "affine"},
     "depth-20-healed": {
         **{"method": "shortgpt", "pattern": "blocks", "sparsity": 0.2, "repair": "span"},
-        "recovery": {"name": "distill", "learning_rate": 3e-4},
+        "recovery": TAUGHT,
     },
-    **{name: {"recipe": name} for name in ("small", "smaller", "small-english")},
+    "small": {"recipe": "small"},
+    "smaller": {
+        "steps": [
+            {"method": "shortgpt", "pattern": "blocks", "sparsity": 0.15, "repair": "span"},
+            {"method": "cfsp", "sparsity": 0.4, "repair": "affine"},
+        ],
+        "recovery": TAUGHT,
+    },
+    "small-english": {
+        "steps": [
+            {"pattern": {"name": "vocabulary", "keep": 32256}},
+            {"method": "shortgpt", "pattern": "blocks", "sparsity": 0.13, "repair": "span"},
+        ],
+        "recovery": TAUGHT,
+    },
 }
 LOAD = Load(prompt=256, new_tokens=32, seconds=30.0)
 

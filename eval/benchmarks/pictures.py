@@ -26,7 +26,8 @@ def chart() -> Chart:
             found = [(kind, known[name]) for kind in kinds if (name := f"{form}-{kind}") in known]
             points = tuple((row["bytes"] / scale, row["kl"]) for _, row in found)
             marks = tuple(kind for kind, _ in found)
-            series.append(Series(f"{said}, {what}", points, marks=marks, hollow=form == "dense"))
+            if found:
+                series.append(Series(f"{said}, {what}", points, marks=marks, hollow=form == "dense"))
     axes = Axis("bytes, share of the f16 file", percent=True), Axis("KL to the dense model, nats", log=True)
     return Chart(
         "equal-bytes", "What a file of so many bytes is worth: down and left is better", *axes, tuple(series)

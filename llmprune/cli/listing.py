@@ -26,8 +26,6 @@ KINDS: dict[str, tuple[str, type[Any]]] = {
 # What is wanted, and the options that give it.
 GUIDE = (
     ("smaller and faster", "--recipe small"),
-    ("a third smaller", "--recipe smaller"),
-    ("smaller, for one language", "--recipe small-english"),
     ("least loss, no training", "--method cfsp --sparsity 0.2 --repair affine"),
     ("a large vocabulary cut", "--recipe vocabulary-64k"),
     ("fewer blocks, fastest decode", "--recipe depth-20"),

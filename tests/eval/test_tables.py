@@ -95,9 +95,29 @@ def require_bits_per_byte(recipe: Path) -> None:
         assert float(shown) == pytest.approx(row["texts"][text]["times_dense"], abs=5.1e-4)
 
 
+def require_equal_bytes(recipe: Path) -> None:
+    """A recipe that is measured beside the dense model's quants states what is gone and what is lost."""
+    found = table.rows("equal_bytes")
+    row, dense = found[f"{recipe.stem}-f16"], found["dense-f16"]
+    said = re.search(
+        r"([\d.]+) % of its parameters gone, KL ([\d.]+) nats .* ([\d.]+) \(dense ([\d.]+)\)",
+        recipe.read_text(),
+    )
+    assert said is not None
+    gone = 100 * (1 - row["parameters"] / dense["models"][0]["parameters"])
+    for shown, value in zip(
+        said.groups(), (gone, row["kl"], row["bits_per_byte"], dense["bits_per_byte"]), strict=True
+    ):
+        assert float(shown) == pytest.approx(value, abs=0.051 if value > 10 else 5.1e-4)
+    assert f"`{recipe.stem}`" in (table.ROOT / "recipes" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_states_what_was_measured(recipe: Path) -> None:
     known = perplexities()
+    if "on held-out text" in recipe.read_text():
+        require_equal_bytes(recipe)
+        return
     if "bits per byte" in recipe.read_text():
         require_bits_per_byte(recipe)
         return
