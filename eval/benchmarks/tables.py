@@ -209,6 +209,7 @@ TABLES = {
             "`wanda-2of4`": "wanda-2of4",
             "`flap-50`": "flap-50",
             "`cfsp` at 5 %, `affine`": "cfsp-5",
+            "the same on C4, `ridge: held_out`": "cfsp-5-c4",
         },
     ),
     "engines": Engines(),
