@@ -49,9 +49,10 @@ def divergence(row: Row) -> str:
 
 
 def divergence_known(row: Row) -> str:
-    """KL to the dense model with its interval."""
-    ends = row["kl_interval"]
-    return f"{row['kl']:.3f}" + ("" if ends is None else " [{:.3f}, {:.3f}]".format(*ends))
+    """KL to the dense model with its interval, and on which share of the pieces, if not on all."""
+    low, high = row["kl_interval"]
+    of = f" on {100 * row['shared']:.0f} %" if row["shared"] < 1 else ""
+    return f"{row['kl']:.3f} [{low:.3f}, {high:.3f}]{of}"
 
 
 def bits_alone(row: Row) -> str:
