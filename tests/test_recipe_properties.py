@@ -50,6 +50,7 @@ DATASETS = {  # of the text sources that are not asked for by their file's name
     "several": st.sampled_from(["builtin,c4", "a.txt, b.jsonl"]),
     "answers": st.sampled_from(["a.jsonl:answers", "org/name:answers"]),
     "mix": st.sampled_from(["builtin:2,c4:3", "a.txt:1, b.jsonl:20"]),
+    "typos": st.sampled_from(["typos:builtin", "typos:a.txt"]),
     "hub": st.sampled_from(["org/name", "a-b/c_d.e", "1/08"]),
 }
 AMOUNTS = {
