@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llmprune.recipe.text import shipped
 from tests.test_architecture import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
@@ -46,6 +47,11 @@ def test_it_is_short() -> None:
 def test_it_has_one_picture() -> None:
     (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", TEXT)
     assert (ROOT / picture).is_file()
+
+
+def test_it_names_recipes_that_there_are() -> None:
+    named = set(re.findall(r"--recipe ([\w-]+)", TEXT))
+    assert len(named) > 5 and named <= set(shipped())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

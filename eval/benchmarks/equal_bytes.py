@@ -36,6 +36,7 @@ from llmprune import report
 from llmprune.export.gguf import export
 from llmprune.progress import track
 from llmprune.recipe.text import load_data
+from llmprune.tensors.agreement import Agreement, agreement
 from llmprune.vocabulary.shared import shared
 
 PIECE, CONTEXT = 480, 512  # characters; tokens that no piece exceeds
@@ -147,7 +148,7 @@ class Scale:
         """Bits per byte of all pieces, and KL on those whose tokens stayed."""
         engine = Engine(file, CONTEXT)
         common = shared(tokenizer.get_vocab(), self._tokenizer.get_vocab())
-        nats, size, each, same, count = 0.0, 0, [], 0, 0
+        nats, size, each, total = 0.0, 0, [], Agreement()
         for piece in track(self._pieces, file.name, len(self._pieces)):
             ids = _ids(tokenizer, piece.text)
             said = torch.cat([part for _, part in engine.pieces(ids)])[:-1].log_softmax(-1)
@@ -156,17 +157,17 @@ class Scale:
             if common.pruned_ids(piece.ids) is None:
                 continue
             meant = torch.cat([part for _, part in logits.pieces(self._dense, piece.ids)])[:-1]
-            meant = common.of_dense(meant).log_softmax(-1)
-            said = common.of_pruned(said).log_softmax(-1)
-            each.append(float((meant.exp() * (meant - said)).sum(-1).mean()))
-            same += int((meant.argmax(-1) == said.argmax(-1)).sum())
-            count += len(said)
+            found = agreement(common.of_dense(meant), common.of_pruned(said))
+            each.append(found.kl / found.predictions)
+            total += found
+        if not each:
+            raise SystemExit(f"no piece keeps all its tokens in {file.name}; ask for more --pieces")
         return {
             "bits_per_byte": nats / math.log(2) / size,
             "kl": sum(each) / len(each),
             "kl_interval": comparison.spread(each),
             "kl_pieces": each,
-            "top1": same / count,
+            "top1": total.same / total.predictions,
             "shared": len(each) / len(self._pieces),
         }
 

@@ -55,32 +55,6 @@ def served(file: str, head: str, *columns: Callable[[Row], str]) -> Table:
 
 
 @dataclass(frozen=True)
-class Both:
-    """Files of two models beside each other, a line a form."""
-
-    lines: dict[str, str]
-    """What is said of a form, and its row."""
-
-    columns: tuple[Callable[[Row], str], ...]
-    models: tuple[str, ...]
-    head: str
-
-    def text(self) -> str:
-        """In Markdown; a form that was measured of no model is left out."""
-        known = [rows("equal_bytes", model=model) for model in self.models]
-        rule = "|" + "---|" * len(self.head.split("|"))
-        lines = []
-        for said, name in self.lines.items():
-            if not any(name in found for found in known):
-                continue
-            cells = [
-                [column(found[name]) if name in found else "" for column in self.columns] for found in known
-            ]
-            lines.append("| " + " | ".join([said, *(cell for own in cells for cell in own)]) + " |")
-        return "\n".join([f"| {self.head} |", rule, *lines])
-
-
-@dataclass(frozen=True)
 class Engines:
     """Which engines run which folders."""
 

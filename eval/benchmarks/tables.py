@@ -10,7 +10,8 @@ import re
 import cells
 import yaml
 from cells import Row
-from table import ROOT, Both, Engines, Table, rows, served
+from files import FIRST, of_files
+from table import ROOT, Engines, Table, rows, served
 
 PAGES = tuple(
     ROOT / page for page in ("README.md", "eval/RESULTS.md", "llmprune/README.md", "recipes/README.md")
@@ -25,38 +26,8 @@ def transcribed(row: Row) -> str:
     return cells.perplexity(found) if found else ""
 
 
-# What stands in the README of the forms that `equal_bytes.py` measures.
-FORMS = {
-    "as it is, f16": "dense-f16",
-    "as it is, q8_0": "dense-q8_0",
-    "as it is, q4_0": "dense-q4_0",
-    "`small`, q8_0": "small-q8_0",
-    "`small`, q4_0": "small-q4_0",
-    "blocks and channels, taught, q8_0": "smaller-q8_0",
-    "tokens and blocks, taught, q8_0": "small-english-q8_0",
-    "a fifth of the blocks, taught, q8_0": "depth-20-healed-q8_0",
-    "vocabulary alone, q8_0": "vocabulary-q8_0",
-}
-
-
-def of_files(model: str) -> Table:
-    """All files of one model."""
-    names = [name for name in rows("equal_bytes", model=model)]
-    head = "file | size | decode | prefill | KL to dense | bits per byte | `sharp` kept"
-    columns = (
-        *(cells.file_size, cells.speed("decode"), cells.speed("prefill")),
-        *(cells.divergence_known, cells.bits_alone, cells.points_kept),
-    )
-    return Table(("equal_bytes",), head, columns, {f"`{name}`": [name] for name in sorted(names)}, model)
-
-
 TABLES = {
-    "first": Both(
-        FORMS,
-        (cells.file_size, cells.divergence_known, cells.bits_alone),
-        ("smollm2-135m", "qwen2.5-coder-0.5b"),
-        "file | SmolLM2-135M | KL | bits per byte | Qwen2.5-Coder-0.5B | KL | bits per byte",
-    ),
+    "first": FIRST,
     "equal-bytes": of_files("smollm2-135m"),
     "equal-bytes-qwen": of_files("qwen2.5-coder-0.5b"),
     "cost": Table(

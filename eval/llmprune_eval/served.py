@@ -98,7 +98,7 @@ class Endpoint:
             return False
 
     def _asked(self, path: str, what: dict[str, Any] | None) -> dict[str, Any]:
-        """What comes back as JSON; busy servers are asked again."""
+        """The JSON of a response; retried while the server is busy."""
         send = self._session.get if what is None else self._session.post
         try:
             answer = send(f"{self.url}/{path}", json=what, timeout=PATIENCE)

@@ -2,103 +2,82 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
-WHAT, MUCH, TEXT, WHERE, AFTER = "What goes", "How much", "Text", "Where it runs", "Afterwards"
-ADVANCED = "Advanced"
+# By the group that the help shows them in.
+in_what = partial(typer.Option, rich_help_panel="What goes")
+in_much = partial(typer.Option, rich_help_panel="How much")
+in_text = partial(typer.Option, rich_help_panel="Text")
+in_where = partial(typer.Option, rich_help_panel="Where it runs")
+in_after = partial(typer.Option, rich_help_panel="Afterwards")
+in_advanced = partial(typer.Option, rich_help_panel="Advanced")
 A_MODEL = "A folder, a .gguf file or a Hub id, org/name[@revision]"
 Model = Annotated[str, typer.Argument(help=f"{A_MODEL}, or a recipe with one.")]
 Measured = Annotated[str, typer.Argument(help=f"{A_MODEL}.")]
 RecipeName = Annotated[
     str | None,
-    typer.Option("--recipe", help="A shipped recipe's name, or a YAML file.", rich_help_panel=WHAT),
+    in_what("--recipe", help="A shipped recipe's name, or a YAML file."),
 ]
-Method = Annotated[str | None, typer.Option(help="See `llmprune methods`.", rich_help_panel=WHAT)]
+Method = Annotated[str | None, in_what(help="See `llmprune methods`.")]
 Pattern = Annotated[
     str | None,
-    typer.Option(
-        help="unstructured, N:M such as 2:4, units, blocks or vocabulary.",
-        rich_help_panel=WHAT,
-    ),
+    in_what(help="unstructured, N:M such as 2:4, units, blocks or vocabulary."),
 ]
-Sparsity = Annotated[
-    float | None, typer.Option(help="Share of the weights that go, 0 to 1.", rich_help_panel=MUCH)
-]
-Allocation = Annotated[
-    str | None, typer.Option(help="How much goes where; see `llmprune methods`.", rich_help_panel=MUCH)
-]
+Sparsity = Annotated[float | None, in_much(help="Share of the weights that go, 0 to 1.")]
+Allocation = Annotated[str | None, in_much(help="How much goes where; see `llmprune methods`.")]
 Policy = Annotated[
     str | None,
-    typer.Option(
-        help="A policy.safetensors that an earlier run learned.",
-        rich_help_panel=ADVANCED,
-    ),
+    in_advanced(help="A policy.safetensors that an earlier run learned."),
 ]
 Repair = Annotated[
     str | None,
-    typer.Option(help="How the other units compensate; see `llmprune methods`.", rich_help_panel=WHAT),
+    in_what(help="How the other units compensate; see `llmprune methods`."),
 ]
 Layout = Annotated[
     str | None,
-    typer.Option(help="How uneven blocks are written: uniform, per_layer or padded.", rich_help_panel=WHAT),
+    in_what(help="How uneven blocks are written: uniform, per_layer or padded."),
 ]
 Multiple = Annotated[
     int | None,
-    typer.Option(help="Channels that stay in a block are a multiple of this (64).", rich_help_panel=MUCH),
+    in_much(help="Channels that stay in a block are a multiple of this (64)."),
 ]
-Propagation = Annotated[
-    str | None, typer.Option(help="Calibrate on dense, block or layer outputs.", rich_help_panel=ADVANCED)
-]
+Propagation = Annotated[str | None, in_advanced(help="Calibrate on dense, block or layer outputs.")]
 Target = Annotated[
     str | None,
-    typer.Option(help="Fit layers to their outputs in the pruned or dense model.", rich_help_panel=ADVANCED),
+    in_advanced(help="Fit layers to their outputs in the pruned or dense model."),
 ]
 Text = Annotated[
     str | None,
-    typer.Option(
-        help="builtin, wikitext2, c4, self, synthetic, FILE, PROMPTS:answers or a Hub id.",
-        rich_help_panel=TEXT,
-    ),
+    in_text(help="builtin, wikitext2, c4, self, synthetic, FILE, PROMPTS:answers or a Hub id."),
 ]
-Samples = Annotated[
-    int | None, typer.Option(help="Calibration windows (128, or the method's own).", rich_help_panel=TEXT)
-]
+Samples = Annotated[int | None, in_text(help="Calibration windows (128, or the method's own).")]
 Length = Annotated[
     int | None,
-    typer.Option(
-        help="Tokens per window (2048, or the model's context).",
-        rich_help_panel=TEXT,
-    ),
+    in_text(help="Tokens per window (2048, or the model's context)."),
 ]
-Seed = Annotated[int | None, typer.Option(help="Draws the calibration windows (0).", rich_help_panel=TEXT)]
+Seed = Annotated[int | None, in_text(help="Draws the calibration windows (0).")]
 Bos = Annotated[
     str | None,
-    typer.Option(
-        help="Begin windows with BOS: auto (as the tokenizer), true or false.",
-        rich_help_panel=TEXT,
-    ),
+    in_text(help="Begin windows with BOS: auto (as the tokenizer), true or false."),
 ]
 Column = Annotated[
     str | None,
-    typer.Option(help="A table's column that holds the text (text).", rich_help_panel=TEXT),
+    in_text(help="A table's column that holds the text (text)."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHERE)]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=WHERE)]
-MaxMemory = Annotated[
-    str | None, typer.Option(help="Plan with at most this much, such as 8GiB.", rich_help_panel=WHERE)
-]
+Device = Annotated[str, in_where(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, in_where(help="auto, float32, bfloat16 or float16.")]
+MaxMemory = Annotated[str | None, in_where(help="Plan with at most this much, such as 8GiB.")]
 Trust = Annotated[
     bool,
-    typer.Option(
-        "--trust-remote-code", help="Let code that comes with the model run.", rich_help_panel=WHERE
-    ),
+    in_where("--trust-remote-code", help="Let code that comes with the model run."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
 Save = Annotated[bool, typer.Option("--save", help="Add it to the model's report and card.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any recipe option, as key=value; repeatable.", rich_help_panel=ADVANCED),
+    in_advanced("--set", help="Any recipe option, as key=value; repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -11,7 +11,6 @@ import typer
 from llmprune.cli import display
 from llmprune.cli.app import app
 from llmprune.cli.options import (
-    AFTER,
     Allocation,
     Bos,
     Column,
@@ -37,6 +36,7 @@ from llmprune.cli.options import (
     Target,
     Text,
     Trust,
+    in_after,
 )
 from llmprune.errors import RequestError
 
@@ -68,28 +68,22 @@ def prune(
     max_memory: MaxMemory = None,
     recovery: Annotated[
         str | None,
-        typer.Option(
-            "--recover", help="Heal it: distill, lora, reconstruct or refine.", rich_help_panel=AFTER
-        ),
+        in_after("--recover", help="Heal it: distill, lora, reconstruct or refine."),
     ] = None,
     eval_: Annotated[
         str | None,
-        typer.Option("--eval", help="Score tasks or a suite, dense and pruned.", rich_help_panel=AFTER),
+        in_after("--eval", help="Score tasks or a suite, dense and pruned."),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="A folder of data sets by their Hub names, for --eval.", rich_help_panel=AFTER),
+        in_after(help="A folder of data sets by their Hub names, for --eval."),
     ] = None,
-    export: Annotated[
-        Literal["gguf"] | None, typer.Option(help="Write OUT-f16.gguf, for llama.cpp.", rich_help_panel=AFTER)
-    ] = None,
+    export: Annotated[Literal["gguf"] | None, in_after(help="Write OUT-f16.gguf, for llama.cpp.")] = None,
     push_to_hub: Annotated[
         str | None,
-        typer.Option(help="Upload it as name/repo; asked again, resumes.", rich_help_panel=AFTER),
+        in_after(help="Upload as name/repo; resumes an interrupted upload."),
     ] = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="Let only you see it on the Hub.", rich_help_panel=AFTER)
-    ] = False,
+    private: Annotated[bool, in_after("--private", help="Let only you see it on the Hub.")] = False,
     resume: Resume = False,
     trust_remote_code: Trust = False,
     propagation: Propagation = None,

@@ -1,0 +1,68 @@
+"""The tables of files at equal bytes, from what `equal_bytes.py` measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cells
+from cells import Row
+from table import Table, rows
+
+# What stands in the README of the forms that `equal_bytes.py` measures.
+FORMS = {
+    "as it is, f16": "dense-f16",
+    "as it is, q8_0": "dense-q8_0",
+    "as it is, q4_0": "dense-q4_0",
+    "`small`, q8_0": "small-q8_0",
+    "`small`, q4_0": "small-q4_0",
+    "blocks and channels, taught, q8_0": "smaller-q8_0",
+    "tokens and blocks, taught, q8_0": "small-english-q8_0",
+    "a fifth of the blocks, taught, q8_0": "depth-20-healed-q8_0",
+    "vocabulary alone, q8_0": "vocabulary-q8_0",
+}
+
+
+@dataclass(frozen=True)
+class Both:
+    """Files of two models beside each other, a line a form."""
+
+    lines: dict[str, str]
+    """What is said of a form, and its row."""
+
+    columns: tuple[Callable[[Row], str], ...]
+    models: tuple[str, ...]
+    head: str
+
+    def text(self) -> str:
+        """In Markdown; a form that was measured of no model is left out."""
+        known = [rows("equal_bytes", model=model) for model in self.models]
+        rule = "|" + "---|" * len(self.head.split("|"))
+        lines = []
+        for said, name in self.lines.items():
+            if not any(name in found for found in known):
+                continue
+            cells = [
+                [column(found[name]) if name in found else "" for column in self.columns] for found in known
+            ]
+            lines.append("| " + " | ".join([said, *(cell for own in cells for cell in own)]) + " |")
+        return "\n".join([f"| {self.head} |", rule, *lines])
+
+
+def of_files(model: str) -> Table:
+    """All files of one model."""
+    names = [name for name in rows("equal_bytes", model=model)]
+    head = "file | size | decode | prefill | KL to dense | bits per byte | `sharp` kept"
+    columns = (
+        *(cells.file_size, cells.speed("decode"), cells.speed("prefill")),
+        *(cells.divergence_known, cells.bits_alone, cells.points_kept),
+    )
+    return Table(("equal_bytes",), head, columns, {f"`{name}`": [name] for name in sorted(names)}, model)
+
+
+FIRST = Both(
+    FORMS,
+    (cells.file_size, cells.divergence_known, cells.bits_alone),
+    ("smollm2-135m", "qwen2.5-coder-0.5b"),
+    "file | SmolLM2-135M | KL | bits per byte | Qwen2.5-Coder-0.5B | KL | bits per byte",
+)
