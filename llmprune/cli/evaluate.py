@@ -117,6 +117,8 @@ def _named(
     """The models by the role that each plays."""
     from llmprune_eval.served import Served
 
+    if served is not None and not served.startswith(("http://", "https://")):
+        raise RequestError("served", f"{served!r} is no address; give one such as http://localhost:8000")
     if served is not None and draft_for is not None:
         raise RequestError("draft_for", "a draft is measured here; leave out --draft-for, or --served")
     if served is not None and len(models) > 1:

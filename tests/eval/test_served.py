@@ -192,6 +192,7 @@ def test_the_command_refuses_what_no_server_tells(dense: Path) -> None:
         (["--suite", "talk"], 1, "http://127.0.0.1:9/v1 gave no answer to models"),
         (["--perplexity", "builtin"], 2, "perplexity: it reads logits, which no server tells"),
         ([dense, "--suite", "talk"], 2, "served: one model is served there, and 2 were named"),
+        (["--suite", "talk", "--served", "localhost"], 2, "served: 'localhost' is no address; give one"),
         (["--draft-for", dense], 2, "draft_for: a draft is measured here"),
     ):
         words = ["eval", dense, "--served", there, *more]
