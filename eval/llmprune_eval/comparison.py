@@ -194,7 +194,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         bits = f"{text['bits_per_byte']:.3f}{_shown(text['interval'])} bits per byte"
         table.append((text["dataset"], f"{text['measure']} times {text['ratio']:.3f}, {bits}{note}"))
         if typos := text.get("typos"):
-            said = f"{typos['value']:.3f}{_shown(typos['interval'])} times the loss without typing errors"
+            said = f"{typos['value']:.3f}{_shown(typos['interval'])} times that ratio without typing errors"
             table.append((text["dataset"], said))
     means = {"mean": found["mean"]} if "mean" in found else {}
     for name, share in found["kept"].items():
