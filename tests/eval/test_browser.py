@@ -12,17 +12,11 @@ import pytest
 from llmprune_eval import page, runs
 from llmprune_eval.runs import read_all, read_files
 
-from llmprune import prune
-from llmprune.checkpoint import reload
-from llmprune.report import FILE as REPORT
-from tests import tiny
-from tests.reloading import check_here
+from tests.eval.pages import copied, folders, judged
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="needs chromium: apt install chromium"),
-    pytest.mark.usefixtures("check_in_process"),
-]
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium: apt install chromium")
+__all__ = ["folders"]
 # A window is never narrower than 500 points, so the page lies in a frame, and tells what it measures.
 MEASURE = """<script>addEventListener("load", () => {
   const drawn = [...document.querySelectorAll("svg.wide, svg.narrow")]
@@ -36,27 +30,17 @@ FRAME = """<body style="margin:0">
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a folder and a file that were measured."""
     root = tmp_path_factory.mktemp("browser")
-    units = {"name": "units", "multiple": 8}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reload, "check", check_here)
-        prune(
-            tiny.save("llama", root / "dense"),
-            {"method": "flap", "pattern": units, "sparsity": 0.4},
-            out=root / "cut",
-        )
     close = {"dataset": "builtin", "kl": 0.05, "top1": 0.9, "predictions": 640}
-    report = root / "cut" / REPORT
-    known = json.loads(report.read_text())
     drift = {"blocks": [0, 1, 2], "cosine": [0.99, 0.97, 0.9]}
-    known["evaluation"] = {"model": {"name": "m", "perplexity": [], "agreement": [close], "drift": drift}}
-    report.write_text(json.dumps(known))
+    found = judged(12.0, agreement=[close], drift=drift)
+    folder = copied(folders["cut"], root / "cut", evaluation=found)
     file = root / "a-file-with-a-rather-long-name-q8_0.gguf"
     file.write_bytes(bytes(1_000_000))
-    runs.beside(file).write_text(json.dumps({"model": {"agreement": [close | {"kl": 0.06}]}}))
-    text = page.page(read_all([root / "cut"]), read_files([file], 2))
+    runs.beside(file).write_text(json.dumps(judged(12.5, agreement=[close | {"kl": 0.06}])))
+    text = page.page(read_all([folder]), read_files([file], 2))
     (root / "page.html").write_text(text.replace("</body>", f"{MEASURE}</body>"))
     return root / "page.html"
 

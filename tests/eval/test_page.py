@@ -6,110 +6,25 @@ import importlib.util
 import json
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from llmprune_eval import beside, figures, page, plots, runs, tables
-from llmprune_eval.markup import EMPTY, Markup, element
-from llmprune_eval.plots import Axis
+from llmprune_eval import beside, figures, page, runs, tables
+from llmprune_eval.markup import Markup, element
 from llmprune_eval.runs import read, read_all, read_files
 
-from llmprune import prune, recover
-from llmprune.checkpoint import reload
 from llmprune.errors import RequestError
 from llmprune.report import FILE as REPORT
 from llmprune.run import card_results
-from tests import tiny
-from tests.reloading import check_here
+from tests.eval.pages import Reader, copied, folders, judged, recovered
 
+__all__ = ["folders"]
 PROGRAM = Path(sys.executable).with_name("llmprune")
-UNITS = {"pattern": {"name": "units", "multiple": 8}, "sparsity": 0.4}
-CALIBRATION = {"samples": 4, "length": 32}
-RECIPES: dict[str, dict[str, Any]] = {
-    "masked": {"method": "wanda", "pattern": "2:4"},
-    "cut": {"method": "flap", **UNITS},
-    "untexted": {"method": "magnitude", "sparsity": 0.5},
-    "learned": {"method": {"name": "prunenet", "passes": 1}, "pattern": UNITS["pattern"], "sparsity": 0.1},
-}
+EVIL = "<script>alert(1)</script>\"'&<!--"
 needs_matplotlib = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None, reason="drawing PNGs needs pip install llmprune[plot]"
 )
-
-
-class Reader(HTMLParser):
-    """Notes what a browser would load or run, and whether every element is closed in its turn."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-        self.loaded: list[str] = []
-        self.ids: list[str] = []
-        self.words = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-        found = dict(attrs)
-        self.ids += [str(found["id"])] if "id" in found else []
-        outside = [
-            v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "data", "action") and v
-        ]
-        self.loaded += [target for target in outside if not target.startswith("#")]
-        assert not [key for key in found if key.startswith("on")]
-        if tag not in EMPTY:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Finished folders of real runs, and one of them recovered; not to be written to."""
-    root = tmp_path_factory.mktemp("runs")
-    source = tiny.save("llama", root / "dense")
-    found = {name: root / name for name in RECIPES}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reload, "check", check_here)
-        for name, asked in RECIPES.items():
-            prune(source, asked | {"calibration": CALIBRATION}, out=found[name])
-        recover(found["cut"], "reconstruct", out=root / "recovered")
-    return found | {"recovered": root / "recovered"}
-
-
-def judged(perplexity: float, speed: float | None = None, **others: Any) -> dict[str, Any]:
-    """An evaluation such as `llmprune eval` and `llmprune bench` make."""
-    text = {"dataset": "wikitext2", "length": 64, "windows": 8, "protocol": "8 windows of 64"}
-    dense, pruned = ({"name": "m", "perplexity": [text | {"perplexity": p}]} for p in (10.0, perplexity))
-    rates = [
-        {"prefill_tokens_per_s": 100.0 * r, "decode_tokens_per_s": 10.0 * r} for r in (1.0, speed or 1.0)
-    ]
-    bench = {"bench": {"protocol": "batch 1, prompt 8", "models": rates}} if speed else {}
-    return {"baseline": dense, "model": pruned | others} | bench
-
-
-def recovered(name: str, losses: list[float]) -> dict[str, Any]:
-    """What a recovery that trains tells."""
-    text = {"dataset": "t", "samples": 4, "length": 32, "tokens": 128, "seed": 0, "sha256": "0"}
-    return {"name": name, "calibration": text, "time": {"total_s": 1.0}, "losses": losses}
-
-
-def copied(folder: Path, out: Path, **changes: Any) -> Path:
-    """A folder with the same report but for some of its fields."""
-    out.mkdir()
-    known = json.loads((folder / REPORT).read_text())
-    (out / REPORT).write_text(json.dumps(known | changes))
-    return out
 
 
 def test_the_page_of_every_run_is_whole_and_loads_nothing(folders):
@@ -139,63 +54,6 @@ def test_a_measured_file_stands_beside_the_runs(folders, tmp_path):
     runs.beside(file).write_text('{"model": []}')
     with pytest.raises(RequestError, match=r"cut-q8_0\.gguf\.json holds no figures of llmprune"):
         read_files([file])
-
-
-def test_folders_and_files_are_told_by_their_bytes(folders, tmp_path):
-    close = [{"dataset": "builtin", "kl": kl, "top1": 0.9, "predictions": 640} for kl in (0.5, 0.02)]
-    folder = copied(folders["cut"], tmp_path / "cut", evaluation=judged(12.0, agreement=close[:1]))
-    file = tmp_path / "cut-q8_0.gguf"
-    file.write_bytes(bytes(2_000_000))
-    runs.beside(file).write_text(json.dumps(judged(12.5, 1.25, agreement=close[1:])))
-    both = [*read_all([folder]), *read_files([file], 2)]
-    chart = figures.by_bytes(both)
-    told = json.loads((folder / REPORT).read_text())["totals"]["bytes_after"]
-    points = [(one.label, one.points, one.marks) for one in chart.series]
-    assert points == [
-        ("folders", ((told / 1e6, 0.5),), ("1",)),
-        (".gguf files", ((2.0, 0.02),), ("2",)),
-    ]
-    assert chart.y.log  # one is twenty-five times the other
-    words = Reader(page.page(both[:1], both[1:])).words
-    assert "What so many bytes are worth" in words and "Divergence on builtin" in words
-    assert {"bytes"} <= page.plots(both[:1], both[1:]).keys()
-    assert "What so many bytes" not in Reader(page.page(both[:1])).words  # of folders alone, as before
-    assert figures.by_bytes(both[:1]) is None
-    other = [{**close[1], "predictions": 320}]
-    runs.beside(file).write_text(json.dumps(judged(12.5, 1.25, agreement=other)))
-    assert figures.by_bytes([both[0], *read_files([file], 2)]) is None  # of other windows
-
-
-def test_every_run_has_the_plots_of_what_was_done_to_it(folders):
-    drawn = {
-        name: [plot.name for plot in figures.of(*read_all([folder]))] for name, folder in folders.items()
-    }
-    assert drawn == {
-        "masked": ["sparsity", "error"],
-        "cut": ["sparsity", "error"],
-        "untexted": ["sparsity"],
-        "learned": ["sparsity", "error", "learning"],
-        "recovered": ["sparsity", "error", "recovery_errors"],
-    }
-
-
-def test_a_plot_holds_the_report_s_own_numbers(folders):
-    (run,) = read_all([folders["cut"]])
-    grid, errors = figures.of(run)
-    assert isinstance(grid, plots.Grid) and isinstance(errors, plots.Chart)
-    rows, curves = dict(grid.rows), {series.label: dict(series.points) for series in errors.series}
-    for site in run.record.sites:
-        assert rows[site.kind][grid.columns.index(site.block)] == pytest.approx(site.reached)
-        assert curves[site.kind][site.block] == pytest.approx(site.error)
-
-
-def test_many_kinds_are_put_together(folders):
-    (run,) = read_all([folders["masked"]])
-    (site, *_) = run.record.sites
-    experts = [site.model_copy(update={"kind": f"mlp.experts.{n}.up_proj"}) for n in range(20)]
-    assert list(figures.kinds_of(experts)) == ["mlp.experts.*.up_proj"]
-    others = [site.model_copy(update={"kind": f"part.{letter}"}) for letter in "abcdefghijkl"]
-    assert list(figures.kinds_of(others)) == ["part"]
 
 
 def test_results_are_shown_beside_the_dense_model(folders, tmp_path):
@@ -254,44 +112,6 @@ def test_missing_parts_of_an_evaluation_are_left_out(evaluation, folders, tmp_pa
     assert [(row["decode"], row["prefill"]) for row in beside.compared(runs)] == [(None, None)] * 2
 
 
-def test_a_loss_curve_is_drawn_and_a_long_one_is_averaged(folders, tmp_path):
-    losses = [float(n) for n in range(1000)]
-    folder = copied(folders["cut"], tmp_path / "a", recovery=recovered("lora", losses))
-    (run,) = read_all([folder])
-    (chart,) = (plot for plot in figures.of(run) if plot.name == "recovery")
-    assert isinstance(chart, plots.Chart)
-    points = chart.series[0].points
-    assert len(points) <= plots.MOST_POINTS and points[0] == (2.5, 1.5)
-    Reader(page.page([run]))
-
-
-def test_runs_are_compared_by_perplexity_where_it_was_measured_alike(folders, tmp_path):
-    a = copied(folders["cut"], tmp_path / "a", evaluation=judged(20.0, 1.4))
-    b = copied(folders["masked"], tmp_path / "b", evaluation=judged(15.0, 1.2))
-    c = copied(folders["masked"], tmp_path / "c", evaluation=judged(16.0, 1.1))
-    runs = read_all([a, b, c, folders["untexted"]])
-    found = figures.quality(runs)
-    assert found.values == {1: 20.0, 2: 15.0, 3: 16.0} and found.dense == 10.0
-    assert "left out: untexted" in found.note and "8 windows of 64" in found.note
-    assert [row["front"] for row in beside.compared(runs)] == [
-        ["size", "decode", "prefill"],
-        ["size", "decode", "prefill"],
-        [],
-        [],
-    ]
-    assert [plot.name for plot in figures.beside(runs)] == ["pareto_size", "pareto_decode", "pareto_prefill"]
-
-
-def test_without_perplexity_the_output_error_stands_in_and_the_page_says_so(folders):
-    runs = read_all([folders["cut"], folders["masked"], folders["untexted"]])
-    found = figures.quality(runs)
-    assert found.values.keys() == {1, 2}
-    assert "No perplexity is in these reports" in Reader(page.page(runs)).words
-
-
-EVIL = "<script>alert(1)</script>\"'&<!--"
-
-
 def test_what_comes_from_a_file_is_escaped(folders, tmp_path):
     known = json.loads((folders["masked"] / REPORT).read_text())
 
@@ -320,32 +140,6 @@ def test_markup_is_escaped_once():
     assert element("p", "<&", element("b", Markup("<i></i>")), class_='"') == (
         '<p class="&quot;">&lt;&amp;<b><i></i></b></p>'
     )
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))
-def test_the_front_is_what_no_other_beats(costs):
-    on = plots.front(costs)
-    assert any(on)
-    for one, kept in zip(costs, on, strict=True):
-        better = [o for o in costs if o[0] <= one[0] and o[1] <= one[1] and o != one]
-        assert kept == (not better)
-        assert kept or any(plots.front([o])[0] and on[costs.index(o)] for o in better), "the front beats it"
-
-
-@given(
-    st.floats(1e-6, 1e9),
-    st.floats(1e-3, 1e3),
-    st.booleans(),
-    st.booleans(),
-    st.integers(2, 8),
-)
-def test_ticks_are_few_and_inside(low, factor, log, whole, most):
-    axis = Axis("x", whole=whole and not log, log=log)
-    ends = plots.span([low, low * (1 + factor)], axis)
-    found = plots.ticks(*ends, axis, most)
-    assert len(found) <= most + 1
-    assert all(ends[0] * (1 - 1e-9) - 1e-9 <= tick <= ends[1] * (1 + 1e-9) + 1e-9 for tick in found)
-    assert all(tick == int(tick) for tick in found) or not axis.whole
 
 
 def test_what_is_no_finished_folder_is_refused(folders, tmp_path):
@@ -423,16 +217,3 @@ def test_without_matplotlib_the_way_to_it_is_named(folders, tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(RequestError, match=r"pip install llmprune\[plot\]"):
         png.require(tmp_path / "png")
-
-
-def test_a_search_shows_its_budgets_and_how_it_went(folders: dict[str, Path], tmp_path: Path) -> None:
-    tried = [{"allocation": {"name": "uniform"}, "kl": 0.5}, {"allocation": {"name": "search"}, "kl": 0.4}]
-    steps = [{"round": r, "generation": g, "kl": 0.9 / (r + g)} for r, g in ((1, 0), (1, 1), (2, 1))]
-    said = "block 3 loses 90 % where 30 % was asked"
-    folder = copied(folders["cut"], tmp_path / "a", budgets=tried, searched=steps, warnings=[said])
-    [run] = read_all([folder])
-    rows = [value for key, value in tables.done(run) if key in ("budget tried", "warning")]
-    assert rows == ["uniform: 0.5000 nats of KL divergence", "search: 0.4000 nats of KL divergence", said]
-    chart = next(plot for plot in figures.of(run) if plot.name == "search")
-    assert [len(series.points) for series in chart.series] == [2, 1]
-    assert "generation" in page.page([run])

@@ -6,7 +6,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from llmprune_eval import png, svg
+from hypothesis import given
+from hypothesis import strategies as st
+from llmprune_eval import plots, png, svg
 from llmprune_eval.plots import Axis, Chart, Grid, Series
 
 from llmprune.errors import JobError
@@ -39,3 +41,29 @@ def test_dollars_are_drawn_as_they_are(tmp_path: Path) -> None:
     grid = Grid("grid", odd, Axis(odd), Axis(odd), (0, 1), ((odd, (0.5, None)),))
     plots = {"chart": chart(*[Series(odd, ((1.0, 1.0),), marks=(odd,))] * 2, title=odd), "grid": grid}
     assert all(file.stat().st_size for file in png.write_all(plots, tmp_path / "png"))
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))
+def test_the_front_is_what_no_other_beats(costs):
+    on = plots.front(costs)
+    assert any(on)
+    for one, kept in zip(costs, on, strict=True):
+        better = [o for o in costs if o[0] <= one[0] and o[1] <= one[1] and o != one]
+        assert kept == (not better)
+        assert kept or any(plots.front([o])[0] and on[costs.index(o)] for o in better), "the front beats it"
+
+
+@given(
+    st.floats(1e-6, 1e9),
+    st.floats(1e-3, 1e3),
+    st.booleans(),
+    st.booleans(),
+    st.integers(2, 8),
+)
+def test_ticks_are_few_and_inside(low, factor, log, whole, most):
+    axis = Axis("x", whole=whole and not log, log=log)
+    ends = plots.span([low, low * (1 + factor)], axis)
+    found = plots.ticks(*ends, axis, most)
+    assert len(found) <= most + 1
+    assert all(ends[0] * (1 - 1e-9) - 1e-9 <= tick <= ends[1] * (1 + 1e-9) + 1e-9 for tick in found)
+    assert all(tick == int(tick) for tick in found) or not axis.whole
