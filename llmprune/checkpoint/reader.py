@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
+import copy
+import re
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llmprune.checkpoint.conversion import Conversion
 from llmprune.checkpoint.source import Source
-from llmprune.checkpoint.store import CheckpointStore
+from llmprune.checkpoint.streamed import CheckpointStore
 from llmprune.errors import JobError, RequestError, one_line
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites.base import Sites
@@ -31,25 +33,7 @@ def blueprint(source: Source, kind: Sites) -> Anatomy:
         raise RequestError("model", f"transformers cannot build {source.name}: {one_line(error)}") from error
     anatomy = Anatomy(model, kind)
     kind.require_coverage(anatomy)
-    _require_same_names(source, anatomy)
     return anatomy
-
-
-def _require_same_names(source: Source, anatomy: Anatomy) -> None:
-    """Refuse a checkpoint of fused experts that stores each expert by itself.
-
-    Raises:
-        RequestError: it names the first parameter that is not in the files.
-    """
-    fused = [name for name, parameter in anatomy.blocks[0].named_parameters() if parameter.ndim > 2]
-    block = f".{anatomy.prefix.rpartition('.')[2]}.0"
-    for name in fused:  # the files are only looked at where there are some
-        if not any(f".{key}".endswith(f"{block}.{name}") for key in source.tensors):
-            raise RequestError(
-                "model",
-                f"{source.name} stores the experts of {name} one by one, and these cannot be read block by "
-                "block yet; choose another model",
-            )
 
 
 def open_streamed(
@@ -66,28 +50,39 @@ def open_streamed(
     Raises:
         JobError: the files do not hold the weights that the model needs.
     """
-    device_map = _device_map(anatomy, device)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model, info = AutoModelForCausalLM.from_pretrained(
-                source.folder,
-                dtype=dtype,
-                device_map=device_map,
-                trust_remote_code=source.trust_remote_code,
-                output_loading_info=True,
+        # Buffers that no file holds, such as the frequencies of rotary embeddings, are computed here.
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(source.config), trust_remote_code=source.trust_remote_code, dtype=dtype
             )
+        conversion = Conversion(model, source.tensors)
     except Exception as error:
-        raise JobError(f"transformers cannot load {source.name}: {str(error).strip()}") from error
-    _require_complete(model, info["missing_keys"])
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+        raise JobError(f"transformers cannot load {source.name}: {one_line(error)}") from error
+    model.eval().requires_grad_(False)
+    _require_complete(model, conversion)
+    _keep_precise(model, dtype)
     anatomy.attach(model)
-    return CheckpointStore(anatomy, source.tensors)
+    store = CheckpointStore(anatomy, source.tensors, conversion, device)
+    store.load(_outside(anatomy))
+    model.tie_weights()
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
+    return store
 
 
-def _require_complete(model: PreTrainedModel, missing_keys: Iterable[str]) -> None:
-    missing = sorted(set(missing_keys) - set(getattr(model, "all_tied_weights_keys", {})))
+def _require_complete(model: PreTrainedModel, conversion: Conversion) -> None:
+    """Refuse a checkpoint that lacks weights of the model.
+
+    Raises:
+        JobError: it names the first.
+    """
+    known = {*conversion.names, *getattr(model, "all_tied_weights_keys", {})}
+    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    missing = sorted(
+        name for name in model.state_dict() if name not in known and not any(p.search(name) for p in ignored)
+    )
     if missing:
         raise JobError(
             f"{len(missing)} weights of the model are not in the checkpoint, {missing[0]} among them; "
@@ -95,24 +90,21 @@ def _require_complete(model: PreTrainedModel, missing_keys: Iterable[str]) -> No
         )
 
 
-def _device_map(anatomy: Anatomy, device: torch.device) -> dict[str, str]:
-    """Keep the blocks on disk, and the head unless it is tied; load the rest onto `device`."""
-    placed: dict[str, str] = {}
+def _keep_precise(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give the parameters that transformers keeps in float32 that dtype."""
+    plan = model._get_dtype_plan(dtype)
+    for name, parameter in model.named_parameters() if plan else ():
+        if any(re.search(rf"(^|\.){pattern}(\.|$)", name) for pattern in plan):
+            parameter.data = parameter.data.float()
+
+
+def _outside(anatomy: Anatomy) -> dict[str, nn.Module]:
+    """The modules around the blocks, by their paths; not the head, unless it is tied."""
     tied = getattr(anatomy.model, "all_tied_weights_keys", {})
-    # The head can be as large as several blocks, and only the logits of the probe need it.
+    # The head can be as large as several blocks, and only logits need it.
     head = None if tied else anatomy.model.get_output_embeddings()
-
-    def place(module: nn.Module, name: str) -> None:
-        for child_name, child in module.named_children():
-            full = f"{name}.{child_name}" if name else child_name
-            if full == anatomy.prefix or child is head:
-                placed[full] = "disk"
-            elif anatomy.prefix.startswith(full + "."):
-                place(child, full)
-            else:
-                placed[full] = str(device)
-        for own, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            placed[f"{name}.{own}" if name else own] = str(device)
-
-    place(anatomy.model, "")
-    return placed
+    inside = f"{anatomy.prefix}."
+    named = anatomy.model.named_modules()
+    return {
+        name: module for name, module in named if module is not head and not f"{name}.".startswith(inside)
+    }

@@ -23,6 +23,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+INTEGERS = {f"{kind}{bits}" for kind in "UI" for bits in (8, 16, 32, 64)}
+TYPES = {*DTYPES, *INTEGERS, "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"}
 BLOB = re.compile(r"/blobs/([0-9a-f]{64})$")  # the Hub's cache names a large file by its sha256
 PACKED = re.compile(r"\.(compressed|bitmask|weight_packed|qweight|row_offsets)$")
 
@@ -105,6 +107,12 @@ def read_headers(folder: Path) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for name in shard_files(folder):
         found |= read_file(folder / name)
+    strange = next((stored for stored in found.values() if stored.type not in TYPES), None)
+    if strange:
+        raise JobError(
+            f"the shard {strange.file} holds {strange.key} as {strange.type}, which safetensors does not "
+            "know; download it again"
+        )
     packed = sorted(key for key in found if PACKED.search(key))
     if packed:
         raise RequestError(

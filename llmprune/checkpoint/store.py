@@ -17,10 +17,9 @@ from typing import Any
 from accelerate.hooks import AlignDevicesHook
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
 
-from llmprune.checkpoint import shards
-from llmprune.checkpoint.offload import Offloaded, align_hooks, offload_index
-from llmprune.checkpoint.shards import Stored
+from llmprune.checkpoint.offload import align_hooks
 from llmprune.errors import JobError, RequestError
 from llmprune.methods.base import Weights
 from llmprune.model.anatomy import Anatomy
@@ -40,18 +39,22 @@ class Store:
     @contextmanager
     def resident(self, block: int) -> Iterator[None]:
         """Load the weights of one block onto the device that computes, while the context is open."""
-        with self._onloaded(list(self.anatomy.blocks[block].modules())):
+        name = f"{self.anatomy.prefix}.{block}"
+        with self._onloaded(dict(self.anatomy.blocks[block].named_modules(prefix=name))):
             yield
 
     @contextmanager
     def head(self) -> Iterator[None]:
         """Load the weights of the language-modelling head, while the context is open."""
-        with self._onloaded([self.anatomy.model.get_output_embeddings()]):
+        head = self.anatomy.model.get_output_embeddings()
+        named = self.anatomy.model.named_modules()
+        with self._onloaded({name: module for name, module in named if module is head}):
             yield
 
     @contextmanager
-    def _onloaded(self, modules: list[nn.Module]) -> Iterator[None]:
-        offloaded = [(m, hook) for m in modules for hook in align_hooks(m) if hook.offload]
+    def _onloaded(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Load the weights of modules, given by their paths, while the context is open."""
+        offloaded = [(m, hook) for m in modules.values() for hook in align_hooks(m) if hook.offload]
         if any(hook.place_submodules for _, hook in offloaded):
             raise RequestError(
                 "model",
@@ -68,10 +71,6 @@ class Store:
                 hook.offload = True
                 hook.post_forward(module, None)
             self._changed.clear()
-            self._release_biases()
-
-    def _release_biases(self) -> None:
-        """Remove the added biases when a block is released; a model in memory keeps them."""
 
     def weight(self, site: Site) -> Tensor:
         """The weight of a resident site as a matrix [O, I], in the dtype of the checkpoint.
@@ -105,14 +104,23 @@ class Store:
 
     def set_weight(self, site: Site, weight: Tensor) -> None:
         """Set the weight of a resident site, [O, I] in the dtype of the checkpoint."""
+        changed = self._changed.get((site.layer, site.leaf))
+        if not site.shares_parameter:
+            self._install(site, site.matrix(weight).contiguous())
+        elif changed is None:
+            stored = self._stored(site).clone()
+            site.matrix(stored).copy_(weight)
+            self._install(site, stored)
+        else:  # in place: a parameter with many sites would be copied for each of them
+            for whole in (changed[1], site.weight):
+                site.matrix(whole).copy_(weight)
+
+    def _install(self, site: Site, stored: Tensor) -> None:
+        """Set the whole parameter of a site, given in the dtype of the checkpoint."""
         layer, now = site.layer, site.weight
-        where = layer, site.leaf
-        # Other sites may be parts of the same parameter: start from their changes, not from the file.
-        changed = self._changed.get(where)
-        stored = site.parameter_with(weight, lambda: self._stored(site) if changed is None else changed[1])
         trainable = layer.get_parameter(site.leaf).requires_grad
         setattr(layer, site.leaf, nn.Parameter(stored.to(now.device, now.dtype), trainable))
-        self._changed[where] = site, stored
+        self._changed[layer, site.leaf] = site, stored
 
     @contextmanager
     def as_before(self, sites: list[Site]) -> Iterator[None]:
@@ -128,22 +136,23 @@ class Store:
                 self._dense_biases.pop(layer, None)
                 self._changed.pop((layer, leaf), None)
 
-    def restore(self, site: Site, file: Path) -> None:
-        """Set the weight and bias of a resident site to those in a shard."""
-        found = shards.read_file(file)
-        self.set_weight(site, site.matrix(found[self.key(site.key)].read()))
-        bias = found.get(self.key(site.bias_key))
-        if bias is not None:
-            self._set_bias(site, bias.read())
-
-    def key(self, name: str) -> str:
-        """The checkpoint's key of a parameter of the blocks."""
-        return name
-
     def tensors(self, block: int) -> dict[str, Tensor]:
-        """The tensors of a resident block, by their keys in a checkpoint."""
+        """The tensors of a resident block, by their names in the model."""
         prefix = f"{self.anatomy.prefix}.{block}."
         return {prefix + name: tensor for name, tensor in self.anatomy.blocks[block].state_dict().items()}
+
+    def written(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by the keys of a checkpoint, given by their names in the model."""
+        made: dict[str, Tensor] = revert_weight_conversion(self.anatomy.model, dict(tensors))
+        return made
+
+    def restore(self, sites: list[Site], file: Path) -> None:
+        """Set the weights and biases of resident sites to those in a shard.
+
+        Raises:
+            NotImplementedError: the model is in memory, and its runs cannot be resumed.
+        """
+        raise NotImplementedError
 
     def rest(self) -> dict[str, Tensor]:
         """All tensors outside the blocks, by their keys in a checkpoint."""
@@ -151,9 +160,12 @@ class Store:
         tied = getattr(self.anatomy.model, "all_tied_weights_keys", {})
         inside = f"{self.anatomy.prefix}."
         model = self.anatomy.model
-        with self._onloaded([m for name, m in model.named_modules() if not f"{name}.".startswith(inside)]):
+        outside = {name: m for name, m in model.named_modules() if not f"{name}.".startswith(inside)}
+        with self._onloaded(outside):
             state = model.state_dict()
-            return {k: v for k, v in state.items() if not k.startswith(inside) and k not in tied}
+            return self.written(
+                {k: v for k, v in state.items() if not k.startswith(inside) and k not in tied}
+            )
 
     def _write_back(self, module: nn.Module, hook: AlignDevicesHook) -> None:
         """Replace the offloaded copies of a module's changed weights."""
@@ -183,59 +195,3 @@ class Store:
             self._spill = Path(tempfile.mkdtemp(prefix="llmprune-offload-"))
             weakref.finalize(self.anatomy.model, shutil.rmtree, self._spill, ignore_errors=True)
         return self._spill
-
-
-class CheckpointStore(Store):
-    """A model whose blocks stay in the files of their checkpoint, which are never written to."""
-
-    def __init__(self, anatomy: Anatomy, source: dict[str, Stored]) -> None:
-        super().__init__(anatomy)
-        self._source = source
-        self._index = offload_index(anatomy)
-
-    def _entries(self, block: int) -> dict[str, Offloaded]:
-        prefix = f"{self.anatomy.prefix}.{block}."
-        return {name: entry for name, entry in self._index.items() if name.startswith(prefix)}
-
-    def key(self, name: str) -> str:
-        """The checkpoint's key of a parameter of the blocks; for a new bias, the key it gets."""
-        # The checkpoint's keys can differ from the model's: derive that of a new bias from its weight.
-        beside = f"{name.removesuffix('.bias')}.weight"
-        if name not in self._index and beside in self._index:
-            return self.key(beside).removesuffix("weight") + "bias"
-        return self._index[name]["weight_name"] if name in self._index else name
-
-    def _stored(self, site: Site) -> Tensor:
-        # From the file: the resident copy is in the dtype of the computation.
-        return self._source[self.key(site.key)].read().to(site.weight.device)
-
-    def _release_biases(self) -> None:
-        for layer, bias in self._dense_biases.items():
-            layer.register_parameter("bias", bias)
-        self._dense_biases.clear()
-
-    def tensors(self, block: int) -> dict[str, Tensor]:
-        """The tensors of a resident block, by their keys in its checkpoint."""
-        changed: dict[str, Tensor] = {}
-        for (layer, _), (site, weight) in self._changed.items():
-            changed[self.key(site.key)] = weight
-            if layer in self._dense_biases:
-                bias = layer.get_parameter("bias").data
-                changed[self.key(site.bias_key)] = bias.to(weight.dtype)
-        keys = [entry["weight_name"] for entry in self._entries(block).values()]
-        return {
-            key: changed[key] if key in changed else self._source[key].read()
-            for key in dict.fromkeys([*keys, *changed])
-        }
-
-    def rest(self) -> dict[str, Tensor]:
-        """All tensors outside the blocks, by their keys in the checkpoint."""
-        inside = {
-            e["weight_name"]
-            for block in range(len(self.anatomy.blocks))
-            for e in self._entries(block).values()
-        }
-        return {key: stored.read() for key, stored in self._source.items() if key not in inside}
-
-    def _write_back(self, module: nn.Module, hook: AlignDevicesHook) -> None:
-        """Do nothing: the checkpoint is never written to."""

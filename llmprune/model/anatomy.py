@@ -6,13 +6,14 @@ code that removes whole units looks up the family's row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llmprune.errors import RequestError
+from llmprune.model.experts import holds_experts, routes
 from llmprune.model.families import FAMILIES, Family, Part
 from llmprune.model.site import Site
 
@@ -119,8 +120,8 @@ class Anatomy:
 
     @property
     def block_weights(self) -> int:
-        """Number of weights in the blocks; biases and normalisation vectors do not count."""
-        return sum(p.numel() for block in self.blocks for p in block.parameters() if p.ndim > 1)
+        """Number of weights in the blocks; biases, normalisation vectors and routers do not count."""
+        return sum(p.numel() for block in self.blocks for p in weighed(block))
 
     @property
     def coverage(self) -> float:
@@ -131,6 +132,15 @@ class Anatomy:
 
 
 FAMILIES_MODULE = Family.__module__
+
+
+def weighed(block: nn.Module) -> Iterator[nn.Parameter]:
+    """The matrices of a block, but for routers and the biases of experts."""
+    mixture = any(holds_experts(module) for module in block.modules())
+    for name, parameter in block.named_parameters():
+        aside = mixture and (routes(name) or name.endswith("bias"))
+        if parameter.ndim > 1 and not aside:
+            yield parameter
 
 
 def _blocks_name(model: nn.Module, depth: int) -> str:

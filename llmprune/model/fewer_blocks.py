@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -45,9 +45,13 @@ class FewerBlocks(_Fewer):
         self.kept = [block for block in range(len(anatomy.blocks)) if block not in gone]
 
     def cut_tensors(
-        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
+        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """A block that stays, under its new number; nothing of one that goes."""
+        """A block that stays as it is; nothing of one that goes."""
+        return {} if block in self.gone else tensors
+
+    def renumbered(self, block: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A block that stays, under its new number."""
         if block in self.gone:
             return {}
         # The checkpoint's prefix may differ from the model's (`transformer.h` without its first word).
@@ -94,7 +98,7 @@ class FewerParts(_Fewer):
         self.modules = modules
 
     def cut_tensors(
-        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
+        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """A block without the tensors of its part."""
         parts = [f".{block}.{name}." for name in self.modules] if block in self.gone else []

@@ -7,7 +7,7 @@ transformers' `per_layer_config`; its classes do not build such layers yet, so a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -111,35 +111,32 @@ class UnitShapes(Shapes):
         return found
 
     def cut_tensors(
-        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
+        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Cut the tensors of a block to its new sizes."""
         for site in unit_sites(self.anatomy):
             if site.block == block:
-                self._cut(site, keeps[site.name], tensors, key)
+                self._cut(site, keeps[site.name], tensors)
         return tensors
 
-    def _cut(
-        self, site: UnitSite, keep: Tensor, tensors: dict[str, Tensor], key: Callable[[str], str]
-    ) -> None:
+    def _cut(self, site: UnitSite, keep: Tensor, tensors: dict[str, Tensor]) -> None:
         """Cut the tensors of one site. `tensors` changes in place.
 
         Args:
             site: the site.
             keep: bool [I], True for the inputs that stay.
-            tensors: of the block, by their keys in the checkpoint.
-            key: returns the checkpoint's key of a parameter.
+            tensors: of the block, by their names in the model.
         """
         gets_bias = self.adds_bias and not site.biased
         has_field = site.part in self.anatomy.family_row().biases
-        like = tensors[key(site.key)]
+        like = tensors[site.key]
         for producer in site.producers:
-            bias = key(producer.bias_key)
+            bias = producer.bias_key
             # The config field gives every layer of the part a bias, the producers too: theirs is zero.
             if gets_bias and has_field and bias not in tensors:
                 tensors[bias] = like.new_zeros(producer.outputs)
         if gets_bias:
-            tensors.setdefault(key(site.bias_key), like.new_zeros(site.outputs))
+            tensors.setdefault(site.bias_key, like.new_zeros(site.outputs))
         if not site.producers:
             return
         units = keep.reshape(site.units, -1)[:, 0].nonzero()[:, 0].cpu()
@@ -147,12 +144,10 @@ class UnitShapes(Shapes):
         for producer in site.producers:
             rows = torch.cat([_rows_of(span.start, span.step, units, stored) for span in producer.spans])
             for name, axis in ((producer.key, int(producer.transposed)), (producer.bias_key, 0)):
-                where = key(name)
-                if where in tensors:
-                    tensors[where] = _select(tensors[where], rows, axis)
-        where = key(site.key)
+                if name in tensors:
+                    tensors[name] = _select(tensors[name], rows, axis)
         columns = _rows_of(0, site.inputs // site.units, units, stored)
-        tensors[where] = _select(tensors[where], columns, 0 if site.transposed else 1)
+        tensors[site.key] = _select(tensors[site.key], columns, 0 if site.transposed else 1)
 
     def apply(self, keeps: Mapping[str, Tensor], mark: Settings) -> None:
         """Rebuild every block of a model in memory in its own sizes."""
@@ -164,7 +159,7 @@ class UnitShapes(Shapes):
         model.config.per_layer_config = sizes  # None as well, which clears the sizes of an earlier pruning
         for index, block in enumerate(self.anatomy.blocks):
             prefix = f"{self.anatomy.prefix}.{index}."
-            tensors = self.cut_tensors(index, keeps, dict(block.state_dict(prefix=prefix)), str)
+            tensors = self.cut_tensors(index, keeps, dict(block.state_dict(prefix=prefix)))
             shaped = per_layer.shaped(block, model, index, biases)
             shaped.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
             self.anatomy.blocks[index] = shaped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -55,16 +55,19 @@ class Shapes:
         }
 
     def cut_tensors(
-        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor], key: Callable[[str], str]
+        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """The tensors to write for one block.
 
         Args:
             block: its index in the dense model.
             keeps: what stays at every site, by the site's name.
-            tensors: of the block in its dense sizes, by their keys in the checkpoint.
-            key: returns the checkpoint's key of a parameter.
+            tensors: of the block in its dense sizes, by their names in the model.
         """
+        return tensors
+
+    def renumbered(self, block: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a block, by their keys in the checkpoint, under its number in the pruned model."""
         return tensors
 
     def rest(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ class WeightStore(Protocol):
 class Site:
     """One place to prune: here a linear layer of a block.
 
-    Override what differs: `matrix` and `parameter_with` where the weights are a part of a parameter,
+    Override what differs: `matrix` and `shares_parameter` where the weights are a part of a parameter,
     `input_from_call` where the inputs are not the first argument of the module's forward pass.
     """
 
@@ -52,6 +52,12 @@ class Site:
 
     leaf: str = "weight"
     """The parameter of that module."""
+
+    share: float = 1.0
+    """Of the tokens of the block, about how many reach it."""
+
+    shares_parameter: ClassVar[bool] = False
+    """Whether other sites are parts of the same parameter."""
 
     @property
     def layer(self) -> nn.Module:
@@ -93,16 +99,6 @@ class Site:
     def matrix(self, stored: Tensor) -> Tensor:
         """View the site's part of the stored parameter as a matrix [O, I]."""
         return stored.T if self.transposed else stored
-
-    def parameter_with(self, matrix: Tensor, stored: Callable[[], Tensor]) -> Tensor:
-        """Return the whole parameter with the site's part replaced by `matrix` [O, I].
-
-        Args:
-            matrix: the new weights of the site.
-            stored: reads the parameter as it is now, with the parts of other sites.
-        """
-        # `stored` is not called here, since reading a parameter from disk takes time.
-        return (matrix.T if self.transposed else matrix).contiguous()
 
     def read(self, store: WeightStore) -> Weights:
         """The input of a method: the weights [O, I] of the resident site, as the checkpoint stores them."""

@@ -59,8 +59,7 @@ class Reconstruct(Recovery):
             dense_stage = _reach(dense_stages, task.counterparts[stage.index])
             if stage.index < done:  # of a resumed run: restore its weights and pass the hidden states on
                 dense_stage.outputs = dense_stage.run()
-                for site in stage.sites:
-                    pruned.restore(site, task.draft.shard(stage.index))
+                pruned.restore(stage.sites, task.draft.shard(stage.index))
                 sites += task.draft.done[stage.index].refits
                 continue
             targets = _outputs_of(dense_stage, task.together)
@@ -68,7 +67,8 @@ class Reconstruct(Recovery):
             masked = task.layout is None  # padding needs no mask: its inputs are zero, so its weights stay
             # One at a time: the inputs of the next site depend on the weight of this one.
             refits = [self._refit(pruned, site, *both, masked) for site, both in fits]
-            task.draft.write_block(stage.index, pruned.tensors(stage.index), BlockRecord(refits=refits))
+            tensors = pruned.written(pruned.tensors(stage.index))
+            task.draft.write_block(stage.index, tensors, BlockRecord(refits=refits))
             sites += refits
         task.draft.write_rest(pruned.rest())
         return Recovered({"sites": sites}, walk.logits() if task.pruned.fits_whole() else None)

@@ -75,7 +75,8 @@ class Work:
         if done:  # a cut block cannot be read back into its dense shape; pruning it again gives the same
             return self.draft.done[stage.index]
         tensors = self.store.tensors(stage.index)
-        tensors = self.shapes.cut_tensors(stage.index, self.keeps, tensors, self.store.key)
+        tensors = self.shapes.cut_tensors(stage.index, self.keeps, tensors)
+        tensors = self.shapes.renumbered(stage.index, self.store.written(tensors))
         record = record.model_copy(update={"zeros": self._zeros(tensors)})
         return self.draft.write_block(stage.index, tensors, record)
 
@@ -98,8 +99,7 @@ class Work:
         assert self.draft is not None
         if self.recipe.propagation == "dense":
             stage.outputs = stage.run()
-        for site in stage.sites:
-            self.store.restore(site, self.draft.shard(stage.index))
+        self.store.restore(stage.sites, self.draft.shard(stage.index))
         return self.draft.done[stage.index]
 
     def _prune(self, site: Site, seen: Observation, solved: Solved | None) -> SiteRecord:
@@ -122,6 +122,6 @@ class Work:
             weights=site.weights,
             shape_before=list(before.shape),
             error=output_error(seen.sample, before, solved.weight, solved.bias) if seen.rows else None,
-            notes=solved.notes,
+            notes=solved.notes | seen.notes,
             **lost,
         )

@@ -27,6 +27,11 @@ class Statistic:
     def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
         self.tokens = 0
 
+    @classmethod
+    def fewest(cls, features: int) -> int:
+        """Tokens below which it says little of a layer with so many inputs."""
+        return 64
+
     def update(self, x: Tensor) -> None:
         """Account for the activations `x` [T, I]."""
         self.tokens += x.shape[0]
@@ -210,6 +215,11 @@ class Gram(Statistic):
         return torch.linalg.solve_triangular(upper, eye, upper=True), used
 
     @classmethod
+    def fewest(cls, features: int) -> int:
+        """Tokens below which it says little of a layer with so many inputs."""
+        return max(64, features // 16)
+
+    @classmethod
     def bytes_for(cls, features: int) -> int:
         """Memory that a summary of `features` inputs holds, in bytes, with its float64 factorisation."""
         return (4 + 3 * 8) * features * features
@@ -268,6 +278,11 @@ class Several(Statistic):
         for part in self._parts:
             weight = part.target(weight)
         return weight
+
+    @classmethod
+    def fewest(cls, features: int) -> int:
+        """Tokens below which one of them says little of a layer with so many inputs."""
+        return max(kind.fewest(features) for kind in cls.kinds)
 
     @classmethod
     def bytes_for(cls, features: int) -> int:

@@ -227,7 +227,7 @@ def _matrix(site: Site) -> Tensor:
 
 
 def _place(site: Site, matrix: Tensor) -> None:
-    site.layer.get_parameter(site.leaf).data.copy_(site.parameter_with(matrix, lambda: site.weight))
+    site.matrix(site.weight).copy_(matrix)
 
 
 def _observing(site: Site, statistic: Statistic) -> Callable[..., None]:

@@ -21,10 +21,14 @@ class Observation:
     statistic: Statistic
     every: int
     rows: list[Tensor] = field(default_factory=list)
+    notes: dict[str, float] = field(default_factory=dict)
+    """Of experts: the tokens that reached one, and those that were added because they were too few."""
 
     def update(self, x: Tensor, dense: Tensor | None = None) -> None:
         """Add the activations `x` [..., I], and those of the same tokens in the dense model."""
         x = x.reshape(-1, x.shape[-1])
+        if not len(x):  # no token of this batch reaches the expert
+            return
         # Spread over all batches, and not at their starts: a sequence's first token is unlike the others.
         start = (self.every // 2 - self.statistic.tokens) % self.every
         self.statistic.update(x)

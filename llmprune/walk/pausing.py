@@ -8,7 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from llmprune.model.experts import holds_experts
 from llmprune.model.site import Site
+from llmprune.walk.expert_loop import ExpertLoop
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -19,7 +21,8 @@ def device_of(module: nn.Module) -> torch.device:
                 return parameter.device
             # An offloaded weight is on the meta device; only accelerate's hook knows where it will compute.
             device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
-            return torch.device("cpu" if device is None else device)
+            if device is not None:
+                return torch.device(device)
     return torch.device("cpu")
 
 
@@ -31,6 +34,8 @@ def paused(sites: list[Site], at: Callable[[Site, Tensor], object]) -> Iterator[
         by_layer.setdefault(site.layer, []).append(site)
 
     def pausing(layer: nn.Module, its_sites: list[Site]) -> Callable[..., Tensor]:
+        if holds_experts(layer):
+            return ExpertLoop(layer, its_sites, at)
         own_forward: Callable[..., Tensor] = layer.forward
 
         def forward(*args: object, **kwargs: object) -> Tensor:

@@ -12,17 +12,21 @@ from itertools import repeat
 
 import torch
 from greenlet import getcurrent, greenlet
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmprune.errors import JobError
 from llmprune.methods.base import Propagation
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.block_site import BlockSite
+from llmprune.model.expert_site import ExpertSite
+from llmprune.model.experts import projections
 from llmprune.model.site import Site
 from llmprune.tensors.statistics import Nothing, Statistic
+from llmprune.walk.expert_loop import ExpertLoop
 from llmprune.walk.observation import Observation
-from llmprune.walk.pausing import device_of, paused
+from llmprune.walk.pausing import device_of, paused, replaced
 
+SPARE = 8  # batches whose tokens starved experts may see
 Call = tuple[tuple[object, ...], dict[str, object]]  # a block's arguments besides its hidden states
 
 
@@ -36,7 +40,9 @@ class Stage:
         self.outputs: list[Tensor] | None = None
         self.forward_s = 0.0
         """Seconds of one forward pass of the block, without measuring and pruning."""
-        self._every = max(1, sum(h.shape[0] * h.shape[1] for h in hidden) // anatomy.kind.sample_tokens)
+        self._tokens = sum(h.shape[0] * h.shape[1] for h in hidden)
+        self._sampled = anatomy.kind.sample_tokens
+        self._spare: dict[nn.Module, Tensor] = {}  # tokens for starved experts, by the module that holds them
 
     def visit(
         self,
@@ -112,6 +118,7 @@ class Stage:
                 last, seen = inputs, self._new(site, needs)
                 for x, before in zip(inputs, dense(site) if dense else repeat(None), strict=False):
                     seen.update(x, before)
+                self._fed(site, seen)
             measured.add(site.name)
             yield site, self._checked(site, seen)
         for site in self.sites:
@@ -126,7 +133,41 @@ class Stage:
         return time.perf_counter()
 
     def _new(self, site: Site, needs: type[Statistic]) -> Observation:
-        return Observation(needs(site.inputs, device_of(self.block)), self._every)
+        every = max(1, int(self._tokens * site.share) // self._sampled)
+        return Observation(needs(site.inputs, device_of(self.block)), every)
+
+    def _fed(self, site: Site, seen: Observation) -> None:
+        """Show a starved expert other tokens of its block, so that its statistic says something.
+
+        It alone sees them: what the block puts out stays as it is.
+        """
+        if not isinstance(site, ExpertSite):
+            return
+        tokens = seen.statistic.tokens
+        missing = seen.statistic.fewest(site.inputs) - tokens
+        if missing > 0:
+            spare = self._spare_tokens(site.layer)
+            rows = spare[:: max(1, len(spare) // missing)][:missing]
+            first = site.leaf == projections(site.layer)[0]
+            seen.update(rows if first else ExpertLoop(site.layer).between(site.expert, rows))
+        seen.notes = {"tokens": tokens, "topped_up": seen.statistic.tokens - tokens}
+
+    def _spare_tokens(self, layer: nn.Module) -> Tensor:
+        """Tokens [T, D] that enter a module of experts, from a few batches spread over all."""
+        if layer not in self._spare:
+            step = max(1, len(self.hidden) // SPARE)
+            entering = [self._entering(layer, batch) for batch in range(0, len(self.hidden), step)[:SPARE]]
+            self._spare[layer] = torch.cat(entering)
+        return self._spare[layer]
+
+    def _entering(self, layer: nn.Module, batch: int) -> Tensor:
+        """What enters a module of the block for one batch; what follows is not computed."""
+        main = getcurrent()
+        run = greenlet(self._output)
+        with replaced([layer], [lambda x, *_: main.switch(x)]):
+            x: Tensor = run.switch(batch)
+        run.throw()
+        return x.flatten(0, -2)
 
     def _checked(self, site: Site, seen: Observation | None) -> Observation:
         if seen is None or not seen.statistic.tokens:
@@ -155,6 +196,9 @@ class Stage:
         with paused(self.sites, at):
             self.outputs = self.run()
         self.forward_s = self._now() - start - measuring
+        for site in self.sites:  # before the first is pruned
+            if site.name in seen:
+                self._fed(site, seen[site.name])
         return seen
 
     def _together(self) -> Iterator[tuple[Site, list[Tensor]]]:

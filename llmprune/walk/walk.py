@@ -16,6 +16,7 @@ from torch import Tensor
 from llmprune.checkpoint.store import Store
 from llmprune.model.anatomy import Anatomy
 from llmprune.progress import track
+from llmprune.walk.expert_loop import looped
 from llmprune.walk.pausing import device_of, replaced
 from llmprune.walk.stage import Call, Stage
 
@@ -62,10 +63,12 @@ class Walk:
         last = len(self._anatomy.blocks) - 1
         for index in track(range(last + 1), label):
             with self._store.resident(index):
-                stage = Stage(self._anatomy, index, hidden, calls[index][:-1])
-                yield stage
-                if index < last:
-                    hidden = stage.outputs if stage.outputs is not None else stage.run()
+                with looped(self._anatomy.blocks[index]):
+                    stage = Stage(self._anatomy, index, hidden, calls[index][:-1])
+                    yield stage
+                    if index < last:
+                        hidden = stage.outputs if stage.outputs is not None else stage.run()
+                # The probe takes the way that it takes once the pruned model is loaded.
                 at_probe = Stage(self._anatomy, index, at_probe, calls[index][-1:]).run()
                 calls[index] = []  # frees the masks and positions of this block
         self._end = at_probe[0]
@@ -87,7 +90,8 @@ class Walk:
             return pass_through(end.to(x.device))
 
         # The whole model runs, so that its own code applies the last norm, the head and any scaling.
-        with replaced(list(blocks), [pass_through] * (len(blocks) - 1) + [substitute]):
+        forwards = [pass_through] * (len(blocks) - 1) + [substitute]
+        with replaced(list(blocks), forwards), self._store.head():
             # The ids do not matter: what the blocks get is replaced by `end`.
             ids = self._probe if outputs is None else torch.zeros(outputs.shape[:2], dtype=torch.int64)
             ids = ids.to(device_of(self._anatomy.trunk))

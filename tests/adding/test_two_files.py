@@ -18,9 +18,9 @@ from tests.resume.interrupted import pruned_twice
 EXPERT_SITES = '''
 """One expert's slice of a fused parameter [E, I, O]: stored at a key and an index."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -31,15 +31,11 @@ from llmprune.model.sites.base import Sites
 
 @dataclass(frozen=True, eq=False)
 class ExpertSite(Site):
+    shares_parameter: ClassVar = True
     expert: int = 0
 
     def matrix(self, stored: Tensor) -> Tensor:
         return stored[self.expert].T
-
-    def parameter_with(self, matrix: Tensor, stored: Callable[[], Tensor]) -> Tensor:
-        whole = stored().clone()
-        whole[self.expert] = matrix.T
-        return whole
 
     def input_from_call(self, *args: Any, **kwargs: Any) -> Tensor:
         hidden, routed = args[:2]

@@ -1,4 +1,4 @@
-"""Linear layers, where single weights are removed. Every decoder has them, so any family can be pruned."""
+"""Linear layers and experts, where single weights are removed. Every decoder has them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.expert_site import ExpertSite
+from llmprune.model.experts import chosen, count, holds_experts, projections, routes
 from llmprune.model.site import Site
 from llmprune.model.sites.base import Sites
 from llmprune.patterns.base import Pattern
@@ -20,19 +22,19 @@ COVERAGE = 0.95  # share of the block weights that must belong to sites
 
 @dataclass(frozen=True)
 class LinearLayers(Sites):
-    """Every linear layer of every block."""
+    """Every linear layer of every block, and every matrix of its experts; routers stay dense."""
 
     pattern: Pattern = field(default_factory=Unstructured)
 
     def find(self, anatomy: Anatomy) -> Iterator[Site]:
-        """Find linear layers and GPT-2's Conv1D, in the order of modules."""
+        """Find linear layers, GPT-2's Conv1D and experts, in the order of modules."""
         index = 0
         for number, block in enumerate(anatomy.blocks):
-            for name, layer in layers_of(block):
-                outputs, inputs, transposed = sizes(layer)
+            for name, layer in prunable(block):
                 path = f"{anatomy.prefix}.{number}.{name}"
-                yield Site(path, index, number, path, anatomy.module, inputs, outputs, transposed)
-                index += 1
+                for site in _sites(anatomy, number, path, layer, index):
+                    yield site
+                    index += 1
 
     def require_coverage(self, anatomy: Anatomy) -> None:
         """Refuse a model if less than 95% of its block weights belong to sites.
@@ -52,14 +54,54 @@ class LinearLayers(Sites):
         raise RequestError(
             "model",
             f"only {anatomy.coverage:.0%} of the block weights of this {anatomy.family!r} model are linear "
-            f"layers that llmprune can prune; it cannot prune {', '.join(largest)} (fused experts are not "
-            "supported yet)",
+            f"layers that llmprune can prune; it cannot prune {', '.join(largest)}",
         )
+
+
+def prunable(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What may lose weights, in the order of modules: linear layers and experts, but no routers."""
+    mixture = any(holds_experts(module) for module in block.modules())
+    for name, module in block.named_modules():
+        if holds_experts(module) or (_is_linear(module) and not (mixture and routes(name))):
+            yield name, module
+
+
+def _sites(anatomy: Anatomy, block: int, path: str, layer: nn.Module, index: int) -> Iterator[Site]:
+    """The sites of one layer: one, or two for each expert."""
+    if not holds_experts(layer):
+        outputs, inputs, transposed = sizes(layer)
+        yield Site(path, index, block, path, anatomy.module, inputs, outputs, transposed)
+        return
+    share = min(1.0, chosen(anatomy.block_config(block)) / count(layer))
+    for expert in range(count(layer)):
+        for leaf in projections(layer):
+            outputs, inputs = layer.get_parameter(leaf).shape[1:]
+            if layer.is_transposed:
+                outputs, inputs = inputs, outputs
+            name = f"{path}.{expert}.{leaf}"
+            yield ExpertSite(
+                name,
+                index,
+                block,
+                path,
+                anatomy.module,
+                inputs,
+                outputs,
+                bool(layer.is_transposed),
+                leaf,
+                expert=expert,
+                share=share,
+            )
+            index += 1
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
 
 
 def layers_of(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The linear layers of a block, with their names in it."""
-    return ((n, layer) for n, layer in block.named_modules() if isinstance(layer, nn.Linear | Conv1D))
+    return ((n, layer) for n, layer in block.named_modules() if _is_linear(layer))
 
 
 def sizes(layer: nn.Module) -> tuple[int, int, bool]:
