@@ -190,6 +190,7 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
         recipe, method, model.store, header, shapes, draft, found.observed, found.solved, seams, dense
     )
     records = [work.pruned(stage) for stage in walk.stages("pruning")]
+    warning.show(warning.starved(site for record in records for site in record.sites))
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
     result = finish.report_of(todo, text, records, shapes, header, spent)
     result.learned = cast(Learned, method.facts()) or None

@@ -21,7 +21,10 @@ LOCAL = {"num_local_experts": EXPERTS, "num_experts_per_tok": CHOSEN}
 NAMED = {"num_experts": EXPERTS, "num_experts_per_tok": CHOSEN, "moe_intermediate_size": 16}
 ROUTED = {"n_routed_experts": EXPERTS, "num_experts_per_tok": CHOSEN, "moe_intermediate_size": 16}
 SHARED = {"shared_expert_intermediate_size": 16}
-GROUPED = {"n_group": 4, "topk_group": 2, "n_shared_experts": 1, "first_k_dense_replace": 1}
+GROUPED = {
+    **{"n_routed_experts": 16, "n_group": 4, "topk_group": 2},
+    **{"n_shared_experts": 1, "first_k_dense_replace": 1},
+}
 LATENT = {
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
@@ -91,10 +94,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "jamba": {
         **{"num_experts": EXPERTS, "num_experts_per_tok": CHOSEN, "intermediate_size": 16},
-        **{"attn_layer_period": 1, "attn_layer_offset": 0, "expert_layer_period": 2, "expert_layer_offset": 1},
+        **{
+            "attn_layer_period": 1,
+            "attn_layer_offset": 0,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+        },
     },
     "deepseek_v32": {**ROUTED, **GROUPED, **LATENT, "index_n_heads": 2, "index_head_dim": 16},
-    "bailing_hybrid": {**NAMED, "head_dim": 8, "n_group": 4, "topk_group": 2},
+    "bailing_hybrid": {**NAMED, "head_dim": 8, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
     "kimi_linear": {**NAMED, **LATENT},
 }
 

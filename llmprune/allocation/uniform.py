@@ -12,7 +12,7 @@ class Uniform(Allocator):
     """Needs no measurement. When whole units are removed, all blocks get the same sizes."""
 
     uneven: ClassVar = False
-    serves: ClassVar = ("weights", "units", "rows")
+    serves: ClassVar = ("weights", "units", "experts", "rows")
 
     def allocate(self, problem: Problem) -> Allocation:
         """Give every site the target; channels compensate for the rounding to whole groups of heads."""

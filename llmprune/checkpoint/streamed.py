@@ -62,6 +62,16 @@ class CheckpointStore(Store):
         return self._joined[name]
 
     @contextmanager
+    def resident(self, block: int) -> Iterator[None]:
+        """Load the weights of one block, while the context is open; one rebuilt in the meantime goes."""
+        dense = self.anatomy.blocks[block]
+        try:
+            with super().resident(block):
+                yield
+        finally:
+            self.anatomy.blocks[block] = dense
+
+    @contextmanager
     def _onloaded(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
         blank = self.load(modules)
         try:

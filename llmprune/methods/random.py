@@ -1,7 +1,7 @@
 """Random pruning: the floor that every other method has to beat."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,6 +14,8 @@ from llmprune.tensors.statistics import Nothing
 @dataclass(frozen=True)
 class Random(Method[Nothing]):
     """Any weight is as likely to go as any other."""
+
+    serves: ClassVar = ("weights", "units", "experts")
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """The same seed drops the same weights, on every device."""

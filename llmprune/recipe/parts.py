@@ -17,6 +17,7 @@ METHODS, ALLOCATIONS = "llmprune.methods", "llmprune.allocation"
 SERVED = {
     "weights": "single weights",
     "units": "whole units",
+    "experts": "whole experts",
     "blocks": "whole blocks",
     "rows": "rows of the vocabulary",
 }
@@ -70,8 +71,8 @@ def _criterion(asked: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
 
 def fitting(method: PruningMethod) -> str:
     """Patterns that a method can prune by, in words."""
-    words = {"weights": "unstructured or N:M", "units": "units", "blocks": "blocks", "rows": "vocabulary"}
-    return " or ".join(words[kind] for kind in method.serves)
+    words = {"weights": "unstructured or N:M", "rows": "vocabulary"}
+    return " or ".join(words.get(kind, kind) for kind in method.serves)
 
 
 def recovery_of(value: object) -> Recovery:

@@ -103,7 +103,7 @@ class Recipe(BaseModel):
         if isinstance(text, dict):
             data["calibration"] = with_defaults(text, method.calibration)
         data.setdefault("target", method.target)
-        data.setdefault("propagation", "layer" if data["target"] == "dense" else method.propagation)
+        data.setdefault("propagation", _propagation(method, pattern, data["target"]))
         if data.get("layout") is None:
             data["layout"] = sites_of(pattern).default_layout(uneven=allocation.uneven)
         if pattern.settles_sparsity:
@@ -143,6 +143,12 @@ class Recipe(BaseModel):
                 "target",
                 f"dense was asked for {self.pattern} with {self.propagation} propagation, and serves single "
                 "weights with layer propagation; use --target pruned",
+            )
+        if self.sites.shares == "experts" and self.propagation == "layer":
+            raise RequestError(
+                "propagation",
+                "layer measures what enters before anything computes, and experts are known by what they put "
+                "out; use block or dense",
             )
         if self.allocation.holds_out:
             require_held_out(self.calibration.samples)
@@ -281,3 +287,10 @@ class Recipe(BaseModel):
     def hash(self) -> str:
         """Names the resolved recipe in a config."""
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
+
+
+def _propagation(method: PruningMethod, pattern: Pattern, target: Target) -> Propagation:
+    """What calibrates later layers unless something else is asked."""
+    if target == "dense":
+        return "layer"
+    return "block" if sites_of(pattern).shares == "experts" else method.propagation

@@ -15,7 +15,7 @@ from llmprune.tensors.statistics import Nothing
 class Unrepaired(Repair[Nothing]):
     """The kept weights do not change."""
 
-    serves: ClassVar = ("weights", "units", "blocks", "rows")
+    serves: ClassVar = ("weights", "units", "experts", "blocks", "rows")
 
     def apply(self, weight: Tensor, keep: Tensor, statistic: Nothing) -> Repaired:
         """V = W_K"""

@@ -29,7 +29,7 @@ from llmprune.recipe.text import write_yaml
 from llmprune.report import RecipeRecord, Report, StepRecord, Time
 from llmprune.run import card, learned, memory, tokens
 from llmprune.run.job import Job, Run
-from llmprune.run.warning import overpruned
+from llmprune.run.warning import overpruned, starved
 from llmprune.text.calibration import as_now
 from llmprune.text.windows import Windows
 from llmprune.walk.walk import Walk
@@ -123,7 +123,7 @@ def report_of(
         fingerprint=header.fingerprint,
         budgets=header.tried or None,
         searched=header.searched or None,
-        warnings=overpruned(todo, header.budget),
+        warnings=[*overpruned(todo, header.budget), *starved(sites)],
         steps=[_step(step) for step in todo.steps] or None,
     )
 

@@ -1,9 +1,12 @@
-"""Warn of a budget under which few models survive: one that takes far more of some blocks than was asked."""
+"""Warn of what few models survive: budgets that take far more of some blocks, and starved experts."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llmprune.model.widths import Budget
 from llmprune.progress import say
+from llmprune.report import SiteRecord
 from llmprune.run.job import Job
 
 MUCH = 2.5  # times the share that was asked
@@ -30,6 +33,18 @@ def overpruned(todo: Job, budget: Budget) -> list[str]:
     return [
         f"block {worst} loses {shares[worst]:.0%} of what can go where {recipe.sparsity:.0%} was asked"
         f"{others}; if the quality is poor, try --allocation best or uniform"
+    ]
+
+
+def starved(sites: Iterable[SiteRecord]) -> list[str]:
+    """A sentence about experts that too few calibration tokens reached."""
+    notes = [record.notes for record in sites if "topped_up" in record.notes]
+    few = [note["tokens"] for note in notes if note["topped_up"]]
+    if not few:
+        return []
+    return [
+        f"too few tokens reached {len(few)} of {len(notes)} matrices of experts, the fewest {min(few):.0f}; "
+        "these saw other tokens of their block too; raise --samples"
     ]
 
 

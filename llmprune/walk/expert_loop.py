@@ -16,6 +16,7 @@ from torch.nn import functional
 from llmprune.model.expert_site import ExpertSite
 from llmprune.model.experts import experts_of, projections
 from llmprune.model.site import Site
+from llmprune.model.whole_experts import WholeExperts
 
 At = Callable[[Site, Tensor], object]
 
@@ -27,7 +28,8 @@ class ExpertLoop:
 
     Args:
         layer: holds the experts.
-        sites: of these experts; `at(site, rows)` is called before each computes.
+        sites: of these experts; `at(site, rows)` is called before each matrix computes, and for all experts
+            together, with the norms of what they add and of what they put out [T, 2 E], after the last.
         at: may change the weights of the site.
     """
 
@@ -35,6 +37,7 @@ class ExpertLoop:
         self._layer, self._at = layer, at
         self._first, self._last = projections(layer)
         self._sites = {(s.expert, s.leaf): s for s in sites or () if isinstance(s, ExpertSite)}
+        self._whole = next((s for s in sites or () if isinstance(s, WholeExperts)), None)
 
     def __call__(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         """The weighted sum [T, D] of the chosen experts' outputs.
@@ -46,12 +49,19 @@ class ExpertLoop:
         """
         dtype = torch.promote_types(x.dtype, weight.dtype)
         outputs = x.new_zeros(*index.shape, x.shape[-1], dtype=dtype)
-        for expert in range(len(getattr(self._layer, self._last))):
+        experts = len(getattr(self._layer, self._last))
+        norms = x.new_zeros(2, len(x), experts, dtype=torch.float32)
+        for expert in range(experts):
             token, place = torch.where(index == expert)
             y = self._linear(expert, self._last, self.between(expert, x[token], self._at))
             if self._layer.has_post_expert_norm:
                 y = self._layer.post_expert_norm(y)
-            outputs[token, place] = y * weight[token, place, None]
+            outputs[token, place] = added = y * weight[token, place, None]
+            if self._whole:
+                norms[0, token, expert] = added.float().norm(dim=-1)
+                norms[1, token, expert] = y.float().norm(dim=-1)
+        if self._whole and self._at:
+            self._at(self._whole, torch.cat([*norms], dim=-1))
         return outputs.sum(1).to(x.dtype)
 
     def between(self, expert: int, x: Tensor, at: At | None = None) -> Tensor:

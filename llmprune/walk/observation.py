@@ -20,6 +20,8 @@ class Observation:
 
     statistic: Statistic
     every: int
+    """Of so many tokens one is kept as a sample; none if 0."""
+
     rows: list[Tensor] = field(default_factory=list)
     notes: dict[str, float] = field(default_factory=dict)
     """Of experts: the tokens that reached one, and those that were added because they were too few."""
@@ -30,11 +32,12 @@ class Observation:
         if not len(x):  # no token of this batch reaches the expert
             return
         # Spread over all batches, and not at their starts: a sequence's first token is unlike the others.
-        start = (self.every // 2 - self.statistic.tokens) % self.every
+        start = (self.every // 2 - self.statistic.tokens) % max(self.every, 1)
         self.statistic.update(x)
         if dense is not None:
             self.statistic.of(CrossGram).compare(dense.reshape(x.shape), x)
-        self.rows.append(x[start :: self.every].clone())  # a view would keep all of `x` in memory
+        if self.every:
+            self.rows.append(x[start :: self.every].clone())  # a view would keep all of `x` in memory
 
     @property
     def sample(self) -> Tensor:

@@ -34,7 +34,7 @@ class Stage:
     """One block, its input hidden states, and the other arguments that the model passes to it."""
 
     def __init__(self, anatomy: Anatomy, index: int, hidden: list[Tensor], calls: list[Call]) -> None:
-        self.index, self.block = index, anatomy.blocks[index]
+        self.index, self._anatomy = index, anatomy
         self.sites = anatomy.block_sites(index)
         self.hidden, self.calls = hidden, calls
         self.outputs: list[Tensor] | None = None
@@ -43,6 +43,11 @@ class Stage:
         self._tokens = sum(h.shape[0] * h.shape[1] for h in hidden)
         self._sampled = anatomy.kind.sample_tokens
         self._spare: dict[nn.Module, Tensor] = {}  # tokens for starved experts, by the module that holds them
+
+    @property
+    def block(self) -> nn.Module:
+        """The block as it is now: it is another once experts are gone."""
+        return self._anatomy.blocks[self.index]
 
     def visit(
         self,
@@ -133,7 +138,7 @@ class Stage:
         return time.perf_counter()
 
     def _new(self, site: Site, needs: type[Statistic]) -> Observation:
-        every = max(1, int(self._tokens * site.share) // self._sampled)
+        every = max(1, int(self._tokens * site.share) // self._sampled) if self._sampled else 0
         return Observation(needs(site.inputs, device_of(self.block)), every)
 
     def _fed(self, site: Site, seen: Observation) -> None:

@@ -1,0 +1,228 @@
+"""Every family of mixtures: weights inside experts, and whole experts, go exactly as asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from llmprune import prune
+from llmprune.errors import RequestError
+from llmprune.model.anatomy import Anatomy
+from llmprune.model.expert_site import ExpertSite
+from llmprune.model.sites.experts import WholeExpertsOfBlocks
+from llmprune.model.sites.linear import LinearLayers
+from llmprune.model.whole_experts import WholeExperts
+from llmprune.patterns.experts import Experts
+from llmprune.tensors import ops
+from tests import mixtures, tiny
+
+CALIBRATION = {"samples": 4, "length": 32}
+PROBE = torch.randint(0, tiny.VOCABULARY, (1, 16), generator=torch.Generator().manual_seed(1))
+SLOW = {"kimi_linear"}  # its kernel takes ten seconds on a CPU
+GROUPED = [name for name, own in mixtures.FAMILIES.items() if own.get("n_group", 1) not in (1, None)]
+# Identical experts add up to the same, however many there are, where their weights are normalised.
+NORMALISED = ("mixtral", "gpt_oss", "granitemoe", "glm4_moe", "minimax_m2", "ernie4_5_moe", "lfm2_moe")
+PRODUCT = {
+    f"{method}-{pattern}-{propagation}": {"method": method, "pattern": pattern, "propagation": propagation}
+    for method in ("wanda", "sparsegpt", "magnitude", "admm")
+    for pattern in ("unstructured", "2:4")
+    for propagation in ("dense", "block", "layer")
+}
+FEW = ("wanda-2:4-dense", "sparsegpt-unstructured-layer")
+
+
+def families() -> list[Any]:
+    marked = {name: [pytest.mark.slow] for name in SLOW}
+    return [pytest.param(name, marks=marked.get(name, [])) for name in mixtures.FAMILIES]
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("mixtures")
+
+    def made(family: str) -> Path:
+        folder = root / family
+        return folder if folder.exists() else mixtures.save(family, folder)
+
+    return made
+
+
+def asked(**more: Any) -> dict[str, Any]:
+    return {"calibration": CALIBRATION, **more}
+
+
+def load(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, ids: Tensor = PROBE) -> Tensor:
+    return model(ids, use_cache=False).logits
+
+
+def layout_of(folder: Path) -> dict[str, Any]:
+    tensors = {key: t for file in folder.glob("*.safetensors") for key, t in load_file(file).items()}
+    return {key: (t.dtype, t.shape) for key, t in tensors.items()}
+
+
+def require_masked(family: str, folder: Path, out: Path, recipe: dict[str, Any]) -> None:
+    """Every matrix has lost half of its weights; the rest, and the layout of the file, are as before."""
+    report = prune(folder, recipe, out=out)
+    dense, pruned = load(folder), load(out)
+    assert layout_of(out) == layout_of(folder)
+    assert report.reload is not None
+    assert report.reload["max_abs_logit_difference"] == 0.0
+    sites = Anatomy(pruned, LinearLayers()).sites
+    assert any(isinstance(site, ExpertSite) for site in sites)
+    for site in sites:
+        gone = site.matrix(site.weight) == 0
+        assert int(gone.sum()) == round(0.5 * site.weights), site.name
+        if recipe["pattern"] == "2:4":
+            assert (gone.reshape(-1, 4).sum(1) == 2).all(), site.name
+    touched = {site.key for site in sites}
+    before, after = dense.state_dict(), pruned.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if name not in touched)
+    if recipe["method"] in ("wanda", "magnitude"):
+        assert all(torch.equal(after[name], before[name].where(after[name] != 0, 0)) for name in touched)
+    prune(dense, recipe, tokenizer=AutoTokenizer.from_pretrained(folder))
+    for name, tensor in dense.state_dict().items():
+        assert torch.equal(tensor, after[name]), f"{name} differs from pruning in memory"
+
+
+@pytest.mark.usefixtures("check_in_process")
+@pytest.mark.parametrize("family", families())
+def test_weights_inside_experts_go(family: str, mixture: Any, tmp_path: Path) -> None:
+    which = FEW[list(mixtures.FAMILIES).index(family) % 2]
+    require_masked(family, mixture(family), tmp_path / "out", asked(**PRODUCT[which]))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("check_in_process")
+@pytest.mark.parametrize("which", PRODUCT)
+@pytest.mark.parametrize("family", [name for name in mixtures.FAMILIES if name not in SLOW])
+def test_every_method_pattern_and_propagation(family: str, which: str, mixture: Any, tmp_path: Path) -> None:
+    require_masked(family, mixture(family), tmp_path / "out", asked(**PRODUCT[which]))
+
+
+@pytest.mark.usefixtures("check_in_process")
+@pytest.mark.parametrize("family", families())
+def test_whole_experts_go(family: str, mixture: Any, tmp_path: Path) -> None:
+    """The loaded model computes as the dense one whose routers cannot choose what went."""
+    folder, out = mixture(family), tmp_path / "out"
+    report = prune(folder, asked(method="reap", sparsity=0.25), out=out)
+    assert report.reload is not None
+    assert report.reload["max_abs_logit_difference"] == 0.0
+    assert {record.kind for record in report.sites} == {"experts"}
+    config, before = (json.loads((place / "config.json").read_text()) for place in (out, folder))
+    assert config.pop("llmprune")["pattern"] == "experts"
+    changed = {name for name in config if config[name] != before.get(name)}
+    assert changed
+    assert changed <= {"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"}
+    stored, dense = layout_of(out), layout_of(folder)
+    assert stored.keys() <= dense.keys()
+    sizes = [sum(t.numel() for t in load(place).state_dict().values()) for place in (folder, out)]
+    assert report.totals["removed_parameters"] == sizes[0] - sizes[1]
+
+    live = load(folder)
+    prune(live, asked(method="reap", sparsity=0.25), tokenizer=AutoTokenizer.from_pretrained(folder))
+    assert torch.equal(logits(live), logits(load(out)))
+
+
+@pytest.mark.parametrize("family", GROUPED)
+def test_a_later_token_leaves_earlier_logits_alone(family: str, mixture: Any, tmp_path: Path) -> None:
+    """A number of experts that the groups do not divide would mix tokens up, without an error."""
+    model = load(mixture(family))
+    prune(model, asked(method="reap", sparsity=0.25), tokenizer=tiny.tokenizer())
+    other = PROBE.clone()
+    other[0, -1] = (other[0, -1] + 1) % tiny.VOCABULARY
+    torch.testing.assert_close(logits(model)[:, :-1], logits(model, other)[:, :-1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", NORMALISED)
+def test_removing_copies_of_experts_changes_nothing(family: str, mixture: Any) -> None:
+    model = load(mixture(family))
+    kind = WholeExpertsOfBlocks(Experts())
+    for site in Anatomy(model, kind).sites:
+        for parameter in site.layer.parameters():
+            parameter.data.copy_(parameter.data[:1].expand_as(parameter).clone())
+    before = logits(model)
+    prune(model, asked(method="random", pattern="experts", sparsity=0.5), tokenizer=tiny.tokenizer())
+    torch.testing.assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss", "ernie4_5_moe"])
+def test_the_pruned_block_is_the_dense_one_without_a_choice(family: str, mixture: Any) -> None:
+    """Scores of the experts that went are lowered in the router, by a hook on the experts themselves."""
+    dense, pruned = load(mixture(family)), load(mixture(family))
+    report = prune(pruned, asked(method="reap", sparsity=0.25), tokenizer=tiny.tokenizer())
+    assert report.sites[0].units == ([16, 12] if family == "deepseek_v3" else [8, 6])
+    assert not torch.allclose(logits(dense), logits(pruned), atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "nemotron_h"])
+def test_contributions_are_those_of_a_plain_loop(family: str, mixture: Any) -> None:
+    """REAP in ten lines, on the class's own eager loop."""
+    model = load(mixture(family))
+    site = Anatomy(model, WholeExpertsOfBlocks(Experts())).sites[0]
+    assert isinstance(site, WholeExperts)
+    layer, seen = site.layer, []
+    own = layer.forward
+    layer.forward = lambda *inputs: (seen.append(inputs), own(*inputs))[1]  # type: ignore[method-assign]
+    logits(model)
+    del layer.forward
+    x, index, weight = seen[0]
+    scores = []
+    for expert in range(site.units):
+        rows, place = torch.where(index == expert)
+        alone = torch.full_like(index[rows][:, :1], expert)
+        with torch.no_grad():
+            one = layer(x[rows], alone, weight[rows, place][:, None]).norm(dim=-1)
+        scores.append(float(one.mean()) if len(rows) else 0.0)
+    expected = ops.keep_largest(torch.tensor([scores]), 2)[0]
+    prune(model, {"method": "reap", "sparsity": 0.25}, tokens=PROBE, tokenizer=tiny.tokenizer())
+    kept = [torch.equal(layer.down_proj[e], d) for e in range(8) for d in site.layer.down_proj]
+    assert torch.tensor(kept).reshape(8, 6).any(1).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "why"),
+    [
+        ("mixtral", {"sparsity": 0.8}, "each token goes to 3"),
+        ("deepseek_v3", {"sparsity": 0.05}, "4 groups"),
+        ("mixtral", {"layout": "padded"}, "leave it out|use uniform"),
+        ("mixtral", {"propagation": "layer"}, "block or dense"),
+        ("mixtral", {"allocation": "global"}, "cannot share out experts"),
+        ("mixtral", {"method": "wanda", "pattern": "experts"}, "wanda prunes"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_weight_is_read(
+    family: str, more: dict[str, Any], why: str, mixture: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=why):
+        prune(mixture(family), asked(**{"method": "reap", "sparsity": 0.25, **more}), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dense_model_has_no_experts(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no experts"):
+        prune(checkpoints("llama"), asked(method="reap", sparsity=0.25), out=tmp_path / "out")
+
+
+@pytest.mark.usefixtures("check_in_process")
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_starved_experts_see_other_tokens(method: str, mixture: Any, tmp_path: Path) -> None:
+    recipe, tokens = {"method": method, "sparsity": 0.5}, torch.tensor([[5, 7]])
+    report = prune(mixture("mixtral"), recipe, tokens=tokens, out=tmp_path / "out")
+    experts = [record for record in report.sites if "experts" in record.kind]
+    assert all(record.reached == 0.5 for record in experts)
+    routed = [record.notes["tokens"] for record in experts if record.kind.endswith("down_proj")]
+    assert sum(routed) == 2 * 2 * mixtures.CHOSEN  # two blocks, two tokens
+    assert all(r.notes["topped_up"] > 0 for r in experts if r.notes["tokens"] == 0)
+    assert any("too few tokens" in warning for warning in report.warnings)
