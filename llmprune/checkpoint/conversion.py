@@ -7,7 +7,8 @@ mixture, which files store one by one), some are parts of one (queries, keys and
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -31,12 +32,13 @@ class Conversion:
     Args:
         model: of the checkpoint's architecture; its weights may be on the meta device.
         keys: of all tensors of the checkpoint.
+        quantizer: transformers' own, which unpacks packed tensors; None where none are, or to write.
     """
 
-    def __init__(self, model: PreTrainedModel, keys: Iterable[str]) -> None:
+    def __init__(self, model: PreTrainedModel, keys: Collection[str], quantizer: Any = None) -> None:
         self._model = model
         known = model.state_dict()
-        table = get_model_conversion_mapping(model)
+        table = get_model_conversion_mapping(model, None, quantizer)
         self._renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in table if isinstance(entry, WeightConverter)]
         self._by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
@@ -47,8 +49,12 @@ class Conversion:
             if name in known:
                 self._parts.setdefault(name, []).append((key, pattern))
         self._first = {name: first for first in self._parts for name in self._targets(first, known)}
-        # What was used to read is what must be reverted to write.
-        model._weight_conversions = [entry for entry in table if entry.was_used()]
+        # A checkpoint of the trunk alone leaves the trunk's name out of every key.
+        base = f"{model.base_model_prefix}."
+        self._omitted = "" if any(key.startswith(base) for key in keys) else base
+        self._owners = {key: name for name, parts in self._parts.items() for key, _ in parts}
+        if quantizer is None:  # what was used to read is what must be reverted to write
+            model._weight_conversions = [entry for entry in table if entry.was_used()]
 
     def _name(
         self, key: str, converters: list[WeightConverter], known: Mapping[str, object]
@@ -75,6 +81,10 @@ class Conversion:
     def names(self) -> Iterable[str]:
         """The parameters and buffers that the checkpoint holds."""
         return self._first
+
+    def owner(self, key: str) -> str:
+        """The (first) parameter that a tensor of the checkpoint belongs to."""
+        return self._owners[key]
 
     def keys(self, name: str) -> list[str]:
         """The tensors of the checkpoint that a parameter is made of."""
@@ -117,7 +127,5 @@ class Conversion:
     def _split(self, joined: dict[str, Tensor]) -> dict[str, Tensor]:
         if not joined:
             return {}
-        known = {key for name in joined if name in self for key in self.keys(name)}
-        base = f"{self._model.base_model_prefix}."
-        made = revert_weight_conversion(self._model, joined)
-        return {key if key in known else key.removeprefix(base): tensor for key, tensor in made.items()}
+        made: dict[str, Tensor] = revert_weight_conversion(self._model, joined)
+        return {key.removeprefix(self._omitted): tensor for key, tensor in made.items()}

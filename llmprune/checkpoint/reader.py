@@ -8,9 +8,9 @@ import re
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from llmprune.checkpoint.conversion import Conversion
+from llmprune.checkpoint import packed
 from llmprune.checkpoint.source import Source
 from llmprune.checkpoint.streamed import CheckpointStore
 from llmprune.errors import JobError, RequestError, one_line
@@ -27,13 +27,21 @@ def blueprint(source: Source, kind: Sites) -> Anatomy:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                source.config, trust_remote_code=source.trust_remote_code, dtype=torch.float32
+                _unpacked(source.config), trust_remote_code=source.trust_remote_code, dtype=torch.float32
             )
     except Exception as error:
         raise RequestError("model", f"transformers cannot build {source.name}: {one_line(error)}") from error
     anatomy = Anatomy(model, kind)
     kind.require_coverage(anatomy)
     return anatomy
+
+
+def _unpacked(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of a config, of a model with ordinary weights."""
+    made = copy.deepcopy(config)
+    if hasattr(made, packed.SETTING):
+        delattr(made, packed.SETTING)
+    return made
 
 
 def open_streamed(
@@ -54,16 +62,15 @@ def open_streamed(
         # Buffers that no file holds, such as the frequencies of rotary embeddings, are computed here.
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
-                copy.deepcopy(source.config), trust_remote_code=source.trust_remote_code, dtype=dtype
+                _unpacked(source.config), trust_remote_code=source.trust_remote_code, dtype=dtype
             )
-        conversion = Conversion(model, source.tensors)
+        anatomy.attach(model)
+        store = CheckpointStore(anatomy, source.tensors, packed.quantizer_of(source.settings), device)
     except Exception as error:
         raise JobError(f"transformers cannot load {source.name}: {one_line(error)}") from error
     model.eval().requires_grad_(False)
-    _require_complete(model, conversion)
+    _require_complete(model, store.names)
     _keep_precise(model, dtype)
-    anatomy.attach(model)
-    store = CheckpointStore(anatomy, source.tensors, conversion, device)
     store.load(_outside(anatomy))
     model.tie_weights()
     for module in model.modules():
@@ -72,13 +79,13 @@ def open_streamed(
     return store
 
 
-def _require_complete(model: PreTrainedModel, conversion: Conversion) -> None:
+def _require_complete(model: PreTrainedModel, names: set[str]) -> None:
     """Refuse a checkpoint that lacks weights of the model.
 
     Raises:
         JobError: it names the first.
     """
-    known = {*conversion.names, *getattr(model, "all_tied_weights_keys", {})}
+    known = {*names, *getattr(model, "all_tied_weights_keys", {})}
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
     missing = sorted(
         name for name in model.state_dict() if name not in known and not any(p.search(name) for p in ignored)

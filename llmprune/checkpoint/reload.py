@@ -38,11 +38,16 @@ class Checked(TypedDict):
 
 def logits_of(folder: str, how: LoadOptions, ids: Tensor) -> Tensor:
     """Load a folder with plain transformers and compute the logits [1, T, V] of `ids` [1, T]."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, how["dtype"]), trust_remote_code=how["trust_remote_code"]
-    )
+    dtype, trust = getattr(torch, how["dtype"]), how["trust_remote_code"]
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    packed = getattr(config, "quantization_config", None)
+    if packed:  # as the pruned model in memory, whatever kernels this machine has
+        config.quantization_config = {**packed, "dequantize": True}
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
+    for parameter in model.parameters() if packed else ():  # some formats come out as bfloat16 in any case
+        parameter.data = parameter.data.to(dtype)
     model = model.to(how["device"]).eval()
     with torch.no_grad():
         logits: Tensor = model(ids.to(how["device"]), use_cache=False).logits.cpu()

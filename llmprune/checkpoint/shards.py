@@ -97,8 +97,8 @@ def indexed_files(index: bytes) -> list[str]:
     return files
 
 
-def read_headers(folder: Path) -> dict[str, Stored]:
-    """All tensors of a checkpoint, by key.
+def read_headers(folder: Path, *, packed: bool = False) -> dict[str, Stored]:
+    """All tensors of a checkpoint, by key; `packed` if its config says how they are packed.
 
     Raises:
         JobError: a shard is missing, truncated or unreadable.
@@ -113,12 +113,12 @@ def read_headers(folder: Path) -> dict[str, Stored]:
             f"the shard {strange.file} holds {strange.key} as {strange.type}, which safetensors does not "
             "know; download it again"
         )
-    packed = sorted(key for key in found if PACKED.search(key))
-    if packed:
+    strangers = sorted(key for key in found if PACKED.search(key)) if not packed else []
+    if strangers:
         raise RequestError(
             "model",
-            f"{folder} holds packed weights ({packed[0]}), which transformers would replace by random ones; "
-            "give the dense checkpoint they were packed from",
+            f"{folder} holds packed weights ({strangers[0]}), which transformers would replace by random "
+            "ones; give the dense checkpoint they were packed from",
         )
     _require_index_agrees(folder, found)
     return found

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from llmprune.checkpoint import gguf, shards
+from llmprune.checkpoint import gguf, packed, shards
 from llmprune.checkpoint.offline import UNREACHABLE, by_storage
 from llmprune.checkpoint.shards import Stored
 from llmprune.errors import JobError, RequestError, first_line, one_line
@@ -70,12 +70,17 @@ class Source:
                 "model", f"transformers cannot read the config of {self.name}: {one_line(error)}"
             ) from error
 
+    @property
+    def packed(self) -> bool:
+        """Whether its weights are quantised, and unpacked as they are read."""
+        return packed.format_of(self.settings) is not None
+
     @cached_property
     def tensors(self) -> dict[str, Stored]:
         """Every tensor by its key; a Hub checkpoint's weights are downloaded first."""
         if self.revision:
             _download(self.name, self.revision, allow_patterns=self._weight_files)
-        return shards.read_headers(self.folder)
+        return shards.read_headers(self.folder, packed=self.packed)
 
     def fetch(self) -> None:
         """Have the weights at hand, and refuse those that cannot be read."""
@@ -90,6 +95,8 @@ class Source:
             sizes = Counter()
             for stored in self.tensors.values():
                 sizes[stored.type] += stored.bytes
+        if self.packed:  # transformers unpacks them into this dtype
+            return sum(sizes.values()), torch.bfloat16
         return sum(sizes.values()), shards.DTYPES.get(max(sizes, key=lambda t: sizes[t]), torch.float32)
 
     @property
@@ -220,14 +227,7 @@ def _sizes_on_hub(repo: str, revision: str) -> Counter[str]:
 def _require_supported(source: Source) -> None:
     """Refuse what llmprune cannot prune, by the configuration alone."""
     settings = source.settings
-    for key in ("quantization_config", "compression_config"):
-        if settings.get(key):
-            kind = (
-                settings[key].get("quant_method", "unknown") if isinstance(settings[key], dict) else "unknown"
-            )
-            raise RequestError(
-                "model", f"{source.name} is quantised ({kind}); prune the checkpoint it was quantised from"
-            )
+    packed.require_readable(source.name, settings)
     family = settings.get("model_type")
     known = isinstance(family, str) and family in CONFIG_MAPPING
     if not source.trust_remote_code and not known:

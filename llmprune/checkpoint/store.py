@@ -11,6 +11,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
+from llmprune.checkpoint.conversion import Conversion
 from llmprune.checkpoint.offload import align_hooks
 from llmprune.errors import JobError, RequestError
 from llmprune.methods.base import Weights
@@ -145,6 +147,18 @@ class Store:
         """Tensors by the keys of a checkpoint, given by their names in the model."""
         made: dict[str, Tensor] = revert_weight_conversion(self.anatomy.model, dict(tensors))
         return made
+
+    def stored(self, block: int) -> dict[str, Tensor]:
+        """The tensors of a block by the keys of a checkpoint."""
+        return self.written(self.tensors(block))
+
+    def owner(self, key: str) -> str:
+        """The (first) parameter that a tensor of a checkpoint belongs to."""
+        return self._conversion.owner(key)
+
+    @cached_property
+    def _conversion(self) -> Conversion:
+        return Conversion(self.anatomy.model, self.written(self.anatomy.model.state_dict()))
 
     def restore(self, sites: list[Site], file: Path) -> None:
         """Set the weights and biases of resident sites to those in a shard.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmprune.checkpoint import shards
 from llmprune.checkpoint.conversion import Conversion
-from llmprune.checkpoint.shards import Stored
+from llmprune.checkpoint.shards import DTYPES, Stored
 from llmprune.checkpoint.store import Store
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.site import Site
@@ -23,17 +24,25 @@ class CheckpointStore(Store):
     Args:
         anatomy: of a model whose parameters are on the meta device.
         source: the tensors of its checkpoint, by key.
-        conversion: from these to the parameters.
+        quantizer: transformers' own, which unpacks packed tensors; None where none are.
         device: on which the blocks compute.
     """
 
     def __init__(
-        self, anatomy: Anatomy, source: dict[str, Stored], conversion: Conversion, device: torch.device
+        self, anatomy: Anatomy, source: dict[str, Stored], quantizer: Any, device: torch.device
     ) -> None:
         super().__init__(anatomy)
-        self._source, self._conversion, self._device = source, conversion, device
-        # Parameters that are joined from several tensors, in the dtype of the checkpoint, while resident.
+        self._source, self._device = source, device
+        self._reading = self._writing = Conversion(anatomy.model, source)
+        if quantizer is not None:
+            self._reading = Conversion(anatomy.model, source, quantizer)
+        # Parameters that are not one tensor of the checkpoint, while the block is resident.
         self._joined: dict[str, Tensor] = {}
+
+    @property
+    def names(self) -> set[str]:
+        """The parameters and buffers that the checkpoint holds."""
+        return set(self._reading.names)
 
     def load(self, modules: Mapping[str, nn.Module]) -> dict[tuple[nn.Module, str], nn.Parameter]:
         """Load the parameters and buffers of modules, given by their paths, in the dtypes that they have.
@@ -44,22 +53,28 @@ class CheckpointStore(Store):
         blank = {}
         for path, module in modules.items():
             for leaf, parameter in list(module.named_parameters(recurse=False)):
-                if parameter.is_meta and f"{path}.{leaf}" in self._conversion:
-                    value = self.parameter(f"{path}.{leaf}").to(self._device, parameter.dtype)
+                if parameter.is_meta and f"{path}.{leaf}" in self._reading:
+                    value = self._value(f"{path}.{leaf}").to(self._device, parameter.dtype)
                     module.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
                     blank[module, leaf] = parameter
             for leaf, buffer in list(module.named_buffers(recurse=False)):
-                if f"{path}.{leaf}" in self._conversion:
-                    setattr(module, leaf, self.parameter(f"{path}.{leaf}").to(self._device, buffer.dtype))
+                if f"{path}.{leaf}" in self._reading:
+                    setattr(module, leaf, self._value(f"{path}.{leaf}").to(self._device, buffer.dtype))
         return blank
 
-    def parameter(self, name: str) -> Tensor:
-        """A parameter or buffer in the dtype of the checkpoint."""
-        if self._conversion.key(name):
-            return self._conversion.read(name, self._source)[name]
+    def _value(self, name: str) -> Tensor:
+        """A parameter or buffer in the dtype of the checkpoint, or unpacked into that of the computation."""
+        if self._reading.key(name):
+            return self._reading.read(name, self._source)[name]
         if name not in self._joined:
-            self._joined |= self._conversion.read(name, self._source)
+            self._joined |= self._reading.read(name, self._source)
         return self._joined[name]
+
+    def _as_written(self, name: str) -> Tensor:
+        """A parameter or buffer in the dtype in which a changed one is written."""
+        value = self._value(name)
+        packed = any(self._source[key].type not in DTYPES for key in self._reading.keys(name))
+        return value.bfloat16() if packed else value
 
     @contextmanager
     def resident(self, block: int) -> Iterator[None]:
@@ -87,14 +102,14 @@ class CheckpointStore(Store):
 
     def _stored(self, site: Site) -> Tensor:
         # From the file: the resident copy is in the dtype of the computation.
-        return self.parameter(site.key).to(site.weight.device)
+        return self._as_written(site.key).to(site.weight.device)
 
     def restore(self, sites: list[Site], file: Path) -> None:
         """Set the weights and biases of resident sites to those in a shard."""
         found = shards.read_file(file)
         for site in {site.key: site for site in sites}.values():
-            self._install(site, self._conversion.read(site.key, found)[site.key])
-            (bias,) = self._conversion.written({site.bias_key: torch.empty(0)})
+            self._install(site, self._writing.read(site.key, found)[site.key])
+            (bias,) = self._writing.written({site.bias_key: torch.empty(0)})
             if bias in found:
                 self._set_bias(site, found[bias].read())
 
@@ -105,21 +120,33 @@ class CheckpointStore(Store):
             changed[site.key] = weight
             if layer in self._dense_biases:
                 changed[site.bias_key] = layer.get_parameter("bias").data.to(weight.dtype)
-        names = [
-            name for name in self._conversion.names if name.startswith(f"{self.anatomy.prefix}.{block}.")
-        ]
+        names = self._names(f"{self.anatomy.prefix}.{block}.")
         return {
-            name: changed[name] if name in changed else self.parameter(name)
+            name: changed[name] if name in changed else self._as_written(name)
             for name in dict.fromkeys([*names, *changed])
         }
 
     def written(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by the keys of the checkpoint, given by their names in the model."""
-        return self._conversion.written(tensors)
+        return self._writing.written(tensors)
+
+    def stored(self, block: int) -> dict[str, Tensor]:
+        """The tensors of a block as its checkpoint has them, packed ones too, by their keys."""
+        return {key: self._source[key].read() for key in self._keys(f"{self.anatomy.prefix}.{block}.")}
+
+    def owner(self, key: str) -> str:
+        """The (first) parameter that a tensor of the checkpoint belongs to."""
+        return self._reading.owner(key)
 
     def rest(self) -> dict[str, Tensor]:
         """All tensors outside the blocks, by their keys in the checkpoint."""
-        prefix = f"{self.anatomy.prefix}."
-        names = [name for name in self._conversion.names if name.startswith(prefix)]
-        inside = {key for name in names for key in self._conversion.keys(name)}
+        inside = set(self._keys(f"{self.anatomy.prefix}."))
         return {key: stored.read() for key, stored in self._source.items() if key not in inside}
+
+    def _keys(self, prefix: str) -> list[str]:
+        """The tensors of the checkpoint whose parameters have names that begin so."""
+        names = self._names(prefix)
+        return list(dict.fromkeys(key for name in names for key in self._reading.keys(name)))
+
+    def _names(self, prefix: str) -> list[str]:
+        return [name for name in self._reading.names if name.startswith(prefix)]

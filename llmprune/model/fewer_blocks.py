@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -20,11 +20,17 @@ class _Fewer(Shapes):
     Args:
         anatomy: of the dense model.
         gone: these blocks.
+        refits: whether a repair changes weights of the others.
     """
 
-    def __init__(self, anatomy: Anatomy, gone: set[int]) -> None:
+    def __init__(self, anatomy: Anatomy, gone: set[int], *, refits: bool = False) -> None:
         super().__init__(anatomy)
-        self.gone = gone
+        self.gone, self._refits = gone, refits
+
+    @property
+    def copies(self) -> bool:
+        """No weight that stays changes, unless a repair refits some."""
+        return not self._refits
 
     def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
         """All parameters of the site, or none."""
@@ -38,19 +44,20 @@ class FewerBlocks(_Fewer):
     Args:
         anatomy: of the dense model.
         gone: the blocks that go.
+        refits: whether a repair changes weights of the others.
     """
 
-    def __init__(self, anatomy: Anatomy, gone: set[int]) -> None:
-        super().__init__(anatomy, gone)
+    def __init__(self, anatomy: Anatomy, gone: set[int], *, refits: bool = False) -> None:
+        super().__init__(anatomy, gone, refits=refits)
         self.kept = [block for block in range(len(anatomy.blocks)) if block not in gone]
 
-    def cut_tensors(
-        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor]
+    def cut_stored(
+        self,
+        block: int,
+        keeps: Mapping[str, Tensor],
+        tensors: dict[str, Tensor],
+        owner: Callable[[str], str],
     ) -> dict[str, Tensor]:
-        """A block that stays as it is; nothing of one that goes."""
-        return {} if block in self.gone else tensors
-
-    def renumbered(self, block: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """A block that stays, under its new number."""
         if block in self.gone:
             return {}
@@ -97,12 +104,16 @@ class FewerParts(_Fewer):
         super().__init__(anatomy, gone)
         self.modules = modules
 
-    def cut_tensors(
-        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor]
+    def cut_stored(
+        self,
+        block: int,
+        keeps: Mapping[str, Tensor],
+        tensors: dict[str, Tensor],
+        owner: Callable[[str], str],
     ) -> dict[str, Tensor]:
         """A block without the tensors of its part."""
         parts = [f".{block}.{name}." for name in self.modules] if block in self.gone else []
-        return {name: tensor for name, tensor in tensors.items() if not any(part in name for part in parts)}
+        return {key: tensor for key, tensor in tensors.items() if not any(p in owner(key) for p in parts)}
 
     def config(self, settings: Settings) -> Settings:
         """config.json with what each layer skips."""

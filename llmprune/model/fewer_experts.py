@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -10,6 +11,8 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.model.shapes import Removed, Settings, Shapes
 from llmprune.model.site import Site
 from llmprune.model.whole_experts import COUNTS, WholeExperts, with_count
+
+NUMBER = re.compile(r"\.experts\.(\d+)\.")  # in the key of an expert that is stored by itself
 
 
 class FewerExperts(Shapes):
@@ -33,15 +36,31 @@ class FewerExperts(Shapes):
         units = [site.units, self.count]
         return {"units": units, "dropped": gone * site.cost, "zeros": 0, "shape_after": [1, self.count]}
 
-    def cut_tensors(
-        self, block: int, keeps: Mapping[str, Tensor], tensors: dict[str, Tensor]
+    @property
+    def copies(self) -> bool:
+        """No weight that stays changes."""
+        return True
+
+    def cut_stored(
+        self,
+        block: int,
+        keeps: Mapping[str, Tensor],
+        tensors: dict[str, Tensor],
+        owner: Callable[[str], str],
     ) -> dict[str, Tensor]:
-        """The tensors of a block with the experts that stay, in their order."""
+        """The experts that stay, renumbered where each has its own keys, and routers without the others."""
         prefix = f"{self.anatomy.prefix}.{block}."
         for site in self.anatomy.block_sites(block):
             assert isinstance(site, WholeExperts)
             kept = keeps[site.name].nonzero()[:, 0].tolist()
-            tensors = {k: site.cut(k.removeprefix(prefix), t, kept) for k, t in tensors.items()}
+            found = {}
+            for key, tensor in tensors.items():
+                name, numbered = owner(key).removeprefix(prefix), NUMBER.search(key)
+                if not numbered:
+                    found[key] = site.cut(name, tensor, kept)
+                elif (expert := int(numbered[1])) in kept:
+                    found[f"{key[: numbered.start(1)]}{kept.index(expert)}{key[numbered.end(1) :]}"] = tensor
+            tensors = found
         return tensors
 
     def config(self, settings: Settings) -> Settings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -66,8 +66,26 @@ class Shapes:
         """
         return tensors
 
-    def renumbered(self, block: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a block, by their keys in the checkpoint, under its number in the pruned model."""
+    @property
+    def copies(self) -> bool:
+        """Whether what stays is copied as the checkpoint has it, packed or not."""
+        return False
+
+    def cut_stored(
+        self,
+        block: int,
+        keeps: Mapping[str, Tensor],
+        tensors: dict[str, Tensor],
+        owner: Callable[[str], str],
+    ) -> dict[str, Tensor]:
+        """The tensors to write for one block, by their keys in the checkpoint.
+
+        Args:
+            block: its index in the dense model.
+            keeps: what stays at every site, by the site's name.
+            tensors: by their keys in the dense checkpoint, cut by `cut_tensors` unless they are copied.
+            owner: returns the parameter that a key belongs to.
+        """
         return tensors
 
     def rest(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmprune import plugins, report
 from llmprune.checkpoint import draft as drafts
-from llmprune.checkpoint import reload, versions
+from llmprune.checkpoint import packed, reload, versions
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import BlockRecord, RunHeader
 from llmprune.checkpoint.opened import Opened
@@ -164,7 +164,7 @@ def publish(todo: Job, shapes: Shapes, draft: Draft, walk: Walk, result: Report,
     result.time["write_s"] += time.perf_counter() - start
     _write_settings(todo, draft, tokenizer, shapes)
     draft.write_text("recipe.yaml", write_yaml(todo.recipe.resolved()))
-    after = todo.plan.parameters + draft.total_parameters() - _stored_parameters(todo, draft)
+    after = _parameters_after(todo, draft, result)
     zeros = zeros_of(draft.done)
     result.totals = report.totals(result.sites, todo.facts, after, draft.total_size(), zeros)
     logits = walk.logits() if todo.model.fits_whole() else None
@@ -211,6 +211,13 @@ def seal(
     draft.publish()
 
 
+def _parameters_after(todo: Job, draft: Draft, result: Report) -> int:
+    """Count the parameters of the pruned model."""
+    if todo.model.source and todo.model.source.packed:  # what is stored is not what a model has
+        return todo.plan.parameters - sum(site.dropped for site in result.sites if site.units)
+    return todo.plan.parameters + draft.total_parameters() - _stored_parameters(todo, draft)
+
+
 def _stored_parameters(todo: Job, draft: Draft) -> int:
     """Count the parameters that the dense checkpoint stores; tied ones may be stored twice."""
     if todo.model.source is None:
@@ -252,6 +259,8 @@ def _write_settings(
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(draft.folder)
         todo.model.tokenizer(tokenizer).save_pretrained(draft.folder)
+    if not shapes.copies:
+        settings.pop(packed.SETTING, None)  # what was unpacked is written as ordinary weights
     settings["llmprune"] = said = mark(todo, shapes)
     settings = shapes.config(settings)
     own_code = said.get("layout") == "per_layer"

@@ -74,11 +74,17 @@ class Work:
             return record
         if done:  # a cut block cannot be read back into its dense shape; pruning it again gives the same
             return self.draft.done[stage.index]
-        tensors = self.store.tensors(stage.index)
-        tensors = self.shapes.cut_tensors(stage.index, self.keeps, tensors)
-        tensors = self.shapes.renumbered(stage.index, self.store.written(tensors))
+        tensors = self._tensors(stage.index)
         record = record.model_copy(update={"zeros": self._zeros(tensors)})
         return self.draft.write_block(stage.index, tensors, record)
+
+    def _tensors(self, block: int) -> dict[str, Tensor]:
+        """What is written of a resident block, by its keys in the checkpoint."""
+        if self.shapes.copies:
+            stored = self.store.stored(block)
+        else:
+            stored = self.store.written(self.shapes.cut_tensors(block, self.keeps, self.store.tensors(block)))
+        return self.shapes.cut_stored(block, self.keeps, stored, self.store.owner)
 
     def _zeros(self, tensors: dict[str, Tensor]) -> int | None:
         """Zeros in the matrices of a block, where an earlier pruning may have left some."""

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from llmprune.model.experts import holds_experts
+from llmprune.model.expert_site import ExpertSite
 from llmprune.model.site import Site
+from llmprune.model.whole_experts import WholeExperts
 from llmprune.walk.expert_loop import ExpertLoop
 
 
@@ -34,7 +35,7 @@ def paused(sites: list[Site], at: Callable[[Site, Tensor], object]) -> Iterator[
         by_layer.setdefault(site.layer, []).append(site)
 
     def pausing(layer: nn.Module, its_sites: list[Site]) -> Callable[..., Tensor]:
-        if holds_experts(layer):
+        if any(isinstance(site, ExpertSite | WholeExperts) for site in its_sites):
             return ExpertLoop(layer, its_sites, at)
         own_forward: Callable[..., Tensor] = layer.forward
 

@@ -138,7 +138,11 @@ class WholeBlocks(Sites):
         """Without the blocks, or their parts, whose budget is 1."""
         gone = {site.block for site in anatomy.sites if budget[site.name] > 0.5}
         modules = self._modules(anatomy)
-        return FewerParts(anatomy, gone, modules) if modules else FewerBlocks(anatomy, gone)
+        return (
+            FewerParts(anatomy, gone, modules)
+            if modules
+            else FewerBlocks(anatomy, gone, refits=asked.refits_seams)
+        )
 
 
 def removable(anatomy: Anatomy, pattern: Blocks) -> set[int]:

@@ -64,6 +64,11 @@ class FewerRows(Shapes):
         self.kept = kept
         self._tables = dict(tables(anatomy))
 
+    @property
+    def copies(self) -> bool:
+        """The blocks stay as they are."""
+        return True
+
     def _staying(self, rows: int) -> list[int]:
         """The rows that stay of a table, which may hold the first rows of the vocabulary only."""
         return [row for row in self.kept.rows if row < rows]
