@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -107,7 +107,9 @@ def test_weights_inside_experts_go(family: str, mixture: Any, tmp_path: Path) ->
 @pytest.mark.usefixtures("check_in_process")
 @pytest.mark.parametrize("which", PRODUCT)
 @pytest.mark.parametrize("family", [name for name in mixtures.FAMILIES if name not in SLOW])
-def test_every_method_pattern_and_propagation(family: str, which: str, mixture: Any, tmp_path: Path) -> None:
+def test_many_methods_patterns_and_propagations(
+    family: str, which: str, mixture: Any, tmp_path: Path
+) -> None:
     require_masked(family, mixture(family), tmp_path / "out", asked(**PRODUCT[which]))
 
 
@@ -226,3 +228,42 @@ def test_starved_experts_see_other_tokens(method: str, mixture: Any, tmp_path: P
     assert sum(routed) == 2 * 2 * mixtures.CHOSEN  # two blocks, two tokens
     assert all(r.notes["topped_up"] > 0 for r in experts if r.notes["tokens"] == 0)
     assert any("too few tokens" in warning for warning in report.warnings)
+
+
+def with_mtp(folder: Path, to: Path) -> Path:
+    """A checkpoint with a block behind the last, as DeepSeek-V3 publishes it."""
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    stored = load_file(to / "model.safetensors")
+    behind = {
+        k.replace(".layers.1.", ".layers.2."): t.clone() for k, t in stored.items() if ".layers.1." in k
+    }
+    behind["model.layers.2.eh_proj.weight"] = torch.ones(32, 64)
+    save_file(stored | behind, to / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    return to
+
+
+@pytest.mark.usefixtures("check_in_process")
+@pytest.mark.parametrize(
+    ("recipe", "number"),
+    [
+        ({"method": "wanda", "sparsity": 0.5}, 2),
+        ({"pattern": {"name": "blocks", "remove": [0], "keep_ends": False}}, 1),
+        ({"method": "reap", "sparsity": 0.25}, None),
+    ],
+)
+def test_heads_for_further_tokens(
+    recipe: dict[str, Any], number: int | None, mixture: Any, tmp_path: Path
+) -> None:
+    """They stay where their sizes do, behind the last block; else they go, and the report says so."""
+    report = prune(with_mtp(mixture("deepseek_v3"), tmp_path / "with"), asked(**recipe), out=tmp_path / "out")
+    heads = {key.split(".")[2] for key in layout_of(tmp_path / "out") if "eh_proj" in key}
+    assert heads == ({str(number)} if number else set())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_nextn_predict_layers"] == int(number is not None)
+    assert any("multi-token" in warning for warning in report.warnings) == (number is None)
+    loaded = load(tmp_path / "out")
+    assert report.totals["parameters_after"] - sum(p.numel() for p in loaded.parameters()) <= 32  # buffers

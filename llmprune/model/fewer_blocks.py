@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from llmprune.model import per_layer
+from llmprune.model import mtp, per_layer
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.block_site import BlockSite
 from llmprune.model.depth import dense_indices, with_fewer_blocks
@@ -31,6 +31,11 @@ class _Fewer(Shapes):
     def copies(self) -> bool:
         """No weight that stays changes, unless a repair refits some."""
         return not self._refits
+
+    @property
+    def keeps_mtp(self) -> bool:
+        """Their sizes stay."""
+        return True
 
     def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
         """All parameters of the site, or none."""
@@ -64,6 +69,10 @@ class FewerBlocks(_Fewer):
         # The checkpoint's prefix may differ from the model's (`transformer.h` without its first word).
         before, after = f".{block}.", f".{self.kept.index(block)}."
         return {name.replace(before, after, 1): tensor for name, tensor in tensors.items()}
+
+    def rest(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Heads for multi-token prediction follow the last block that stays."""
+        return mtp.renumbered(self.anatomy, tensors, len(self.gone))
 
     def config(self, settings: Settings) -> Settings:
         """config.json with everything that counts blocks adjusted."""

@@ -67,6 +67,11 @@ class Shapes:
         return tensors
 
     @property
+    def keeps_mtp(self) -> bool:
+        """Whether heads for multi-token prediction fit the pruned model (`llmprune.model.mtp`)."""
+        return self.layout is None
+
+    @property
     def copies(self) -> bool:
         """Whether what stays is copied as the checkpoint has it, packed or not."""
         return False

@@ -18,7 +18,7 @@ from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import BlockRecord, RunHeader
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
-from llmprune.model import mlx_file, modelling_file
+from llmprune.model import mlx_file, modelling_file, mtp
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.depth import kept_blocks
 from llmprune.model.shapes import Shapes, from_earlier_pruning
@@ -34,6 +34,10 @@ from llmprune.text.calibration import as_now
 from llmprune.text.windows import Windows
 from llmprune.walk.walk import Walk
 
+MTP_GOES = (
+    "the heads for multi-token prediction were left out, since they are as large as the dense blocks; "
+    "engines draft without them"
+)
 EARLIER = (
     f"{modelling_file.MODULE}.py",
     mlx_file.FILE,
@@ -160,11 +164,16 @@ def publish(todo: Job, shapes: Shapes, draft: Draft, walk: Walk, result: Report,
         JobError: the result does not load, or differs from the model in memory.
     """
     start = time.perf_counter()
-    draft.write_rest(shapes.rest(todo.model.store.rest()))
+    rest = shapes.rest(todo.model.store.rest())
+    left_out = [] if _keeps_mtp(todo, shapes) else mtp.keys_of(todo.model.anatomy, rest)
+    draft.write_rest({key: tensor for key, tensor in rest.items() if key not in left_out})
+    if left_out:
+        result.warnings = [*result.warnings, MTP_GOES]
+        say(f"warning: {MTP_GOES}")
     result.time["write_s"] += time.perf_counter() - start
     _write_settings(todo, draft, tokenizer, shapes)
     draft.write_text("recipe.yaml", write_yaml(todo.recipe.resolved()))
-    after = _parameters_after(todo, draft, result)
+    after = _parameters_after(todo, draft, result, left_out)
     zeros = zeros_of(draft.done)
     result.totals = report.totals(result.sites, todo.facts, after, draft.total_size(), zeros)
     logits = walk.logits() if todo.model.fits_whole() else None
@@ -211,18 +220,24 @@ def seal(
     draft.publish()
 
 
-def _parameters_after(todo: Job, draft: Draft, result: Report) -> int:
+def _keeps_mtp(todo: Job, shapes: Shapes) -> bool:
+    """Whether heads for multi-token prediction go with the result as the checkpoint has them."""
+    unpacks = todo.model.source is not None and todo.model.source.packed and not shapes.copies
+    return shapes.keeps_mtp and not unpacks
+
+
+def _parameters_after(todo: Job, draft: Draft, result: Report, left_out: list[str]) -> int:
     """Count the parameters of the pruned model."""
     if todo.model.source and todo.model.source.packed:  # what is stored is not what a model has
         return todo.plan.parameters - sum(site.dropped for site in result.sites if site.units)
-    return todo.plan.parameters + draft.total_parameters() - _stored_parameters(todo, draft)
+    return todo.plan.parameters + draft.total_parameters() - _stored_parameters(todo, draft, left_out)
 
 
-def _stored_parameters(todo: Job, draft: Draft) -> int:
+def _stored_parameters(todo: Job, draft: Draft, left_out: list[str]) -> int:
     """Count the parameters that the dense checkpoint stores; tied ones may be stored twice."""
     if todo.model.source is None:
         return draft.total_parameters()
-    return sum(stored.numel for stored in todo.model.source.tensors.values())
+    return sum(stored.numel for key, stored in todo.model.source.tensors.items() if key not in left_out)
 
 
 def mark(todo: Job, shapes: Shapes) -> dict[str, Any]:
@@ -261,6 +276,8 @@ def _write_settings(
         todo.model.tokenizer(tokenizer).save_pretrained(draft.folder)
     if not shapes.copies:
         settings.pop(packed.SETTING, None)  # what was unpacked is written as ordinary weights
+    if not _keeps_mtp(todo, shapes):
+        settings |= {name: 0 for name in mtp.COUNTS if settings.get(name)}
     settings["llmprune"] = said = mark(todo, shapes)
     settings = shapes.config(settings)
     own_code = said.get("layout") == "per_layer"

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from torch import nn
 
 from llmprune.checkpoint.resources import Resources
 from llmprune.errors import JobError, RequestError
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.experts import chosen, experts_of, projections
 from llmprune.model.sites import linear
 from llmprune.patterns.base import Pattern
 from llmprune.tensors.statistics import Gram
@@ -182,7 +184,7 @@ class _Sizes:
     """Sizes of one model in bytes, in the dtype of the computation unless said otherwise."""
 
     block: int
-    """Weights of the largest block."""
+    """Weights of the largest block; of experts, also as the checkpoint has them."""
     outside: int
     """Weights outside the blocks."""
     written: int
@@ -199,8 +201,11 @@ def _sizes(anatomy: Anatomy, how: Resources, checkpoint_bytes: int) -> _Sizes:
     blocks = [sum(p.numel() for p in b.parameters()) for b in anatomy.blocks]
     width, stored = how.dtype.itemsize, checkpoint_bytes / anatomy.parameters
     outside = anatomy.parameters - sum(blocks)
+    # Experts are joined from many tensors, and what they are joined into is kept until it is written.
+    mixture = any(True for block in anatomy.blocks for _ in experts_of(block))
+    joined = int(max(blocks) * stored) if mixture else 0
     return _Sizes(
-        block=max(blocks) * width,
+        block=max(blocks) * width + joined,
         outside=outside * width,
         # Twice: the pruned tensors, and the copy that safetensors makes of them. Blocks and the rest are
         # written one after the other, so the larger counts.
@@ -276,8 +281,21 @@ def _solved_bytes(anatomy: Anatomy, checkpoint_bytes: int) -> int:
 
 
 def _block_outputs(anatomy: Anatomy) -> int:
-    """Outputs of all linear layers of one block together, per token, where they are most."""
-    return max(sum(linear.sizes(layer)[0] for _, layer in linear.layers_of(b)) for b in anatomy.blocks)
+    """Outputs of all layers of one block together, per token, where they are most."""
+    return max(
+        sum(linear.sizes(layer)[0] for _, layer in linear.layers_of(block))
+        + sum(_expert_outputs(anatomy, experts) for _, experts in experts_of(block))
+        for block in anatomy.blocks
+    )
+
+
+def _expert_outputs(anatomy: Anatomy, experts: nn.Module) -> int:
+    """Outputs of all matrices of the experts that compute one token, with what is between them."""
+    first, last = (experts.get_parameter(leaf).shape[1:] for leaf in projections(experts))
+    if experts.is_transposed:
+        first, last = first[::-1], last[::-1]
+    config = anatomy.model.config.get_text_config(decoder=True)
+    return chosen(config) * int(first[0] + last[1] + last[0])
 
 
 def _statistic_bytes(demand: Demand, anatomy: Anatomy) -> int:

@@ -138,7 +138,9 @@ class Stage:
         return time.perf_counter()
 
     def _new(self, site: Site, needs: type[Statistic]) -> Observation:
-        every = max(1, int(self._tokens * site.share) // self._sampled) if self._sampled else 0
+        # Of an expert few, since those of all experts of a block can be in memory at once.
+        sampled = self._sampled // 8 if isinstance(site, ExpertSite) else self._sampled
+        every = max(1, int(self._tokens * site.share) // sampled) if sampled else 0
         return Observation(needs(site.inputs, device_of(self.block)), every)
 
     def _fed(self, site: Site, seen: Observation) -> None:

@@ -69,6 +69,11 @@ class FewerRows(Shapes):
         """The blocks stay as they are."""
         return True
 
+    @property
+    def keeps_mtp(self) -> bool:
+        """They have embeddings of their own."""
+        return False
+
     def _staying(self, rows: int) -> list[int]:
         """The rows that stay of a table, which may hold the first rows of the vocabulary only."""
         return [row for row in self.kept.rows if row < rows]
