@@ -40,6 +40,9 @@ class Home:
     tied: bool = False
     """Whether the head must be the embedding."""
 
+    experts: bool = False
+    """Whether it has experts in every block."""
+
     scales: bool = False
     """Whether it multiplies embeddings, attention, residuals and logits by numbers of the config."""
 
@@ -53,6 +56,8 @@ HOMES: dict[str, tuple[Home, ...]] = {
     "qwen2": (Home("qwen2", QKV, square=True), DECI),
     "qwen3": (Home("qwen3"), Home("openelm", uneven=True, fuses=("qkv",), tied=True)),
     "phi3": (Home("phi3", square=True, fuses=("qkv", "gate_up")), DECI),
+    "mixtral": (Home("llama", neighbours=True, experts=True),),
+    "qwen3_moe": (Home("qwen3moe", experts=True),),
     "granite": (Home("granite", EVERY, neighbours=True, scales=True), DECI),
 }
 
@@ -104,7 +109,7 @@ def home_of(layers: Layers) -> Home:
     raise RequestError(
         "model",
         f"no architecture of llama.cpp holds it: {'; '.join(reasons)}; prune with --layout uniform and "
-        "--repair least_squares",
+        "--repair least_squares, or use vLLM",
     )
 
 
@@ -117,6 +122,10 @@ def _unfit(home: Home, layers: Layers) -> str:
     unread = sorted(layers.biases - set(home.biases))
     if unread:
         return f"{home.arch} has no bias in {', '.join(unread)}"
+    if home.experts and len(layers.experts) < len(layers.own):
+        return f"{home.arch} wants experts in every block"
+    if home.experts and not layers.config.get("norm_topk_prob", True):
+        return f"{home.arch} lets the weights of chosen experts sum to one"
     if home.tied and not layers.tied:
         return f"{home.arch} wants the head tied to the embeddings"
     return ""

@@ -83,7 +83,7 @@ def _type_of(part: Part, kind: str) -> Type:
     Raises:
         RequestError: its rows do not divide into the type's blocks.
     """
-    if len(part.shape) == 1:
+    if part.precise:
         return Type.F32
     wanted = TYPES[kind]
     if wanted == Type.Q4_0 and not part.in_block:
@@ -101,6 +101,11 @@ def _write(
 ) -> None:
     writer = gguf.GGUFWriter(file, home.arch)
     _add_sizes(writer, layers)
+    if home.experts:
+        writer.add_expert_count(max(layers.experts.values()))
+        writer.add_expert_used_count(layers.config["num_experts_per_tok"])
+        width = layers.config.get("moe_intermediate_size") or layers.config["intermediate_size"]
+        writer.add_expert_feed_forward_length(width)
     if home.scales:
         _add_scales(writer, layers)
     _add_rope(writer, layers)

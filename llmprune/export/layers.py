@@ -17,6 +17,7 @@ from llmprune.checkpoint import source
 from llmprune.checkpoint.shards import Stored
 
 BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)")
+EXPERT = re.compile(r"(model\.layers\.(\d+)\..*\.experts)\.(\d+)\.(.+)")
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
@@ -61,6 +62,15 @@ class Layers:
     def uneven(self) -> bool:
         """Whether blocks differ in size."""
         return any(len(set(sizes)) > 1 for sizes in (self.heads, self.kv, self.width))
+
+    @property
+    def experts(self) -> dict[int, int]:
+        """How many experts each block has, of those that have some."""
+        found: dict[int, set[str]] = {}
+        for key in self.tensors:
+            if expert := EXPERT.fullmatch(key):
+                found.setdefault(int(expert[2]), set()).add(expert[3])
+        return {block: len(experts) for block, experts in found.items()}
 
     @property
     def head_size(self) -> int:

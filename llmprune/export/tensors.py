@@ -12,10 +12,11 @@ from functools import partial
 import gguf
 import torch
 from torch import Tensor
+from transformers.core_model_loading import dot_natural_key
 
 from llmprune.errors import RequestError
 from llmprune.export.families import TENSOR_ROPE, Home
-from llmprune.export.layers import BLOCK, FUSED, Layers
+from llmprune.export.layers import BLOCK, EXPERT, FUSED, Layers
 
 ATTENTION = "self_attn"
 
@@ -28,6 +29,11 @@ class Part:
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
     """In float32."""
+
+    @property
+    def precise(self) -> bool:
+        """Whether it stays in float32 whatever is asked: vectors, and the routers of experts."""
+        return len(self.shape) == 1 or "ffn_gate_inp" in self.name
 
     @property
     def in_block(self) -> bool:
@@ -77,7 +83,10 @@ def _converted(layers: Layers, home: Home) -> Iterator[Part]:
         head = Part("lm_head.weight", layers.shape(embedding), lambda: layers.read(embedding))
         yield _scaled(layers, home, head)
     joined: dict[str, list[Part]] = {}
-    for part in (piece for key in layers.tensors for piece in _split(layers, home, key)):
+    yield from _experts(layers)
+    for part in (
+        piece for key in layers.tensors if not EXPERT.fullmatch(key) for piece in _split(layers, home, key)
+    ):
         found = BLOCK.fullmatch(part.name)
         layer = part.name.rpartition(".")[0].rpartition(".")[2]
         if found and home.neighbours and layer in ("q_proj", "k_proj"):
@@ -90,6 +99,21 @@ def _converted(layers: Layers, home: Home) -> Iterator[Part]:
                 yield _joined(part.name.replace(layer, "qkv_proj"), whole)
         else:
             yield _scaled(layers, home, part)
+
+
+def _experts(layers: Layers) -> Iterator[Part]:
+    """The same matrix of all experts of a block as one tensor [E, O, I]."""
+    found: dict[str, list[str]] = {}
+    for key in sorted(layers.tensors, key=dot_natural_key):
+        if expert := EXPERT.fullmatch(key):
+            found.setdefault(f"{expert[1]}.{expert[4]}", []).append(key)
+    for name, keys in found.items():
+        shape = (len(keys), *layers.shape(keys[0]))
+        yield Part(name, shape, partial(_stacked, layers, keys))
+
+
+def _stacked(layers: Layers, keys: list[str]) -> Tensor:
+    return torch.stack([layers.read(key) for key in keys])
 
 
 def _split(layers: Layers, home: Home, key: str) -> Iterator[Part]:

@@ -79,6 +79,13 @@ ROPES: dict[str, dict[str, Any]] = {
     },
     "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
 }
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 3, "sliding_window": None},
+    "qwen3_moe": {
+        **{"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "norm_topk_prob": True},
+        **{"decoder_sparse_step": 1, "mlp_only_layers": []},
+    },
+}
 PROMPT = [5, 77, 301, 12, 250, 33, 8, 190, 64, 111]
 
 
@@ -102,7 +109,7 @@ def words() -> PreTrainedTokenizerFast:
 def saved(family: str, folder: Path, **more: Any) -> Path:
     """A checkpoint with a byte-level tokenizer; its weights are large enough to tell layers apart."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], **more})
+    config = AutoConfig.for_model(family, **{**SIZES, **(FAMILIES | MIXTURES)[family], **more})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -134,6 +141,29 @@ def test_even_models_are_written_as_their_family(family: str, tmp_path: Path) ->
     file = export(dense, tmp_path / "dense.gguf", "f32")
     assert architecture(file) == {"mistral": "llama"}.get(family, family)
     require_alike(file, dense)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_mixtures_run_with_fewer_experts(family: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    calibration = {"samples": 4, "length": 32}
+    prune(
+        saved(family, tmp_path / "dense"),
+        {"method": "reap", "sparsity": 0.25, "calibration": calibration},
+        out=out,
+    )
+    file = export(out, tmp_path / "out.gguf", "f32")
+    require_alike(file, out)
+    routers = [t for t in gguf.GGUFReader(file).tensors if "ffn_gate_inp" in t.name]
+    assert [int(t.shape[1]) for t in routers] == [6, 6, 6]
+    export(out, tmp_path / "q8.gguf", "q8_0")
+    assert predicted(tmp_path / "q8.gguf", PROMPT, 4).tokens
+
+
+def test_experts_whose_weights_do_not_sum_to_one_have_no_home(tmp_path: Path) -> None:
+    dense = saved("qwen3_moe", tmp_path / "dense", norm_topk_prob=False)
+    with pytest.raises(RequestError, match="sum to one"):
+        export(dense, tmp_path / "dense.gguf", "f32")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
