@@ -25,7 +25,7 @@ from llmprune.plugins import Options
 from llmprune.recipe import Recipe
 from llmprune.repair.span import Span
 from llmprune.report import Report
-from llmprune.run import finish, job, learned, warning
+from llmprune.run import finish, job, learned, settings, warning
 from llmprune.run.job import Job, Run
 from llmprune.run.plan import Plan
 from llmprune.run.seam import Seams
@@ -197,7 +197,7 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     if draft:
         finish.publish(todo, shapes, draft, walk, result, tokenizer)
     if model.source is None:
-        shapes.apply(work.keeps, finish.mark(todo, shapes))
+        shapes.apply(work.keeps, settings.mark(todo, shapes))
     return result
 
 

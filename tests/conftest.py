@@ -17,7 +17,7 @@ import torch
 from llmprune.checkpoint import reload
 from llmprune.cli import demo_model
 from llmprune.errors import JobError
-from tests import tiny
+from tests import mixtures, tiny
 from tests.disk import mounted
 from tests.reloading import check_here
 
@@ -56,7 +56,11 @@ def check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tiny.Checkpoints:
     """Call it with a family's name for a folder that holds a tiny random model of it, with a tokenizer."""
-    return tiny.Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+    def make(family: str, folder: Path) -> Path:
+        return (mixtures if family in mixtures.FAMILIES else tiny).save(family, folder)
+
+    return tiny.Checkpoints(tmp_path_factory.mktemp("checkpoints"), make)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import transformers
 from llmprune import prune, recover
 from llmprune.checkpoint import reload
 from llmprune.recipe.text import load_data, shipped
-from tests import tiny
+from tests import mixtures, tiny
 from tests.conftest import SHARED
 from tests.reloading import check_here
 
@@ -33,6 +33,7 @@ FILE = Path(__file__).with_name("golden.json")
 RECIPES = shipped()
 TRAINED = SHARED / "models" / "stories15M"
 FAMILIES = ("llama", "phi3", "qwen2")  # separate projections, fused ones, biases
+MIXTURES = ("mixtral", "gpt_oss")  # experts stored one by one, and fused ones
 TEXT = {"samples": 8, "length": 32}
 SEARCH = {"name": "search", "rounds": 1, "generations": 1, "offspring": 4, "levels": 5}
 LORA = {"name": "lora", "epochs": 4, "products": "float32"}
@@ -77,6 +78,7 @@ BESIDES: dict[str, dict[str, Any]] = {
 ON = {
     "vocabulary-64k": (TRAINED.name,),
     "small": FAMILIES[:2],
+    **dict.fromkeys(("reap-25", "reap-50", "reap-25-wanda-50"), MIXTURES),
 }
 CASES = [
     *((recipe, family) for recipe in RECIPES for family in ON.get(recipe, (*FAMILIES, TRAINED.name))),
@@ -165,7 +167,7 @@ def test_the_bytes_are_those_of_before(
     if family == TRAINED.name and not TRAINED.is_dir():
         pytest.skip(f"needs {TRAINED}")
     golden = json.loads(FILE.read_text())
-    model = checkpoints(family) if family in FAMILIES else TRAINED
+    model = TRAINED if family == TRAINED.name else checkpoints(family)
     found, expected = written(name, family, model, tmp_path / "out"), golden["runs"][f"{name} {family}"]
     if golden["taken on"] == machine():
         assert found["sha256"] == expected["sha256"]
@@ -184,6 +186,7 @@ def take() -> None:
     runs = []
     with tempfile.TemporaryDirectory() as work:
         models = {family: tiny.save(family, Path(work) / family) for family in FAMILIES}
+        models |= {family: mixtures.save(family, Path(work) / family) for family in MIXTURES}
         models[TRAINED.name] = TRAINED
         for name, family in CASES:
             torch.manual_seed(0)

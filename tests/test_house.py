@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import ast
+import textwrap
 from pathlib import Path
 
 import pytest
 
+from tests import mixtures
 from tests.test_architecture import FLOORS, ROOT
 
 LIBRARY = ROOT / "llmprune"
@@ -47,7 +49,12 @@ def floors() -> str:
     )
 
 
-BLOCKS = {"tree": tree, "floors": floors}
+def families() -> str:
+    """The mixtures that `tests/test_mixtures.py` runs over."""
+    return textwrap.fill(" · ".join(sorted(mixtures.FAMILIES)), 120, break_on_hyphens=False)
+
+
+BLOCKS = {"tree": tree, "floors": floors, "mixtures": families}
 
 
 @pytest.mark.parametrize("name", BLOCKS)

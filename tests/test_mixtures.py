@@ -43,17 +43,6 @@ def families() -> list[Any]:
     return [pytest.param(name, marks=marked.get(name, [])) for name in mixtures.FAMILIES]
 
 
-@pytest.fixture(scope="session")
-def mixture(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root = tmp_path_factory.mktemp("mixtures")
-
-    def made(family: str) -> Path:
-        folder = root / family
-        return folder if folder.exists() else mixtures.save(family, folder)
-
-    return made
-
-
 def asked(**more: Any) -> dict[str, Any]:
     return {"calibration": CALIBRATION, **more}
 
@@ -98,9 +87,9 @@ def require_masked(family: str, folder: Path, out: Path, recipe: dict[str, Any])
 
 @pytest.mark.usefixtures("check_in_process")
 @pytest.mark.parametrize("family", families())
-def test_weights_inside_experts_go(family: str, mixture: Any, tmp_path: Path) -> None:
+def test_weights_inside_experts_go(family: str, checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     which = FEW[list(mixtures.FAMILIES).index(family) % 2]
-    require_masked(family, mixture(family), tmp_path / "out", asked(**PRODUCT[which]))
+    require_masked(family, checkpoints(family), tmp_path / "out", asked(**PRODUCT[which]))
 
 
 @pytest.mark.slow
@@ -108,16 +97,16 @@ def test_weights_inside_experts_go(family: str, mixture: Any, tmp_path: Path) ->
 @pytest.mark.parametrize("which", PRODUCT)
 @pytest.mark.parametrize("family", [name for name in mixtures.FAMILIES if name not in SLOW])
 def test_many_methods_patterns_and_propagations(
-    family: str, which: str, mixture: Any, tmp_path: Path
+    family: str, which: str, checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
-    require_masked(family, mixture(family), tmp_path / "out", asked(**PRODUCT[which]))
+    require_masked(family, checkpoints(family), tmp_path / "out", asked(**PRODUCT[which]))
 
 
 @pytest.mark.usefixtures("check_in_process")
 @pytest.mark.parametrize("family", families())
-def test_whole_experts_go(family: str, mixture: Any, tmp_path: Path) -> None:
+def test_whole_experts_go(family: str, checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     """The loaded model computes as the dense one whose routers cannot choose what went."""
-    folder, out = mixture(family), tmp_path / "out"
+    folder, out = checkpoints(family), tmp_path / "out"
     report = prune(folder, asked(method="reap", sparsity=0.25), out=out)
     assert report.reload is not None
     assert report.reload["max_abs_logit_difference"] == 0.0
@@ -138,9 +127,11 @@ def test_whole_experts_go(family: str, mixture: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", GROUPED)
-def test_a_later_token_leaves_earlier_logits_alone(family: str, mixture: Any, tmp_path: Path) -> None:
+def test_a_later_token_leaves_earlier_logits_alone(
+    family: str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
     """A number of experts that the groups do not divide would mix tokens up, without an error."""
-    model = load(mixture(family))
+    model = load(checkpoints(family))
     prune(model, asked(method="reap", sparsity=0.25), tokenizer=tiny.tokenizer())
     other = PROBE.clone()
     other[0, -1] = (other[0, -1] + 1) % tiny.VOCABULARY
@@ -148,8 +139,8 @@ def test_a_later_token_leaves_earlier_logits_alone(family: str, mixture: Any, tm
 
 
 @pytest.mark.parametrize("family", NORMALISED)
-def test_removing_copies_of_experts_changes_nothing(family: str, mixture: Any) -> None:
-    model = load(mixture(family))
+def test_removing_copies_of_experts_changes_nothing(family: str, checkpoints: tiny.Checkpoints) -> None:
+    model = load(checkpoints(family))
     kind = WholeExpertsOfBlocks(Experts())
     for site in Anatomy(model, kind).sites:
         for parameter in site.layer.parameters():
@@ -160,18 +151,20 @@ def test_removing_copies_of_experts_changes_nothing(family: str, mixture: Any) -
 
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss", "ernie4_5_moe"])
-def test_the_pruned_block_is_the_dense_one_without_a_choice(family: str, mixture: Any) -> None:
+def test_the_pruned_block_is_the_dense_one_without_a_choice(
+    family: str, checkpoints: tiny.Checkpoints
+) -> None:
     """Scores of the experts that went are lowered in the router, by a hook on the experts themselves."""
-    dense, pruned = load(mixture(family)), load(mixture(family))
+    dense, pruned = load(checkpoints(family)), load(checkpoints(family))
     report = prune(pruned, asked(method="reap", sparsity=0.25), tokenizer=tiny.tokenizer())
     assert report.sites[0].units == ([16, 12] if family == "deepseek_v3" else [8, 6])
     assert not torch.allclose(logits(dense), logits(pruned), atol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "nemotron_h"])
-def test_contributions_are_those_of_a_plain_loop(family: str, mixture: Any) -> None:
+def test_contributions_are_those_of_a_plain_loop(family: str, checkpoints: tiny.Checkpoints) -> None:
     """REAP in ten lines, on the class's own eager loop."""
-    model = load(mixture(family))
+    model = load(checkpoints(family))
     site = Anatomy(model, WholeExpertsOfBlocks(Experts())).sites[0]
     assert isinstance(site, WholeExperts)
     layer, seen = site.layer, []
@@ -205,10 +198,12 @@ def test_contributions_are_those_of_a_plain_loop(family: str, mixture: Any) -> N
     ],
 )
 def test_what_cannot_be_is_refused_before_a_weight_is_read(
-    family: str, more: dict[str, Any], why: str, mixture: Any, tmp_path: Path
+    family: str, more: dict[str, Any], why: str, checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
     with pytest.raises(RequestError, match=why):
-        prune(mixture(family), asked(**{"method": "reap", "sparsity": 0.25, **more}), out=tmp_path / "out")
+        prune(
+            checkpoints(family), asked(**{"method": "reap", "sparsity": 0.25, **more}), out=tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -219,9 +214,9 @@ def test_a_dense_model_has_no_experts(checkpoints: tiny.Checkpoints, tmp_path: P
 
 @pytest.mark.usefixtures("check_in_process")
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_starved_experts_see_other_tokens(method: str, mixture: Any, tmp_path: Path) -> None:
+def test_starved_experts_see_other_tokens(method: str, checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     recipe, tokens = {"method": method, "sparsity": 0.5}, torch.tensor([[5, 7]])
-    report = prune(mixture("mixtral"), recipe, tokens=tokens, out=tmp_path / "out")
+    report = prune(checkpoints("mixtral"), recipe, tokens=tokens, out=tmp_path / "out")
     experts = [record for record in report.sites if "experts" in record.kind]
     assert all(record.reached == 0.5 for record in experts)
     routed = [record.notes["tokens"] for record in experts if record.kind.endswith("down_proj")]
@@ -256,10 +251,12 @@ def with_mtp(folder: Path, to: Path) -> Path:
     ],
 )
 def test_heads_for_further_tokens(
-    recipe: dict[str, Any], number: int | None, mixture: Any, tmp_path: Path
+    recipe: dict[str, Any], number: int | None, checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
     """They stay where their sizes do, behind the last block; else they go, and the report says so."""
-    report = prune(with_mtp(mixture("deepseek_v3"), tmp_path / "with"), asked(**recipe), out=tmp_path / "out")
+    report = prune(
+        with_mtp(checkpoints("deepseek_v3"), tmp_path / "with"), asked(**recipe), out=tmp_path / "out"
+    )
     heads = {key.split(".")[2] for key in layout_of(tmp_path / "out") if "eh_proj" in key}
     assert heads == ({str(number)} if number else set())
     config = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +140,16 @@ def streamed(folder: Path, kind: Sites | None = None) -> Store:
 
 
 class Checkpoints:
-    """Folders with tiny checkpoints, made when they are first asked for. Not to be written to."""
+    """Folders with tiny checkpoints, made when they are first asked for. Not to be written to.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    Args:
+        root: where they are made.
+        make: makes one in a folder, given its family.
+    """
+
+    def __init__(self, root: Path, make: Callable[[str, Path], Path]) -> None:
+        self._root, self._make = root, make
 
     def __call__(self, family: str) -> Path:
         folder = self._root / family
-        return folder if folder.exists() else save(family, folder)
+        return folder if folder.exists() else self._make(family, folder)

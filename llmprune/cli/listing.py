@@ -29,6 +29,7 @@ GUIDE = (
     ("least loss, no training", "--method cfsp --sparsity 0.2 --repair affine"),
     ("a large vocabulary cut", "--recipe vocabulary-64k"),
     ("fewer blocks, fastest decode", "--recipe depth-20"),
+    ("a mixture of experts smaller", "--recipe reap-25"),
     ("half of the weights zero", "--recipe admm-50"),
     ("2:4, for tensor cores", "--recipe admm-2of4-healed"),
     ("no text at hand", "--recipe flap-20-self"),

@@ -40,3 +40,11 @@ def routes(name: str) -> bool:
 def chosen(config: PreTrainedConfig) -> int:
     """Experts that compute each token; 1 if the config does not say."""
     return next((value for name in CHOSEN if (value := getattr(config, name, None))), 1)
+
+
+def outputs(experts: nn.Module, config: PreTrainedConfig) -> int:
+    """Outputs of all matrices of the experts that compute one token, with what is between them."""
+    first, last = (experts.get_parameter(leaf).shape[1:] for leaf in projections(experts))
+    if experts.is_transposed:
+        first, last = first[::-1], last[::-1]
+    return chosen(config) * int(first[0] + last[1] + last[0])

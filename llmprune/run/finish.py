@@ -9,25 +9,22 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from llmprune import plugins, report
 from llmprune.checkpoint import draft as drafts
-from llmprune.checkpoint import packed, reload, versions
+from llmprune.checkpoint import reload, versions
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import BlockRecord, RunHeader
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
-from llmprune.model import mlx_file, modelling_file, mtp
-from llmprune.model.anatomy import Anatomy
-from llmprune.model.depth import kept_blocks
-from llmprune.model.shapes import Shapes, from_earlier_pruning
+from llmprune.model import mtp
+from llmprune.model.shapes import Shapes
 from llmprune.plugins import Options
 from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.recipe.text import write_yaml
 from llmprune.report import RecipeRecord, Report, StepRecord, Time
-from llmprune.run import card, learned, memory, tokens
+from llmprune.run import card, memory, settings, tokens
 from llmprune.run.job import Job, Run
 from llmprune.run.warning import overpruned, starved
 from llmprune.text.calibration import as_now
@@ -38,11 +35,6 @@ MTP_GOES = (
     "the heads for multi-token prediction were left out, since they are as large as the dense blocks; "
     "engines draft without them"
 )
-EARLIER = (
-    f"{modelling_file.MODULE}.py",
-    mlx_file.FILE,
-    f"{Path(learned.FILE).stem}.json",
-)  # describe an earlier pruning
 
 
 def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:
@@ -119,7 +111,7 @@ def report_of(
         about=plugins.about(type(todo.recipe.method)),
         calibration=windows.record() if windows else None,
         sites=sites,
-        blocks=mark(todo, shapes).get("blocks"),
+        blocks=settings.mark(todo, shapes).get("blocks"),
         totals=report.totals(sites, facts, facts["parameters"], todo.plan.checkpoint_bytes),
         time=spent,
         memory=memory.peak(todo.model.resources.device),
@@ -165,20 +157,20 @@ def publish(todo: Job, shapes: Shapes, draft: Draft, walk: Walk, result: Report,
     """
     start = time.perf_counter()
     rest = shapes.rest(todo.model.store.rest())
-    left_out = [] if _keeps_mtp(todo, shapes) else mtp.keys_of(todo.model.anatomy, rest)
+    left_out = [] if settings.keeps_mtp(todo, shapes) else mtp.keys_of(todo.model.anatomy, rest)
     draft.write_rest({key: tensor for key, tensor in rest.items() if key not in left_out})
     if left_out:
         result.warnings = [*result.warnings, MTP_GOES]
         say(f"warning: {MTP_GOES}")
     result.time["write_s"] += time.perf_counter() - start
-    _write_settings(todo, draft, tokenizer, shapes)
+    settings.write(todo, draft, tokenizer, shapes)
     draft.write_text("recipe.yaml", write_yaml(todo.recipe.resolved()))
     after = _parameters_after(todo, draft, result, left_out)
     zeros = zeros_of(draft.done)
     result.totals = report.totals(result.sites, todo.facts, after, draft.total_size(), zeros)
     logits = walk.logits() if todo.model.fits_whole() else None
     probe, expected = shapes.reloaded(todo.probe(), logits)
-    trust = todo.run.trust_remote_code or mark(todo, shapes).get("layout") == "per_layer"
+    trust = todo.run.trust_remote_code or settings.mark(todo, shapes).get("layout") == "per_layer"
     if todo.kept:
         text = todo.recipe.calibration.source
         result.vocabulary = tokens.record(todo.kept, text, draft.folder, trust=todo.run.trust_remote_code)
@@ -220,12 +212,6 @@ def seal(
     draft.publish()
 
 
-def _keeps_mtp(todo: Job, shapes: Shapes) -> bool:
-    """Whether heads for multi-token prediction go with the result as the checkpoint has them."""
-    unpacks = todo.model.source is not None and todo.model.source.packed and not shapes.copies
-    return shapes.keeps_mtp and not unpacks
-
-
 def _parameters_after(todo: Job, draft: Draft, result: Report, left_out: list[str]) -> int:
     """Count the parameters of the pruned model."""
     if todo.model.source and todo.model.source.packed:  # what is stored is not what a model has
@@ -238,82 +224,3 @@ def _stored_parameters(todo: Job, draft: Draft, left_out: list[str]) -> int:
     if todo.model.source is None:
         return draft.total_parameters()
     return sum(stored.numel for key, stored in todo.model.source.tensors.items() if key not in left_out)
-
-
-def mark(todo: Job, shapes: Shapes) -> dict[str, Any]:
-    """The `llmprune` key of a pruned model's config."""
-    kept = kept_blocks(todo.model.anatomy)
-    return {
-        "version": versions.installed()["llmprune"],
-        "method": plugins.name_of(todo.recipe.method),
-        "pattern": str(todo.recipe.pattern),
-        "sparsity": todo.recipe.sparsity,
-        "recipe": todo.recipe.hash,
-        **({"blocks": kept} if kept else {}),
-        **shapes.mark(),
-    }
-
-
-def _write_settings(
-    todo: Job, draft: Draft, tokenizer: PreTrainedTokenizerBase | None, shapes: Shapes
-) -> None:
-    """Write config.json with our key; copy the tokenizer and the generation config."""
-    source, anatomy = todo.model.source, todo.model.anatomy
-    if source:
-        settings = dict(source.settings)
-        changed = shapes.files(source.folder)
-        for file in source.copied_files():
-            if file.name not in (*EARLIER, *changed):
-                draft.copy(file)
-        for name, text in changed.items():
-            if text is not None:
-                draft.write_text(name, text)
-    else:
-        model = anatomy.model
-        settings = json.loads(model.config.to_json_string())
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.save_pretrained(draft.folder)
-        todo.model.tokenizer(tokenizer).save_pretrained(draft.folder)
-    if not shapes.copies:
-        settings.pop(packed.SETTING, None)  # what was unpacked is written as ordinary weights
-    if not _keeps_mtp(todo, shapes):
-        settings |= {name: 0 for name in mtp.COUNTS if settings.get(name)}
-    settings["llmprune"] = said = mark(todo, shapes)
-    settings = shapes.config(settings)
-    own_code = said.get("layout") == "per_layer"
-    _write_code(settings, draft, anatomy, own=own_code)
-    _name_code(settings, anatomy, own=own_code)
-    if said.keys() & {"layout", "blocks"}:
-        _state_theta(settings)
-    draft.write_text("config.json", json.dumps(settings, indent=2))
-
-
-def _write_code(settings: dict[str, Any], draft: Draft, anatomy: Anatomy, *, own: bool) -> None:
-    """Write the files that build blocks of different sizes, for transformers and for mlx-lm."""
-    if settings.get(mlx_file.KEY) == mlx_file.FILE:
-        settings.pop(mlx_file.KEY)  # of an earlier pruning
-    if not own:
-        return
-    draft.write_text(f"{modelling_file.MODULE}.py", modelling_file.code(anatomy))
-    sizes: Any = settings["per_layer_config"]
-    code = mlx_file.code(anatomy.family)
-    if code and not any("skip" in block for block in sizes.values()):
-        draft.write_text(mlx_file.FILE, code)
-        settings[mlx_file.KEY] = mlx_file.FILE
-
-
-def _state_theta(settings: dict[str, Any]) -> None:
-    """Write rope's base where engines read it that know no `rope_parameters`."""
-    theta = (settings.get("rope_parameters") or {}).get("rope_theta")
-    if theta is not None:
-        settings.setdefault("rope_theta", theta)
-
-
-def _name_code(settings: dict[str, Any], anatomy: Anatomy, *, own: bool) -> None:
-    """Say in a config which code builds the model: that of the modelling file, or transformers' alone."""
-    if from_earlier_pruning(anatomy, "layout"):
-        settings.pop("auto_map", None)
-    if own:
-        settings["auto_map"] = modelling_file.auto_map(anatomy)
-    if stated := settings.get("architectures"):
-        settings["architectures"] = modelling_file.architectures(stated, own=own)

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from torch import nn
 
 from llmprune.checkpoint.resources import Resources
 from llmprune.errors import JobError, RequestError
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.experts import chosen, experts_of, projections
+from llmprune.model.experts import experts_of
 from llmprune.model.sites import linear
 from llmprune.patterns.base import Pattern
 from llmprune.tensors.statistics import Gram
@@ -282,20 +281,8 @@ def _solved_bytes(anatomy: Anatomy, checkpoint_bytes: int) -> int:
 
 def _block_outputs(anatomy: Anatomy) -> int:
     """Outputs of all layers of one block together, per token, where they are most."""
-    return max(
-        sum(linear.sizes(layer)[0] for _, layer in linear.layers_of(block))
-        + sum(_expert_outputs(anatomy, experts) for _, experts in experts_of(block))
-        for block in anatomy.blocks
-    )
-
-
-def _expert_outputs(anatomy: Anatomy, experts: nn.Module) -> int:
-    """Outputs of all matrices of the experts that compute one token, with what is between them."""
-    first, last = (experts.get_parameter(leaf).shape[1:] for leaf in projections(experts))
-    if experts.is_transposed:
-        first, last = first[::-1], last[::-1]
     config = anatomy.model.config.get_text_config(decoder=True)
-    return chosen(config) * int(first[0] + last[1] + last[0])
+    return max(linear.outputs(block, config) for block in anatomy.blocks)
 
 
 def _statistic_bytes(demand: Demand, anatomy: Anatomy) -> int:

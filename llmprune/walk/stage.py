@@ -19,14 +19,12 @@ from llmprune.methods.base import Propagation
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.block_site import BlockSite
 from llmprune.model.expert_site import ExpertSite
-from llmprune.model.experts import projections
 from llmprune.model.site import Site
 from llmprune.tensors.statistics import Nothing, Statistic
-from llmprune.walk.expert_loop import ExpertLoop
 from llmprune.walk.observation import Observation
 from llmprune.walk.pausing import device_of, paused, replaced
+from llmprune.walk.starved import Starved
 
-SPARE = 8  # batches whose tokens starved experts may see
 Call = tuple[tuple[object, ...], dict[str, object]]  # a block's arguments besides its hidden states
 
 
@@ -42,7 +40,7 @@ class Stage:
         """Seconds of one forward pass of the block, without measuring and pruning."""
         self._tokens = sum(h.shape[0] * h.shape[1] for h in hidden)
         self._sampled = anatomy.kind.sample_tokens
-        self._spare: dict[nn.Module, Tensor] = {}  # tokens for starved experts, by the module that holds them
+        self._starved = Starved(self)
 
     @property
     def block(self) -> nn.Module:
@@ -94,6 +92,10 @@ class Stage:
         """
         return [self._output(batch, x) for batch, x in enumerate(self.hidden if hidden is None else hidden)]
 
+    def passed_on(self) -> list[Tensor]:
+        """What the next block gets: the outputs so far, or those of the block as it is now."""
+        return self.outputs if self.outputs is not None else self.run()
+
     def without_site(self, hidden: list[Tensor]) -> list[Tensor]:
         """The same without the block or the part that may go; the whole block runs if it has no such site."""
         with ExitStack() as stack:
@@ -123,7 +125,7 @@ class Stage:
                 last, seen = inputs, self._new(site, needs)
                 for x, before in zip(inputs, dense(site) if dense else repeat(None), strict=False):
                     seen.update(x, before)
-                self._fed(site, seen)
+                self._starved.feed(site, seen)
             measured.add(site.name)
             yield site, self._checked(site, seen)
         for site in self.sites:
@@ -143,31 +145,7 @@ class Stage:
         every = max(1, int(self._tokens * site.share) // sampled) if sampled else 0
         return Observation(needs(site.inputs, device_of(self.block)), every)
 
-    def _fed(self, site: Site, seen: Observation) -> None:
-        """Show a starved expert other tokens of its block, so that its statistic says something.
-
-        It alone sees them: what the block puts out stays as it is.
-        """
-        if not isinstance(site, ExpertSite):
-            return
-        tokens = seen.statistic.tokens
-        missing = seen.statistic.fewest(site.inputs) - tokens
-        if missing > 0:
-            spare = self._spare_tokens(site.layer)
-            rows = spare[:: max(1, len(spare) // missing)][:missing]
-            first = site.leaf == projections(site.layer)[0]
-            seen.update(rows if first else ExpertLoop(site.layer).between(site.expert, rows))
-        seen.notes = {"tokens": tokens, "topped_up": seen.statistic.tokens - tokens}
-
-    def _spare_tokens(self, layer: nn.Module) -> Tensor:
-        """Tokens [T, D] that enter a module of experts, from a few batches spread over all."""
-        if layer not in self._spare:
-            step = max(1, len(self.hidden) // SPARE)
-            entering = [self._entering(layer, batch) for batch in range(0, len(self.hidden), step)[:SPARE]]
-            self._spare[layer] = torch.cat(entering)
-        return self._spare[layer]
-
-    def _entering(self, layer: nn.Module, batch: int) -> Tensor:
+    def entering(self, layer: nn.Module, batch: int) -> Tensor:
         """What enters a module of the block for one batch; what follows is not computed."""
         main = getcurrent()
         run = greenlet(self._output)
@@ -205,7 +183,7 @@ class Stage:
         self.forward_s = self._now() - start - measuring
         for site in self.sites:  # before the first is pruned
             if site.name in seen:
-                self._fed(site, seen[site.name])
+                self._starved.feed(site, seen[site.name])
         return seen
 
     def _together(self) -> Iterator[tuple[Site, list[Tensor]]]:

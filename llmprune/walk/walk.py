@@ -66,8 +66,7 @@ class Walk:
                 with looped(self._anatomy.blocks[index]):
                     stage = Stage(self._anatomy, index, hidden, calls[index][:-1])
                     yield stage
-                    if index < last:
-                        hidden = stage.outputs if stage.outputs is not None else stage.run()
+                    hidden = stage.passed_on() if index < last else hidden
                 # The probe takes the way that it takes once the pruned model is loaded.
                 at_probe = Stage(self._anatomy, index, at_probe, calls[index][-1:]).run()
                 calls[index] = []  # frees the masks and positions of this block

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from llmprune.errors import RequestError
+from llmprune.model import experts
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.expert_site import ExpertSite
 from llmprune.model.experts import chosen, count, holds_experts, projections, routes
@@ -102,6 +104,12 @@ def _is_linear(module: nn.Module) -> bool:
 def layers_of(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The linear layers of a block, with their names in it."""
     return ((n, layer) for n, layer in block.named_modules() if _is_linear(layer))
+
+
+def outputs(block: nn.Module, config: PreTrainedConfig) -> int:
+    """Outputs of all layers of a block together, per token; of experts, of those that compute one."""
+    routed = sum(experts.outputs(layer, config) for _, layer in experts.experts_of(block))
+    return routed + sum(sizes(layer)[0] for _, layer in layers_of(block))
 
 
 def sizes(layer: nn.Module) -> tuple[int, int, bool]:
