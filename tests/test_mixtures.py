@@ -126,6 +126,30 @@ def test_whole_experts_go(family: str, checkpoints: tiny.Checkpoints, tmp_path: 
     assert torch.equal(logits(live), logits(load(out)))
 
 
+@pytest.mark.usefixtures("check_in_process")
+@pytest.mark.parametrize("family", families())
+def test_channels_inside_experts_go(family: str, checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    """Each expert chooses its own; what is cut computes as it did with zeros in its place."""
+    folder, out = checkpoints(family), tmp_path / "out"
+    recipe = asked(method="wanda", pattern={"name": "expert_channels", "multiple": 4}, sparsity=0.25)
+    report = prune(folder, recipe, out=out)
+    assert report.reload is not None
+    assert report.reload["max_abs_logit_difference"] <= 1e-5
+    assert all(record.reached == 0.25 for record in report.sites)
+    before, after = (load(place).state_dict() for place in (folder, out))
+    sizes = [sum(t.numel() for t in state.values()) for state in (before, after)]
+    assert report.totals["removed_parameters"] == sizes[0] - sizes[1]
+    config, was = (json.loads((place / "config.json").read_text()) for place in (out, folder))
+    config.pop("llmprune")
+    assert {name for name in config if config[name] != was.get(name)} <= {
+        "moe_intermediate_size",
+        "intermediate_size",
+    }
+    live = load(folder)
+    prune(live, recipe, tokenizer=AutoTokenizer.from_pretrained(folder))
+    torch.testing.assert_close(logits(live), logits(load(out)), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("family", GROUPED)
 def test_a_later_token_leaves_earlier_logits_alone(
     family: str, checkpoints: tiny.Checkpoints, tmp_path: Path
@@ -195,6 +219,8 @@ def test_contributions_are_those_of_a_plain_loop(family: str, checkpoints: tiny.
         ("mixtral", {"propagation": "layer"}, "block or dense"),
         ("mixtral", {"allocation": "global"}, "cannot share out experts"),
         ("mixtral", {"method": "wanda", "pattern": "experts"}, "wanda prunes"),
+        ("mixtral", {"method": "flap", "pattern": "expert_channels"}, "least_squares"),
+        ("mixtral", {"method": "wanda", "pattern": "expert_channels"}, "an expert has 16 channels"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_weight_is_read(

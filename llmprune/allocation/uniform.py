@@ -18,6 +18,10 @@ class Uniform(Allocator):
         """Give every site the target; channels compensate for the rounding to whole groups of heads."""
         if not problem.units:
             return Allocation({site.name: problem.sparsity for site in problem.anatomy.sites})
+        if all(site.alike for site in problem.units):
+            kept = {s.name: (1 - problem.sparsity) * s.units for s in problem.units}
+            alike = {name: nearest(problem.allowed[name], units) for name, units in kept.items()}
+            return Allocation(budget_of(problem.units, alike))
         counts: dict[str, int] = {}
         for block in range(len(problem.anatomy.blocks)):
             sites = [site for site in problem.units if site.block == block]

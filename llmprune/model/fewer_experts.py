@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.resized import COUNTS, set_size, stated
 from llmprune.model.shapes import Removed, Settings, Shapes
 from llmprune.model.site import Site
-from llmprune.model.whole_experts import COUNTS, WholeExperts, with_count
+from llmprune.model.whole_experts import WholeExperts
 
 NUMBER = re.compile(r"\.experts\.(\d+)\.")  # in the key of an expert that is stored by itself
 
@@ -65,26 +66,9 @@ class FewerExperts(Shapes):
 
     def config(self, settings: Settings) -> Settings:
         """config.json with the new count, under each name that the file has for it."""
-        config = self.anatomy.model.config
-        text = config.get_text_config(decoder=True)
-        inner = next((name for name in config.sub_configs if getattr(config, name) is text), None)
-        if inner is None:
-            return self._counted(settings)
-        own = settings.get(inner)
-        return settings | {inner: self._counted(dict(own) if isinstance(own, dict) else {})}
-
-    def _counted(self, settings: Settings) -> Settings:
-        config = self.anatomy.model.config.get_text_config(decoder=True)
-        named = [name for name in COUNTS if name in settings]
-        # A file that leaves the count to the class's default gets the field that the class has.
-        named = named or [name for name in COUNTS if name in vars(config)]
-        return settings | dict.fromkeys(named, self.count)
+        return stated(settings, self.anatomy, COUNTS, self.count)
 
     def apply(self, keeps: Mapping[str, Tensor], mark: Settings) -> None:
         """Set the count of a model in memory, whose blocks were rebuilt while they were pruned."""
-        config = self.anatomy.model.config
-        fewer = with_count(config.get_text_config(decoder=True), self.count)
-        for name in COUNTS:
-            if getattr(fewer, name, None):
-                setattr(config.get_text_config(decoder=True), name, self.count)
-        config.llmprune = mark
+        set_size(self.anatomy, COUNTS, self.count)
+        self.anatomy.model.config.llmprune = mark

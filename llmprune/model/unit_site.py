@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -64,6 +65,9 @@ class UnitSite(Site):
     producers: tuple[Producer, ...] = ()
     biased: bool = False
     """Whether the dense consumer has a bias."""
+
+    alike: ClassVar[bool] = False
+    """Whether every site keeps the same share of its units, because one field of the config says how many."""
 
     def read(self, store: WeightStore) -> Weights:
         """The consumer's weights [O, I], and the weights of the factors that its inputs are products of."""

@@ -40,9 +40,14 @@ class Units(Pattern):
 
     def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
         """[O, I] or [I] -> bool [I], constant inside a unit; drops round(sparsity * units) units."""
-        by_unit = per_input(score).reshape(units, -1).mean(1, keepdim=True).T
-        kept = ops.keep_largest(by_unit, round(sparsity * units))[0]
-        return kept.repeat_interleave(score.shape[-1] // units)
+        return keep_units(score, sparsity, units)
+
+
+def keep_units(score: Tensor, sparsity: float, units: int) -> Tensor:
+    """[O, I] or [I] -> bool [I], constant inside a unit; the score of a unit is the mean over its inputs."""
+    by_unit = per_input(score).reshape(units, -1).mean(1, keepdim=True).T
+    kept = ops.keep_largest(by_unit, round(sparsity * units))[0]
+    return kept.repeat_interleave(score.shape[-1] // units)
 
 
 def per_input(score: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ def publish(todo: Job, shapes: Shapes, draft: Draft, walk: Walk, result: Report,
         result.warnings = [*result.warnings, MTP_GOES]
         say(f"warning: {MTP_GOES}")
     result.time["write_s"] += time.perf_counter() - start
-    settings.write(todo, draft, tokenizer, shapes)
+    settings.write(todo, draft, tokenizer, shapes, drops_mtp=bool(left_out))
     draft.write_text("recipe.yaml", write_yaml(todo.recipe.resolved()))
     after = _parameters_after(todo, draft, result, left_out)
     zeros = zeros_of(draft.done)

@@ -45,7 +45,14 @@ def keeps_mtp(todo: Job, shapes: Shapes) -> bool:
     return shapes.keeps_mtp and not unpacks
 
 
-def write(todo: Job, draft: Draft, tokenizer: PreTrainedTokenizerBase | None, shapes: Shapes) -> None:
+def write(
+    todo: Job,
+    draft: Draft,
+    tokenizer: PreTrainedTokenizerBase | None,
+    shapes: Shapes,
+    *,
+    drops_mtp: bool,
+) -> None:
     """Write config.json with our key; copy the tokenizer and the generation config."""
     source, anatomy = todo.model.source, todo.model.anatomy
     if source:
@@ -65,7 +72,7 @@ def write(todo: Job, draft: Draft, tokenizer: PreTrainedTokenizerBase | None, sh
         todo.model.tokenizer(tokenizer).save_pretrained(draft.folder)
     if not shapes.copies:
         settings.pop(packed.SETTING, None)  # what was unpacked is written as ordinary weights
-    if not keeps_mtp(todo, shapes):
+    if drops_mtp:
         settings |= {name: 0 for name in mtp.COUNTS if settings.get(name)}
     settings["llmprune"] = said = mark(todo, shapes)
     settings = shapes.config(settings)

@@ -10,9 +10,10 @@ from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.experts import chosen, count, experts_of
 from llmprune.model.fewer_experts import FewerExperts
+from llmprune.model.resized import COUNTS, axes, blank
 from llmprune.model.shapes import Layout
 from llmprune.model.sites.base import Sites, SizeRequest
-from llmprune.model.whole_experts import WholeExperts, axes, blank
+from llmprune.model.whole_experts import WholeExperts
 from llmprune.model.widths import Allowed, Budget, unit_sites
 from llmprune.patterns.experts import Experts
 
@@ -107,7 +108,7 @@ def _in_groups(groups: int) -> str:
 def _site(anatomy: Anatomy, block: int, name: str, units: int, groups: int, index: int) -> WholeExperts:
     """The site of the experts of one block."""
     path = f"{anatomy.prefix}.{block}.{name}"
-    dense, fewer = anatomy.blocks[block], blank(anatomy, block, units // 2)
+    dense, fewer = anatomy.blocks[block], blank(anatomy, block, COUNTS, units // 2)
     cut = axes(dense, fewer)
     after = fewer.state_dict()
     lost = sum(t.numel() - after[key].numel() for key, t in dense.state_dict().items() if key in cut)
