@@ -46,9 +46,8 @@ class ChannelsOfExperts(Sites):
         Raises:
             RequestError: there are none whose width a field of the config gives.
         """
-        mixed = [
-            number for number, block in enumerate(anatomy.blocks) if any(True for _ in experts_of(block))
-        ]
+        blocks = [*enumerate(anatomy.blocks)]
+        mixed = [number for number, block in blocks if any(True for _ in experts_of(block))]
         if not mixed:
             raise RequestError(
                 "pattern",
