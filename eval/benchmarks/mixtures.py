@@ -1,10 +1,10 @@
 """What mixtures of experts cost: to observe, to prune, to open, and a block of a large one.
 
 `loop`: a block's experts in our loop over transformers' grouped kernel, with and without what Wanda and REAP
-see, medians of alternations. `run`: the whole time of pruning, writing aside, over one stock forward pass of the
-calibration set. `open`: seconds, bytes written, and peak anonymous memory above the start, in blocks of bfloat16,
-of opening a checkpoint of 0.8 G parameters and pruning it by magnitude. `large`: one block of Qwen3-30B-A3B's
-shape (128 experts, 8 chosen), pruned on 8 x 1024 tokens. Random weights.
+see, medians of alternations. `run`: the whole time of pruning, writing aside, over one stock forward pass of
+the calibration set. `open`: seconds, bytes written, and peak anonymous memory above the start, in blocks of
+bfloat16, of opening a checkpoint of 0.8 G parameters and pruning it by magnitude. `large`: one block of
+Qwen3-30B-A3B's shape (128 experts, 8 chosen), pruned on 8 x 1024 tokens. Random weights.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from llmprune.tensors.contributions import Contributions
 from llmprune.tensors.statistics import InputNorm, Statistic
 from llmprune.walk.expert_loop import ExpertLoop
 
-COMMON: dict[str, Any] = {
-    "vocab_size": 1024,
-    "norm_topk_prob": True,
-    "decoder_sparse_step": 1,
-    "dtype": "bfloat16",
+COMMON: dict[str, Any] = {"vocab_size": 1024, "norm_topk_prob": True, "decoder_sparse_step": 1}
+RECIPES = {"wanda": {"method": "wanda", "sparsity": 0.5}, "reap": {"method": "reap", "sparsity": 0.25}}
+KINDS: dict[type[Statistic], Sites] = {
+    InputNorm: sites_of(Unstructured()),
+    Contributions: sites_of(Experts()),
 }
 SHAPES: dict[str, dict[str, Any]] = {
     "wide": {
@@ -92,10 +92,6 @@ def alternated(ways: dict[str, Callable[[], object]], times: int) -> dict[str, f
 def loop(folder: Path) -> dict[str, Any]:
     """The experts of one block on 2048 tokens, in float32."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    kinds: dict[type[Statistic], Sites] = {
-        InputNorm: sites_of(Unstructured()),
-        Contributions: sites_of(Experts()),
-    }
     layer = model.model.layers[0].mlp.experts
     experts, chosen = model.config.num_experts, model.config.num_experts_per_tok
     x = torch.randn(2048, model.config.hidden_size)
@@ -130,10 +126,7 @@ def run(folder: Path) -> dict[str, Any]:
     tokens = torch.randint(0, 1024, (16, 512), generator=torch.Generator().manual_seed(0))
     ratios: dict[str, list[float]] = {}
     for _ in range(3):
-        for name, recipe in {
-            "wanda": {"method": "wanda", "sparsity": 0.5},
-            "reap": {"method": "reap", "sparsity": 0.25},
-        }.items():
+        for name, recipe in RECIPES.items():
             start = time.perf_counter()
             for ids in tokens.split(4):
                 model.model(ids, use_cache=False)
@@ -191,10 +184,7 @@ def large(folder: Path) -> dict[str, Any]:
     """Seconds, and the plan's memory, of pruning one block."""
     tokens = torch.randint(0, 1024, (8, 1024), generator=torch.Generator().manual_seed(0))
     rows: dict[str, Any] = {}
-    for name, recipe in {
-        "wanda": {"method": "wanda", "sparsity": 0.5},
-        "reap": {"method": "reap", "sparsity": 0.25},
-    }.items():
+    for name, recipe in RECIPES.items():
         plans: list[Any] = []
         out = folder.with_name("out")
         report = llmprune.prune(folder, recipe, tokens=tokens, out=out, on_plan=plans.append)
