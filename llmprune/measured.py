@@ -43,7 +43,10 @@ class Agreement(TypedDict):
     top1: float
     predictions: int
     interval: NotRequired[list[float] | None]
+    """Of the divergence, as the others by drawing windows."""
+    top1_interval: NotRequired[list[float] | None]
     by_quarter: NotRequired[list[float]]
+    by_quarter_intervals: NotRequired[list[list[float] | None]]
     windows: NotRequired[float]
 
 
@@ -52,6 +55,7 @@ class Drift(TypedDict):
 
     blocks: list[int]
     cosine: list[float]
+    intervals: NotRequired[list[list[float] | None]]
 
 
 class Judged(TypedDict, total=False):
@@ -157,7 +161,10 @@ def divergence_in_words(both: Agreement) -> tuple[str, str]:
     """A divergence with its interval in nats, and how it was measured."""
     ends = both.get("interval")
     spread = f" [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else ""
-    how = f"{both['predictions']:,} predictions, {100 * both['top1']:.1f} % with the same likeliest token"
+    ends = both.get("top1_interval")
+    sure = f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else ""
+    same = f"{100 * both['top1']:.1f} %{sure} with the same likeliest token"
+    how = f"{both['predictions']:,} predictions, {same}"
     if (share := both.get("windows", 1.0)) < 1:
         how += f", over the tokens that stayed, on the {100 * share:.0f} % of windows without others"
     return f"{both['kl']:.4f}{spread}", how

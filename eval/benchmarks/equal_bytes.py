@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from against_authors import write
 from held_out import documents
-from llmprune_eval import bench, comparison, logits, tasks
+from llmprune_eval import bench, bootstrap, comparison, logits, tasks
 from llmprune_eval.engine import Engine
 from llmprune_eval.runner import Load
 from rows import Recipe
@@ -165,7 +165,7 @@ class Scale:
         return {
             "bits_per_byte": nats / math.log(2) / size,
             "kl": sum(each) / len(each),
-            "kl_interval": comparison.spread(each),
+            "kl_interval": bootstrap.spread(each),
             "kl_pieces": each,
             "top1": total.same / total.predictions,
             "shared": len(each) / len(self._pieces),

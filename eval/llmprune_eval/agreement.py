@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,12 +14,13 @@ from torch.nn.functional import cosine_similarity
 from llmprune.progress import track
 from llmprune.tensors import agreement as tensors
 from llmprune.vocabulary.shared import Shared
-from llmprune_eval import comparison, logits
+from llmprune_eval import bootstrap, logits
 from llmprune_eval.windows import Protocol, settled, windows_of
 
 WHOLE = Shared()  # where no token is gone
 QUARTERS = 4  # of a window
-SEEN = 512  # tokens whose hidden states are compared
+SEEN = 512  # tokens of a window whose hidden states are compared
+DRIFTING = 8  # windows of them: enough for an interval, and seconds on two cores
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,12 @@ class Agreement:
     interval: list[float] | None
     """Of the divergence, 95 %, by drawing windows; None of fewer than six, or of those that overlap."""
 
+    top1_interval: list[float] | None
     by_quarter: list[float]
     """The divergence in each quarter of the windows, whether it grows with what stands before; empty for
     windows too short to have four."""
 
+    by_quarter_intervals: list[list[float] | None]
     windows: float = 1.0
     """The share of windows that were compared: of a cut vocabulary, those whose tokens all stayed."""
 
@@ -62,25 +67,33 @@ def measure(
         None where every window has others.
     """
     dense, pruned = both
-    quarters, each, count = [tensors.Agreement()] * QUARTERS, [], 0
+    each: list[list[tensors.Agreement]] = []  # by window, its quarters
+    count = 0
     protocol = settled(protocol, tokenizer, dense.config, pruned.config)
     for window in track(windows_of(tokenizer, text, protocol), f"agreement on {text}", protocol.windows):
         count += 1
         own = _by_quarter(dense, pruned, window.ids, common)
-        if own is None:
-            continue
-        quarters = [total + one for total, one in zip(quarters, own, strict=True)]
-        whole = sum(own, start=tensors.Agreement())
-        each.append(whole.kl / whole.predictions)
+        if own is not None:
+            each.append(own)
     if not each:
         return None
-    total = sum(quarters, start=tensors.Agreement())
-    parts = [one.kl / one.predictions for one in quarters] if all(one.predictions for one in quarters) else []
-    assert protocol.stride is not None and protocol.length is not None
-    apart = 2 * protocol.stride > protocol.length  # windows that share most of their text say the same
-    interval = comparison.spread(each) if apart else None
-    made = total.predictions
-    return Agreement(text, total.kl / made, total.same / made, made, interval, parts, len(each) / count)
+    whole = [_sum(own) for own in each]
+    parts = list(zip(*each, strict=True)) if all(one.predictions for one in each[0]) else []
+    kl, top1, *quarters = _intervals(
+        [list(map(_kl, whole)), list(map(_top1, whole)), *(list(map(_kl, part)) for part in parts)], protocol
+    )
+    total = _sum(whole)
+    return Agreement(
+        dataset=text,
+        kl=_kl(total),
+        top1=_top1(total),
+        predictions=total.predictions,
+        interval=kl,
+        top1_interval=top1,
+        by_quarter=[_kl(_sum(part)) for part in parts],
+        by_quarter_intervals=quarters,
+        windows=len(each) / count,
+    )
 
 
 @torch.no_grad()
@@ -93,22 +106,42 @@ def drift(
         dense: a model in transformers; it may have lost blocks, too.
         pruned: the same.
         tokenizer: of both.
-        text: whose first window is read, at most 512 tokens of it.
-        protocol: of the window.
+        text: whose first eight windows are read, at most 512 tokens of each.
+        protocol: of the windows.
 
     Returns:
-        `blocks`, the index of every block that both have, and `cosine`, the mean over the tokens; None where
-        the models are of different sizes.
+        `blocks`, the index of every block that both have, `cosine`, the mean over the tokens, and
+        `intervals`, as those of the divergence; None where the models are of different sizes.
     """
     protocol = settled(protocol, tokenizer, dense.config, pruned.config)
-    ids = next(iter(windows_of(tokenizer, text, protocol))).ids[:SEEN]
-    ours, theirs = (_states(model, ids) for model in (pruned, dense))
-    shared = sorted(ours.keys() & theirs.keys())
-    marked = any(_kept(model) for model in (dense, pruned))
-    if (len(ours) != len(theirs) and not marked) or any(ours[n].shape != theirs[n].shape for n in shared):
-        return None
-    cosines = [float(cosine_similarity(ours[n], theirs[n], dim=-1).mean()) for n in shared]
-    return {"blocks": shared, "cosine": cosines}
+    each = []
+    for window in islice(windows_of(tokenizer, text, protocol), DRIFTING):
+        ours, theirs = (_states(model, window.ids[:SEEN]) for model in (pruned, dense))
+        shared = sorted(ours.keys() & theirs.keys())
+        marked = any(_kept(model) for model in (dense, pruned))
+        if (len(ours) != len(theirs) and not marked) or any(ours[n].shape != theirs[n].shape for n in shared):
+            return None
+        each.append([float(cosine_similarity(ours[n], theirs[n], dim=-1).mean()) for n in shared])
+    by_block = list(zip(*each, strict=True))
+    cosines = [sum(one) / len(one) for one in by_block]
+    return {"blocks": shared, "cosine": cosines, "intervals": _intervals(by_block, protocol)}
+
+
+def _intervals(values: Sequence[Sequence[float]], protocol: Protocol) -> list[list[float] | None]:
+    """That of every mean of one value a window; None where windows are few, or share most of their text."""
+    return [bootstrap.spread(one) if protocol.apart else None for one in values]
+
+
+def _sum(found: Iterable[tensors.Agreement]) -> tensors.Agreement:
+    return sum(found, start=tensors.Agreement())
+
+
+def _kl(found: tensors.Agreement) -> float:
+    return found.kl / found.predictions
+
+
+def _top1(found: tensors.Agreement) -> float:
+    return found.same / found.predictions
 
 
 def _kept(model: Any) -> list[int]:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from llmprune.text.sources.typos import PREFIX
+from llmprune_eval import bootstrap
 from llmprune_eval import tasks as suites
-
-DRAWS = 10_000
-LEVEL = 0.95
-SEED = 0
-FEWEST = 6  # values that have an interval
+from llmprune_eval.bootstrap import FEWEST, LEVEL, SEED
 
 
-class Bits(NamedTuple):
-    """Bits per byte over the dense model's, and what drawing windows makes of it, if there are enough."""
+class Ratios(NamedTuple):
+    """Bits per byte and perplexity over the dense model's, each with what drawing windows makes of it, if
+    there are enough.
+    """
 
-    ratio: float
-    drawn: np.ndarray | None
+    bits: float
+    bits_drawn: np.ndarray | None
+    perplexity: float
+    perplexity_drawn: np.ndarray | None
 
 
 class Scored(NamedTuple):
@@ -54,25 +56,13 @@ def averaged(tasks: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str
         for dense, pruned in tasks
     ]
     generator = np.random.default_rng(SEED)
-    means = np.mean([_means(one, generator) for one in lost], axis=0)
+    means = np.mean([bootstrap.means(one, generator) for one in lost], axis=0)
     return {
         "questions": sum(map(len, lost)),
         "difference": float(np.mean([one.mean() for one in lost])),
-        "interval": _interval(means),
+        "interval": bootstrap.interval(means),
         "level": LEVEL,
     }
-
-
-def spread(values: list[float]) -> list[float] | None:
-    """The interval of a mean, by drawing its values with replacement; None of fewer than six."""
-    if len(values) < FEWEST:
-        return None
-    return _interval(_means(np.array(values), np.random.default_rng(SEED)))
-
-
-def _interval(drawn: np.ndarray) -> list[float]:
-    """The ends of what was drawn, without the share that is left out on both sides."""
-    return [float(end) for end in np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
 
 
 def kept(tasks: list[Scored]) -> dict[str, Any]:
@@ -89,12 +79,16 @@ def kept(tasks: list[Scored]) -> dict[str, Any]:
     for one in tasks:
         shared = sorted(one.dense.keys() & one.pruned.keys())
         scores = np.array([[model[q] for q in shared] for model in (one.pruned, one.dense)])
-        pairs.append((_means(scores.T, generator) - one.chance, scores.mean(1) - one.chance))
+        pairs.append((bootstrap.means(scores.T, generator) - one.chance, scores.mean(1) - one.chance))
     drawn, (pruned, dense) = np.mean([d for d, _ in pairs], axis=0), np.mean([m for _, m in pairs], axis=0)
     known = {"tasks": len(tasks), "level": LEVEL}
     if np.quantile(drawn[:, 1], (1 - LEVEL) / 2) <= 0:
         return {"value": None, "interval": None, **known}
-    return {"value": float(pruned / dense), "interval": _interval(drawn[:, 0] / drawn[:, 1]), **known}
+    return {
+        "value": float(pruned / dense),
+        "interval": bootstrap.interval(drawn[:, 0] / drawn[:, 1]),
+        **known,
+    }
 
 
 def _kept_by_suite(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
@@ -109,31 +103,29 @@ def _kept_by_suite(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, A
     return {name: kept([scored[task] for task in tasks]) for name, tasks in whole.items()}
 
 
-def _means(lost: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """The means [DRAWS, ...] of as many values [N, ...] as there are, drawn with replacement."""
-    shares = np.full(len(lost), 1 / len(lost))
-    some = 100  # at a time: ten thousand questions would take a GB of counts
-    parts = [generator.multinomial(len(lost), shares, size=some) @ lost for _ in range(DRAWS // some)]
-    return np.concatenate(parts) / len(lost)
-
-
-def _bits(dense: dict[str, Any], pruned: dict[str, Any]) -> Bits:
-    """The bits per byte of one model over another's, of the same text."""
-    ratio = pruned["bits_per_byte"] / dense["bits_per_byte"]
+def _ratios(dense: dict[str, Any], pruned: dict[str, Any]) -> Ratios:
+    """The figures of one model over another's, of the same text."""
+    bits, perplexity = (pruned[name] / dense[name] for name in ("bits_per_byte", "perplexity"))
     before, after = dense.get("losses", []), pruned.get("losses", [])
     apart = 2 * dense.get("stride", 0) > dense.get("length", 0)
     if len(before) != len(after) or len(before) < FEWEST or not apart:
-        return Bits(ratio, None)
-    means = _means(np.array([before, after]).T, np.random.default_rng(SEED))
-    return Bits(ratio, ratio * means[:, 1] / means[:, 0] * sum(before) / sum(after))
+        return Ratios(bits, None, perplexity, None)
+    means = bootstrap.paired(before, after).T
+    first, second = means / [[np.mean(before)], [np.mean(after)]]
+    logs = [first * math.log(dense["perplexity"]), second * math.log(pruned["perplexity"])]
+    return Ratios(bits, bits * second / first, perplexity, np.exp(logs[1] - logs[0]))
 
 
-def _over(typed: Bits, clean: Bits) -> dict[str, Any]:
+def _over(typed: Ratios, clean: Ratios) -> dict[str, Any]:
     """How many times as much a model loses on a text with typing errors as on the text itself."""
     drawn = None
-    if typed.drawn is not None and clean.drawn is not None:
-        drawn = typed.drawn[::-1] / clean.drawn  # backwards, so apart: their windows differ
-    return {"value": typed.ratio / clean.ratio, "interval": None if drawn is None else _interval(drawn)}
+    if typed.bits_drawn is not None and clean.bits_drawn is not None:
+        drawn = typed.bits_drawn[::-1] / clean.bits_drawn  # backwards, so apart: their windows differ
+    return {"value": typed.bits / clean.bits, "interval": _ends(drawn)}
+
+
+def _ends(drawn: np.ndarray | None) -> list[float] | None:
+    return None if drawn is None else bootstrap.interval(drawn)
 
 
 def of(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
@@ -145,22 +137,23 @@ def of(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"tasks": {}, "perplexity": []}
     texts = list(zip(dense.get("perplexity", []), pruned.get("perplexity", []), strict=True))
-    every = {before["dataset"]: _bits(before, after) for before, after in texts}
+    every = {before["dataset"]: _ratios(before, after) for before, after in texts}
     for before, after in texts:
         alike = all(before.get(key) == after.get(key) for key in ("tokenizer", "bos"))
         measure = "perplexity" if alike else "bits_per_byte"
-        bits = every[before["dataset"]]
+        ratios = every[before["dataset"]]
         row = {
             "dataset": before["dataset"],
             "measure": measure,
-            "ratio": after[measure] / before[measure],
-            "bits_per_byte": bits.ratio,
-            "interval": None if bits.drawn is None else _interval(bits.drawn),
+            "ratio": ratios.perplexity if alike else ratios.bits,
+            "ratio_interval": _ends(ratios.perplexity_drawn if alike else ratios.bits_drawn),
+            "bits_per_byte": ratios.bits,
+            "interval": _ends(ratios.bits_drawn),
             "comparable": alike,
         }
         clean = every.get(before["dataset"].removeprefix(PREFIX))
-        if clean is not None and clean is not bits:
-            row["typos"] = _over(bits, clean)
+        if clean is not None and clean is not ratios:
+            row["typos"] = _over(ratios, clean)
         found["perplexity"].append(row)
     for name, before in dense.get("tasks", {}).items():
         after, metric = pruned["tasks"][name], before["metric"]
@@ -192,7 +185,12 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     for text in found["perplexity"]:
         note = "" if text["comparable"] else " (other tokenizer or BOS: perplexities cannot be compared)"
         bits = f"{text['bits_per_byte']:.3f}{_shown(text['interval'])} bits per byte"
-        table.append((text["dataset"], f"{text['measure']} times {text['ratio']:.3f}, {bits}{note}"))
+        table.append(
+            (
+                text["dataset"],
+                f"{text['measure']} times {text['ratio']:.3f}{_shown(text['ratio_interval'])}, {bits}{note}",
+            )
+        )
         if typos := text.get("typos"):
             said = f"{typos['value']:.3f}{_shown(typos['interval'])} times that ratio without typing errors"
             table.append((text["dataset"], said))

@@ -15,7 +15,7 @@ from llmprune.errors import RequestError
 from llmprune.progress import track
 from llmprune_eval import logits, models
 from llmprune_eval.bench import compare
-from llmprune_eval.comparison import spread
+from llmprune_eval.bootstrap import spread
 from llmprune_eval.perplexity import same_tokens, stamp
 from llmprune_eval.runner import Load
 from llmprune_eval.talk import prompts

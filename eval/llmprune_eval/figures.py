@@ -15,6 +15,7 @@ from llmprune_eval.runs import Measured, Run, key_of
 MOST_KINDS = 8  # that are told apart; more, such as a mixture's experts, are put together
 BLOCK = Axis("block", whole=True)
 UNNAMED = "a text"
+BARS = " (bars: 95 % by drawing windows)"
 LOG = 8.0  # ratio from which perplexities are drawn on a logarithmic axis
 
 
@@ -34,7 +35,8 @@ def of(run: Run) -> list[Plot]:
     """The plots of one run."""
     kinds = kinds_of(run.record.sites)
     curves = (run.record.learned or {}).get("losses", {})
-    found = [_sparsity(kinds), _search(run), _errors(run, kinds), *_recovery(run, kinds), _drift(run)]
+    found = [_sparsity(kinds), _search(run), _errors(run, kinds), *_recovery(run, kinds)]
+    found += [_drift(run), _quarters(run)]
     if any(curves.values()):
         series = tuple(curve(part, losses, 0) for part, losses in curves.items() if losses)
         passes, loss = Axis("passes made", whole=True), Axis("share of the spectrum lost")
@@ -114,7 +116,25 @@ def _drift(run: Run) -> Chart | None:
         return None
     points = tuple(zip(map(float, drift["blocks"]), drift["cosine"], strict=True))
     title = "Hidden states behind each block beside the dense model's, on the text that was measured"
-    return Chart("drift", title, BLOCK, Axis("mean cosine"), (Series("cosine", points),))
+    series = Series("cosine", points, ends=_known(drift.get("intervals", [])))
+    return Chart("drift", title + BARS * bool(series.ends), BLOCK, Axis("mean cosine"), (series,))
+
+
+def _quarters(run: Run) -> Chart | None:
+    both = next((both for both in run.judged().get("agreement", []) if both.get("by_quarter")), None)
+    if both is None:
+        return None
+    points = tuple((float(number), kl) for number, kl in enumerate(both["by_quarter"], 1))
+    series = Series("KL", points, ends=_known(both.get("by_quarter_intervals", [])))
+    title = f"Divergence from the dense model along the windows of {both['dataset']}"
+    axes = Axis("quarter of the window", whole=True), Axis("KL to the dense model, nats")
+    return Chart("quarters", title + BARS * bool(series.ends), *axes, (series,))
+
+
+def _known(intervals: Sequence[Sequence[float] | None]) -> tuple[tuple[float, float], ...]:
+    """Intervals as a series takes them; none where one is not known."""
+    found = [(one[0], one[1]) for one in intervals if one]
+    return tuple(found) if len(found) == len(intervals) else ()
 
 
 def _errors(run: Run, kinds: dict[str, list[SiteRecord]]) -> Chart | None:

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from llmprune.errors import JobError, RequestError
 from llmprune.progress import track
 from llmprune.text import bos, sources
-from llmprune_eval import logits
+from llmprune_eval import bootstrap, logits
 from llmprune_eval.windows import Protocol, settled, windows_of
 
 LARGEST = 700.0  # nats; beyond, the exponential is no float
@@ -50,6 +50,10 @@ class Perplexity:
     losses: list[float]
     """Of every window, in nats."""
 
+    interval: list[float] | None = None
+    """Of the perplexity, 95 %, by drawing windows; None of fewer than six, or of those that overlap."""
+
+    bits_per_byte_interval: list[float] | None = None
     tokenizers: list[str] | None = None
     """Of all models that were measured on the same characters, where they differ."""
 
@@ -95,9 +99,12 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
     if not mean < LARGEST:
         raise JobError(f"the model's mean loss on {text} is {mean}, so its perplexity is not a number")
     assert asked.length is not None and asked.stride is not None
+    bits = sum(losses) / math.log(2) / max(size, 1)
+    ends = bootstrap.spread(losses) if asked.apart else None
+    times = None if ends is None else [end * len(losses) / sum(losses) for end in ends]
     return Perplexity(
         perplexity=math.exp(mean),
-        bits_per_byte=sum(losses) / math.log(2) / max(size, 1),
+        bits_per_byte=bits,
         dataset=text,
         split=sources.for_evaluation(text).evaluation_split,
         length=asked.length,
@@ -109,6 +116,8 @@ def measure(model: Any, tokenizer: Any, text: str, protocol: Protocol | None = N
         bytes=size,
         dtype=logits.dtype_of(model),
         losses=losses,
+        interval=times and [math.exp(min(mean * time, LARGEST)) for time in times],
+        bits_per_byte_interval=times and [bits * time for time in times],
         tokenizers=sorted(map(stamp, asked.tokenizers)) or None,
     )
 

@@ -38,6 +38,13 @@ class Series:
     """What is written at each point."""
 
     hollow: bool = False
+    ends: tuple[tuple[float, float], ...] = ()
+    """The interval of every point, or of none."""
+
+    @property
+    def heights(self) -> list[float]:
+        """All that the axis has to reach."""
+        return [y for _, y in self.points] + [end for ends in self.ends for end in ends]
 
     @property
     def spacing(self) -> int:

@@ -68,6 +68,8 @@ def _chart(plot: Chart, axes: Any) -> None:
         fill = "none" if series.hollow else colour
         label = _plain(series.label)
         axes.plot(xs, ys, color=colour, linestyle=line, label=label, markerfacecolor=fill, **style)
+        if series.ends:
+            axes.vlines(xs, *zip(*series.ends, strict=True), color=colour)
     axes.set_xscale("log" if plot.x.log else "linear")
     axes.set_yscale("log" if plot.y.log else "linear")
     _axis(axes.xaxis, plot.x)

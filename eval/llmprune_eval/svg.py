@@ -84,8 +84,8 @@ def _place(axis: Axis, ends: tuple[float, float], to: tuple[float, float]) -> Pl
 
 
 def _chart(plot: Chart, width: int, class_: str) -> Markup:
-    points = [point for series in plot.series for point in series.points]
-    ends = span([x for x, _ in points], plot.x), span([y for _, y in points], plot.y)
+    across = [x for series in plot.series for x, _ in series.points]
+    ends = span(across, plot.x), span([y for series in plot.series for y in series.heights], plot.y)
     marks = ticks(*ends[0], plot.x, width // 70), ticks(*ends[1], plot.y)
     left = 10 + LETTER * max(len(plot.y.show(tick)) for tick in marks[1])
     top, bottom, right = 26.0, CHART - 44.0, width - 12.0
@@ -108,7 +108,11 @@ def _series(number: int, series: Series, x: Place, y: Place) -> Markup:
     path = "M" + "L".join(f"{a} {b}" for a, b in at)
     line = element("path", d=path, class_="line", stroke_dasharray=_dash(number)) if series.line else None
     markers = [_marker(number, series, f"translate({a} {b})") for a, b in at[:: series.spacing]]
-    return element("g", line, *markers, class_=f"s{number % COLOURS}")
+    bars = [
+        element("path", d=f"M{x(a):.1f} {y(low):.1f}V{y(high):.1f}", class_="line")
+        for (a, _), (low, high) in zip(series.points, series.ends, strict=False)
+    ]
+    return element("g", line, *bars, *markers, class_=f"s{number % COLOURS}")
 
 
 def _dash(number: int) -> str | None:

@@ -9,11 +9,13 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from llmprune.progress import track
-from llmprune_eval import instructions
-from llmprune_eval.comparison import FEWEST, averaged, paired
+from llmprune_eval import bootstrap, instructions
+from llmprune_eval.bootstrap import FEWEST
+from llmprune_eval.comparison import averaged, paired
 from llmprune_eval.tasks import SUITES, template
 
 BUDGET = 256  # tokens of an answer
@@ -61,7 +63,8 @@ def measure(model: Any, tokenizer: Any, limit: int) -> dict[str, Any]:
         limit: how many prompts, the first ones.
 
     Returns:
-        `stopped`, `repeated`, `kept` (means), `tokens` (mean length), the `protocol`, and the `answers`.
+        `stopped`, `repeated`, `kept` (means), `tokens` (mean length), the `intervals` of these, the
+        `protocol`, and the `answers`.
     """
     asked = prompts(limit)
     conversations = [[{"role": "user", "content": one["prompt"]}] for one in asked]
@@ -79,9 +82,11 @@ def measure(model: Any, tokenizer: Any, limit: int) -> dict[str, Any]:
     answers = [
         _answer(tokenizer, found, ends, one["checks"]) for found, one in zip(written, asked, strict=True)
     ]
+    each = {name: [float(getattr(one, name)) for one in answers] for name in FIGURES}
+    each["tokens"] = [float(len(one.ids)) for one in answers]
     return {
-        **{name: _mean([float(getattr(one, name)) for one in answers]) for name in FIGURES},
-        "tokens": _mean([float(len(one.ids)) for one in answers]),
+        **{name: _mean(values) for name, values in each.items()},
+        "intervals": {name: bootstrap.spread(values) for name, values in each.items()},
         "protocol": (
             f"{len(asked)} prompts, the template's own system prompt, greedy, at most {BUDGET} tokens, "
             f"template {template(tokenizer)}{_where(model)}"
@@ -96,7 +101,7 @@ def compare(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
     Returns:
         By figure what `comparison.paired` says, and whether it is `flagged`: of six answers or more, the
         interval leaves out zero. `agreement` is the mean share of the dense answer's first 32 tokens before
-        the first that differs, and `longer` the ratio of the mean lengths.
+        the first that differs, and `longer` the ratio of the mean lengths, with `longer_interval`.
     """
     found: dict[str, Any] = {}
     for name in FIGURES:
@@ -108,6 +113,7 @@ def compare(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
     same = averaged([(dict.fromkeys(shares, 0.0), shares)])
     found["agreement"] = {"value": same["difference"], "interval": same["interval"], "level": same["level"]}
     found["longer"] = pruned["tokens"] / max(dense["tokens"], 1)
+    found["longer_interval"] = _times(*([len(one["ids"]) for one in t["answers"]] for t in (dense, pruned)))
     return found
 
 
@@ -129,7 +135,10 @@ def rows(found: dict[str, Any], compared: dict[str, Any] | None) -> list[tuple[s
         low, high = compared["agreement"]["interval"]
         said = f"{compared['agreement']['value']:.1%} [{low:.1%}, {high:.1%}]"
         table.append((f"  talk: first {ALIKE} tokens as dense", said))
-        table.append(("  talk: length", f"{found['tokens']:.0f} tokens, {compared['longer']:.2f}x dense"))
+        said = f"{found['tokens']:.0f} tokens, {compared['longer']:.2f}x dense"
+        if ends := compared["longer_interval"]:
+            said += f" [{ends[0]:.2f}, {ends[1]:.2f}]"
+        table.append(("  talk: length", said))
     return table
 
 
@@ -139,6 +148,14 @@ def _agreement(dense: list[int], pruned: list[int]) -> float:
     same = [a == b for a, b in zip(first, pruned, strict=False)]
     equal = same.index(False) if False in same else len(same)
     return equal / len(first) if first else float(not pruned)
+
+
+def _times(dense: list[int], pruned: list[int]) -> list[float] | None:
+    """The interval of how many times as long answers are."""
+    if len(dense) < FEWEST:
+        return None
+    before, after = bootstrap.paired(dense, pruned).T
+    return bootstrap.interval(after / np.maximum(before, 1))
 
 
 def _numbered(values: list[Any]) -> dict[str, float]:

@@ -23,6 +23,7 @@ import numpy as np
 import yaml
 
 from llmprune.errors import JobError, LlmpruneError, RequestError, first_line
+from llmprune_eval import bootstrap
 from llmprune_eval.perplexity import require_known
 
 HERE = Path(__file__).parent
@@ -157,8 +158,9 @@ def score(model: Any, tokenizer: Any, asked: Ask, scorer: type | None = None) ->
     Returns:
         `tasks`: for each task or group its metrics and standard errors as lm-eval names them, with `metric`,
         the one that counts, whether `higher_is_better`, `examples`, its value for every question where it has
-        one, and how many `questions` were asked of how many there are; `chance`, the score of guessing among
-        given answers; `chat`, the template that questions went through, if any; `versions` of the tasks.
+        one, the `interval` of their mean, and how many `questions` were asked of how many there are;
+        `chance`, the score of guessing among given answers; `chat`, the template that questions went
+        through, if any; `versions` of the tasks.
 
     Raises:
         RequestError: lm-eval cannot score a task as asked, or lacks a package for it; or the tokenizer is
@@ -274,7 +276,9 @@ def _scores(name: str, values: dict[str, Any], found: dict[str, Any]) -> dict[st
     of = {"questions": {"asked": asked["effective"], "of": asked["original"]}} if asked else {}
     samples = found.get("samples", {}).get(name, [])
     chance = _chance(samples) if found.get("configs", {}).get(name, {}).get("output_type") == CHOICE else None
-    return {**plain, **shown, **of, "chance": chance, "examples": _examples(samples, metric)}
+    examples = _examples(samples, metric)
+    interval = bootstrap.spread(list(examples.values()))
+    return {**plain, **shown, **of, "chance": chance, "interval": interval, "examples": examples}
 
 
 def _chance(samples: list[dict[str, Any]]) -> float | None:

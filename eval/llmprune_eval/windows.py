@@ -46,6 +46,12 @@ class Protocol:
     tokenizers: tuple[Any, ...] = ()
     """Of all models that are compared, where they differ: windows then cover the same characters."""
 
+    @property
+    def apart(self) -> bool:
+        """Once settled, whether windows can be drawn: those that share most of their text say the same."""
+        assert self.stride is not None and self.length is not None
+        return 2 * self.stride > self.length
+
 
 @dataclass(frozen=True)
 class Window:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from llmprune_eval import agreement, evaluation, figures, gate, keeping, logits, page
+from llmprune_eval import agreement, bootstrap, evaluation, figures, gate, keeping, logits, page
 from llmprune_eval.plots import Chart
 from llmprune_eval.runs import read_all
 from llmprune_eval.windows import Protocol, settled, windows_of
@@ -40,13 +40,18 @@ def test_quarters_are_those_of_the_definition(
     every = torch.stack(lost)
     assert found.predictions == every.numel() == 6 * 29
     assert found.kl == pytest.approx(float(every.mean()), rel=1e-4)
-    for ours, part in zip(found.by_quarter, every.split([7, 7, 7, 8], 1), strict=True):
+    parts = every.split([7, 7, 7, 8], 1)
+    quarters = zip(found.by_quarter, found.by_quarter_intervals, parts, strict=True)
+    for ours, interval, part in quarters:
         assert ours == pytest.approx(float(part.mean()), rel=1e-4)
+        assert interval == pytest.approx(bootstrap.spread(part.mean(1).tolist()), rel=1e-4)
     assert found.interval is not None and found.interval[0] <= found.kl <= found.interval[1]
+    assert found.top1_interval[0] <= found.top1 <= found.top1_interval[1]
     few = agreement.measure((dense, pruned), tiny.tokenizer(), "builtin", Protocol(length=4, windows=2))
     assert few.interval is None and few.by_quarter == []  # three predictions have no quarters
     overlapping = Protocol(length=30, windows=6, stride=5)
-    assert agreement.measure((dense, pruned), tiny.tokenizer(), "builtin", overlapping).interval is None
+    drawn = agreement.measure((dense, pruned), tiny.tokenizer(), "builtin", overlapping)
+    assert drawn.interval is drawn.top1_interval is None and drawn.by_quarter_intervals == [None] * 4
     assert min(every.mean(1)) <= found.interval[0] and found.interval[1] <= max(every.mean(1))
 
 
@@ -149,13 +154,36 @@ def test_drift_is_the_cosine_behind_the_same_block(
     assert found["cosine"][0] < 1 or "remove" in str(asked)
     alike = agreement.drift(dense, dense, tiny.tokenizer(), "builtin", protocol)["cosine"]
     assert alike == pytest.approx([1.0] * 3, abs=1e-6)
+    assert found["intervals"] == [None] * len(kept)  # of one window
+    more = agreement.drift(dense, pruned, tiny.tokenizer(), "builtin", Protocol(length=30, windows=6))
+    for cosine, (low, high) in zip(more["cosine"], more["intervals"], strict=True):
+        assert low <= cosine <= high
 
 
 def test_drift_is_kept_and_drawn(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     prune(checkpoints("llama"), {"method": "magnitude", "sparsity": 0.8}, out=tmp_path / "out")
     names = {"baseline": str(checkpoints("llama")), "model": str(tmp_path / "out")}
-    keeping.keep(evaluation.evaluate(names, ["builtin"], Protocol(length=30, windows=2)))
-    (run,) = read_all([tmp_path / "out"])
-    (drawn,) = (plot for plot in figures.of(run) if plot.name == "drift")
-    assert isinstance(drawn, Chart) and len(drawn.series[0].points) == 3
-    assert "Hidden states behind each block" in page.page([run])
+    for windows, bars in ((2, 0), (6, 3)):  # two windows have no interval
+        keeping.keep(evaluation.evaluate(names, ["builtin"], Protocol(length=30, windows=windows)))
+        (run,) = read_all([tmp_path / "out"])
+        drawn = {plot.name: plot for plot in figures.of(run)}
+        assert isinstance(drawn["drift"], Chart) and len(drawn["drift"].series[0].points) == 3
+        assert len(drawn["drift"].series[0].ends) == bars
+        assert len(drawn["quarters"].series[0].ends) == (4 if bars else 0)
+        said = page.page([run])
+        assert "Hidden states behind each block" in said and "along the windows of builtin" in said
+        assert ("95 % by drawing windows" in said) == bool(bars)
+
+
+def test_every_figure_has_an_interval(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    prune(checkpoints("llama"), {"method": "magnitude", "sparsity": 0.5}, out=tmp_path / "out")
+    names = {"baseline": str(checkpoints("llama")), "model": str(tmp_path / "out")}
+    found = evaluation.evaluate(names, ["builtin"], Protocol(length=30, windows=8))["model"]
+    ((text,), (compared,)) = found["perplexity"], found["comparison"]["perplexity"]
+    for value, interval in (
+        (text["perplexity"], text["interval"]),
+        (text["bits_per_byte"], text["bits_per_byte_interval"]),
+        (compared["ratio"], compared["ratio_interval"]),
+        (compared["bits_per_byte"], compared["interval"]),
+    ):
+        assert interval[0] < value < interval[1]

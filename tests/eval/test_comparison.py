@@ -76,7 +76,7 @@ def test_other_tokenizers_are_compared_by_bits_per_byte():
     assert found["perplexity"] == [
         {
             **{"dataset": "t", "measure": "bits_per_byte", "ratio": 1.5, "bits_per_byte": 1.5},
-            **{"interval": None, "comparable": False},
+            **{"ratio_interval": None, "interval": None, "comparable": False},
         }
     ]
 
@@ -96,6 +96,8 @@ def test_bits_per_byte_have_an_interval_and_typing_errors_a_factor():
     first, second = comparison.of({"perplexity": dense}, {"perplexity": pruned})["perplexity"]
     assert first["bits_per_byte"] == pytest.approx(1.1)
     assert first["interval"] == pytest.approx([1.1, 1.1])  # the same factor in every window
+    low, high = first["ratio_interval"]  # a factor of the logarithm is none of the perplexity
+    assert low < first["ratio"] < high and math.log(high / low) < 0.2 * math.log(first["ratio"])
     assert "typos" not in first
     assert second["typos"]["value"] == pytest.approx(1.2)
     assert second["typos"]["interval"] == pytest.approx([1.2, 1.2])
