@@ -18,7 +18,7 @@ from llmprune.checkpoint.files import write_atomically
 from llmprune.errors import RequestError
 from llmprune.measured import Evaluation
 from llmprune.progress import say
-from llmprune.run import card, card_results
+from llmprune.run import card, card_picture, card_results
 from llmprune.text import bos
 from llmprune.text.windows import sharing
 from llmprune_eval import evaluation, models, runs
@@ -132,7 +132,8 @@ def _add(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> No
     assert kept is not None
     kept.evaluation = cast(Evaluation, change(dict(kept.evaluation or {})))
     said = card_results.evaluated(folder, kept)
-    write_atomically({folder / report.FILE: kept.to_json(), folder / "README.md": said})
+    picture = {folder / card_picture.FILE: card_picture.drawn(kept)} if card_picture.FILE in said else {}
+    write_atomically({folder / report.FILE: kept.to_json(), folder / "README.md": said, **picture})
 
 
 def _merged(

@@ -17,7 +17,7 @@ from llmprune.errors import RequestError, first_line
 from llmprune.measured import lowest, spelled
 from llmprune.patterns import base as patterns
 from llmprune.report import CalibrationRecord, Choice, RecoveryRecord, Report, StepRecord
-from llmprune.run import card_serving
+from llmprune.run import card_picture, card_serving
 
 TEXT = """---
 {metadata}
@@ -31,6 +31,8 @@ TEXT = """---
 |---|---|---|
 | parameters | {parameters_before:,} | {parameters:,}, {zeros:,} of them zeros by pruning |
 | bytes of the weight files | {bytes_before:,} | {bytes_after:,} |
+
+![What is left beside the dense model, and what went from each block]({picture})
 
 Its quality has not been measured here unless numbers are given below.
 
@@ -90,6 +92,7 @@ def make(report: Report, source: Source | None, out: Path, written: Path) -> str
     return TEXT.format(
         metadata=_metadata(report, source).to_yaml(),
         title=folder,
+        picture=card_picture.FILE,
         base=base,
         version=report.versions["llmprune"],
         transformers=report.versions["transformers"],

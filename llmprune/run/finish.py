@@ -24,7 +24,7 @@ from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.recipe.text import write_yaml
 from llmprune.report import RecipeRecord, Report, StepRecord, Time
-from llmprune.run import card, memory, settings, tokens
+from llmprune.run import card, card_picture, memory, settings, tokens
 from llmprune.run.job import Job, Run
 from llmprune.run.warning import overpruned, starved
 from llmprune.text.calibration import as_now
@@ -207,6 +207,7 @@ def seal(
     result.reload = {**checked, "line": checked["line"].format(folder=draft.out)}
     result.memory = memory.peak(where.device)
     result.time["total_s"] += time.perf_counter() - start
+    draft.write_text(card_picture.FILE, card_picture.drawn(result))
     draft.write_text("README.md", card.make(result, model.source, draft.out, draft.folder))
     draft.write_text("llmprune_report.json", result.to_json())
     draft.publish()

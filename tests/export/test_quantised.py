@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
-from llmprune import prune
+from llmprune import prune, recover
 from llmprune.export.gguf import TYPES, export
 from tests.export.engine import predicted
 from tests.export.test_gguf import PROMPT, UNEVEN, saved
+
+TEXT = {"dataset": "builtin", "samples": 4, "length": 32}
 
 pytestmark = pytest.mark.usefixtures("check_in_process")
 
@@ -63,6 +65,19 @@ def test_a_chain_of_pruning_and_quantising_keeps_the_zeros(kind: str, tmp_path: 
     weight = AutoModelForCausalLM.from_pretrained(tmp_path / "out").model.layers[1].mlp.down_proj.weight
     assert (back[weight.detach().numpy() == 0] == 0).all()
     assert len(predicted(file, PROMPT, 8).tokens) > 0
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_what_was_pruned_and_recovered_is_quantised_and_runs(kind: str, tmp_path: Path) -> None:
+    prune(saved("llama", tmp_path / "dense"), {**UNEVEN, "calibration": TEXT}, out=tmp_path / "out")
+    recover(tmp_path / "out", "reconstruct")
+    recovered = tmp_path / "out-recovered"
+    ours = tensors(export(recovered, tmp_path / "ours.gguf", kind))["blk.1.ffn_down.weight"]
+    weight = AutoModelForCausalLM.from_pretrained(recovered).model.layers[1].mlp.down_proj.weight.detach()
+    assert np.array_equal(ours.data, by_llama_cpp(weight.numpy(), ours.tensor_type))
+    earlier = AutoModelForCausalLM.from_pretrained(tmp_path / "out").model.layers[1].mlp.down_proj.weight
+    assert weight.shape == earlier.shape and not weight.equal(earlier)
+    assert len(predicted(tmp_path / "ours.gguf", PROMPT, 8).tokens) > 0
 
 
 @pytest.mark.parametrize("kind", TYPES)

