@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tests.export.test_gguf import saved
 
 FEW, MANY = 6, 1000  # mutations of a file
 ABOVE = 256 << 20  # bytes of memory that reading one may take
+SECONDS = 60  # and the time, on a busy machine
 VALUES: list[Any] = [None, -1, 0, 2**63, 1e308, "", "x" * 1000, [], {}, [[]], True, "../../etc/passwd"]
 # By file, the command that reads it; `out` is what it may write.
 READ: dict[str, list[str]] = {
@@ -89,6 +92,26 @@ def files_of(place: Path) -> Iterator[str]:
     return (str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
 
 
+class Hangs(BaseException):
+    """Nothing that is asked here takes so long; no handler of errors takes it for one."""
+
+
+@contextmanager
+def within(seconds: int, number: int) -> Iterator[None]:
+    """Stop a mutation that takes longer."""
+
+    def stop(*_: object) -> None:
+        raise Hangs(f"mutation {number}")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "many"])
 @pytest.mark.parametrize("name", READ)
 def test_a_broken_file_is_one_sentence(
@@ -107,7 +130,8 @@ def test_a_broken_file_is_one_sentence(
         out = tmp_path / f"out-{number}"
         memory = process.memory_info().rss
         words = [word.format(folder=folder, out=out) for word in READ[name]]
-        code = command.main(monkeypatch, words)
+        with within(SECONDS, number):
+            code = command.main(monkeypatch, words)
         said = capsys.readouterr().err.strip().splitlines()
         assert code in (0, 1, 2, None), (number, code)
         assert not code or said[-1].startswith("llmprune: "), (number, said[-5:])

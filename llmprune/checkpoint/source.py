@@ -37,6 +37,7 @@ WEIGHTS = (
     "*.ot",
     "*.npz",
 )
+COUNTED, MOST = re.compile("layer|expert"), 4096  # what a config counts, and the most that is built
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,13 @@ class Source:
             raise RequestError("model", f"{file} cannot be read as JSON: {error}") from error
         if not isinstance(settings, dict):
             raise RequestError("model", f"{file} is not a mapping")
+        _require_countable(settings, file)
         return settings
 
     @cached_property
     def config(self) -> Any:
         """The configuration as transformers understands it."""
+        _ = self.settings  # refuses what transformers would count to without end
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         except Exception as error:
@@ -123,6 +126,19 @@ class Source:
             and not any(path.match(pattern) for pattern in WEIGHTS)
             and not path.name.endswith(".index.json")
         ]
+
+
+def _require_countable(settings: Any, file: Path) -> None:
+    """Refuse a config, or a part of one, of more layers or experts than any model has: each is a module.
+
+    Raises:
+        RequestError: it names the entry.
+    """
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            _require_countable(value, file)
+        elif isinstance(value, int) and value > MOST and COUNTED.search(key):
+            raise RequestError("model", f"{file} gives {key} as {value}, and no model has so many; mend it")
 
 
 def tokenizer(where: str | Path, *, trust_remote_code: bool, way_out: str = "add its files there") -> Any:

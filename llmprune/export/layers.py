@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,6 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig
 
 from llmprune.checkpoint import source
 from llmprune.checkpoint.shards import Stored
@@ -121,9 +119,8 @@ def read(folder: Path | str) -> Layers:
         RequestError: it is none.
     """
     found = source.find(str(folder))
-    config = AutoConfig.from_pretrained(found.folder).to_dict()
-    told = json.loads((found.folder / "config.json").read_text())
-    config |= {key: value for key, value in told.items() if value is not None}
+    config = found.config.to_dict()
+    config |= {key: value for key, value in found.settings.items() if value is not None}
     own = config.get("per_layer_config") or {}
     count = config.get("num_hidden_layers", 0)  # some families name it otherwise; they have no home
     return Layers(found.folder, config, [own.get(str(block), {}) for block in range(count)], found.tensors)

@@ -149,6 +149,13 @@ def test_a_config_that_makes_no_model_is_refused(folder: Path, change: dict[str,
         opened(folder)
 
 
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_local_experts"])
+def test_more_layers_than_any_model_has_are_not_built(key: str, folder: Path) -> None:
+    configure(folder, text_config={key: 2**63})
+    with pytest.raises(RequestError, match=f"config.json gives {key} as {2**63}, and no model has so many"):
+        opened(folder)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(folder: Path, name: str) -> None:
     (folder / "model.safetensors").rename(folder / name)
