@@ -43,7 +43,8 @@ def measure(draft: str, dense: str, where: dict[str, Any]) -> dict[str, Any]:
     Returns:
         For greedy and for drawn text: `acceptance`, the mean over predictions, its `interval` by text, the
         `guesses` at a time that serve best, and the `speed` they give over the dense model. Also `cost`,
-        the time of a draft's token over that of a dense one, which is the acceptance to reach.
+        the time of a draft's token over that of a dense one, which is the acceptance to reach. Both have
+        intervals as well.
 
     Raises:
         RequestError: the models have other tokens, or one is not run by transformers.
@@ -58,8 +59,10 @@ def measure(draft: str, dense: str, where: dict[str, Any]) -> dict[str, Any]:
     del big, small
     device, dtype = where.get("device", "auto"), where.get("dtype", "auto")
     speeds = compare([dense, draft], LOAD, device=device, dtype=dtype, trust=trust)
-    cost = 1 / speeds["ratios"]["decode_tokens_per_s"]["ratio"]
-    told: dict[str, Any] = {"for": dense, "cost": cost, "protocol": f"{TEXTS} texts of {TOKENS} tokens"}
+    ratio = speeds["ratios"]["decode_tokens_per_s"]
+    cost, costs = 1 / ratio["ratio"], ratio["interval"] and [1 / end for end in reversed(ratio["interval"])]
+    told: dict[str, Any] = {"for": dense, "cost": cost, "cost_interval": costs}
+    told["protocol"] = f"{TEXTS} texts of {TOKENS} tokens"
     for how, each in shares.items():
         acceptance = sum(each) / len(each)
         guesses = max(range(1, MOST + 1), key=lambda count: speed(acceptance, count, cost))
@@ -68,6 +71,7 @@ def measure(draft: str, dense: str, where: dict[str, Any]) -> dict[str, Any]:
             "interval": spread(each),
             "guesses": guesses,
             "speed": speed(acceptance, guesses, cost),
+            "speed_interval": _between(spread(each), guesses, costs),
         }
     return told
 
@@ -82,6 +86,13 @@ def speed(acceptance: float, guesses: int, cost: float) -> float:
     """
     taken = guesses + 1 if acceptance == 1 else (1 - acceptance ** (guesses + 1)) / (1 - acceptance)
     return taken / (guesses * cost + 1)
+
+
+def _between(shares: list[float] | None, guesses: int, costs: list[float] | None) -> list[float] | None:
+    """The speeds at the ends of both intervals: wider than 95 %, since both seldom err to one side."""
+    if shares is None or costs is None:
+        return None
+    return [speed(share, guesses, cost) for share, cost in zip(shares, reversed(costs), strict=True)]
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -30,7 +30,8 @@ def drawn(report: Report) -> str:
     _bars(root, bars)
     if gone:
         last = " by the last step" if report.steps else ""
-        _text(root, 12, top + 26, f"Share of the pruned weights that went from each block{last}, in percent")
+        said = f"What went from each block{last}, in percent of the weights of its pruned layers"
+        _text(root, 12, top + 26, said)
         _columns(root, gone, top + 44)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"

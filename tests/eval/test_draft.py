@@ -34,6 +34,12 @@ def test_speed_is_that_of_a_simulation(acceptance: float, guesses: int, cost: fl
 
 
 @torch.no_grad()
+def test_the_interval_of_the_speed_is_that_of_both_ends() -> None:
+    low, high = draft._between([0.6, 0.8], 4, [0.2, 0.3])
+    assert low == draft.speed(0.6, 4, 0.3) < draft.speed(0.7, 4, 0.25) < draft.speed(0.8, 4, 0.2) == high
+    assert draft._between(None, 4, [0.2, 0.3]) is draft._between([0.6, 0.8], 4, None) is None
+
+
 @pytest.mark.skipif(not STORIES.is_dir(), reason="needs ../shared/models")
 def test_assisted_generation_takes_as_many_guesses(tmp_path: Path) -> None:
     prune(STORIES, {"method": "magnitude", "sparsity": 0.2}, out=tmp_path / "out")
