@@ -19,23 +19,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from llmprune.errors import JobError, LlmpruneError, RequestError, first_line
-from llmprune_eval import bootstrap
+from llmprune_eval import scores
 from llmprune_eval.perplexity import require_known
 
 HERE = Path(__file__).parent
 SUITES = HERE / "suites" if (HERE / "suites").is_dir() else HERE.parent / "suites"
-CHOICE, WRITTEN = "multiple_choice", "generate_until"  # lm-eval's words
-METRICS = (
-    "acc_norm",
-    "acc",
-    "exact_match",
-    "f1",
-    "word_perplexity",
-)  # the first that a task has is its score
+WRITTEN = "generate_until"  # lm-eval's word
 
 
 @dataclass(frozen=True)
@@ -171,7 +163,7 @@ def score(model: Any, tokenizer: Any, asked: Ask, scorer: type | None = None) ->
 
     found = _found(model, tokenizer, asked, scorer)
     how = {"chat": template(tokenizer)} if asked.chat else {}
-    tasks = {name: _scores(name, values, found) | how for name, values in found["results"].items()}
+    tasks = {name: scores.of(name, values, found) | how for name, values in found["results"].items()}
     return {"tasks": tasks, "versions": {"lm_eval": lm_eval.__version__, **found["versions"]}}
 
 
@@ -260,38 +252,6 @@ def _loaded(asked: Ask) -> dict[str, Any]:
     """The tasks by name, those of groups among them, with their questions."""
     found: dict[str, Any] = _manager().load(list(asked.tasks))["tasks"]
     return found
-
-
-def _scores(name: str, values: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """One task's figures, without the filters in lm-eval's names."""
-    plain = {
-        key.partition(",")[0]: value if isinstance(value, int) else float(value)  # some are numpy's
-        for key, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    metric = next((m for m in METRICS if m in plain), None)
-    higher = found.get("higher_is_better", {}).get(name, {}).get(metric or "", True)
-    shown = {"metric": metric, "higher_is_better": higher, "num_fewshot": found.get("n-shot", {}).get(name)}
-    asked = found.get("n-samples", {}).get(name)  # a group has none of its own
-    of = {"questions": {"asked": asked["effective"], "of": asked["original"]}} if asked else {}
-    samples = found.get("samples", {}).get(name, [])
-    chance = _chance(samples) if found.get("configs", {}).get(name, {}).get("output_type") == CHOICE else None
-    examples = _examples(samples, metric)
-    interval = bootstrap.spread(list(examples.values()))
-    return {**plain, **shown, **of, "chance": chance, "interval": interval, "examples": examples}
-
-
-def _chance(samples: list[dict[str, Any]]) -> float | None:
-    """The mean score of guessing, where every question has its number of answers."""
-    return sum(1 / len(s["resps"]) for s in samples) / len(samples) if samples else None
-
-
-def _examples(samples: list[dict[str, Any]], metric: str | None) -> dict[str, float]:
-    """The score of every question, by its number; none where the task's score is not their mean."""
-    scores: dict[str, Any] = {str(s["doc_id"]): s[metric] for s in samples if metric and metric in s}
-    if not all(isinstance(score, int | float | np.generic) for score in scores.values()):
-        return {}  # a perplexity's are pairs of a likelihood and a count
-    return {question: float(score) for question, score in scores.items()}
 
 
 @contextlib.contextmanager

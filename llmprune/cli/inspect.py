@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -74,7 +74,6 @@ def inspect(
 
     Of a recipe with steps, every plan is for MODEL as it is, which no later step needs more than.
     """
-    from llmprune import plugins
     from llmprune.recipe.text import from_options
     from llmprune.run.job import Run, checkpoint_job, require_steps
 
@@ -94,12 +93,21 @@ def inspect(
     else:
         for number, plan in enumerate(plans, 1):
             title = [("step", f"{number} of {len(plans)}")] if earlier else []
-            display.table(title + plan.rows(), sys.stdout)
-        if last.recipe.recovery is not None:
-            said = f"{plugins.name_of(last.recipe.recovery)}, planned and told when the blocks are pruned"
-            display.table([("recovery", said)], sys.stdout)
+            recovery = _recovery(last.recipe.recovery) if plan is plans[-1] else []
+            display.table(title + plan.rows() + recovery, sys.stdout)
     for plan in plans:
         plan.require_fit(None)
+
+
+def _recovery(asked: Any) -> list[tuple[str, str]]:
+    """How much a recipe's recovery learns from, if there is one; its time is known once it has begun."""
+    from llmprune import plugins
+
+    if asked is None:
+        return []
+    tokens = getattr(asked, "tokens", None)
+    much = f" on {tokens:,} tokens" if tokens else ""
+    return [("recovery", f"{plugins.name_of(asked)}{much}, planned and told when the blocks are pruned")]
 
 
 def _show_fits(model: str, engine: str, as_json: bool) -> None:

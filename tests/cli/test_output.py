@@ -129,7 +129,8 @@ def test_inspect_names_the_recovery(
 ) -> None:
     asked = ["inspect", MODEL, *USUAL, "--set", "recovery=distill"]
     assert main(monkeypatch, filled(asked, place)) == 0
-    assert "distill, planned and told when the blocks are pruned" in capsys.readouterr().out
+    said = "\nrecovery     distill on 400,000 tokens, planned and told when the blocks are pruned"
+    assert said in capsys.readouterr().out
 
 
 def test_inspect_shows_the_plan_of_every_step(

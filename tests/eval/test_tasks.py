@@ -20,7 +20,7 @@ from llmprune.errors import JobError, RequestError
 from tests.conftest import SHARED
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'llmprune[eval]'")
-from llmprune_eval import keeping, tasks
+from llmprune_eval import keeping, scores, tasks
 from llmprune_eval.tasks import Ask
 
 BIN = Path(sys.executable).parent
@@ -161,9 +161,9 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
 def test_questions_without_a_score_of_their_own_are_left_out() -> None:
     samples = [{"doc_id": n, "word_perplexity": (-3.5, 2), "acc": np.float64(n)} for n in range(2)]
     found = {"samples": {"wikitext": samples}, "higher_is_better": {"wikitext": {"word_perplexity": False}}}
-    scores = tasks._scores("wikitext", {"word_perplexity,none": 5.75}, found)
-    assert (scores["word_perplexity"], scores["higher_is_better"], scores["examples"]) == (5.75, False, {})
-    assert tasks._scores("wikitext", {"acc,none": 0.5}, found)["examples"] == {"0": 0.0, "1": 1.0}
+    told = scores.of("wikitext", {"word_perplexity,none": 5.75}, found)
+    assert (told["word_perplexity"], told["higher_is_better"], told["examples"]) == (5.75, False, {})
+    assert scores.of("wikitext", {"acc,none": 0.5}, found)["examples"] == {"0": 0.0, "1": 1.0}
 
 
 def test_suites_are_lists_of_known_tasks_whose_settings_give_way() -> None:
