@@ -198,7 +198,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     for name, share in found["kept"].items():
         what = "all tasks" if name == "all" else name
         if share["value"] is None:
-            table.append((what, "the dense model is not above chance"))
+            table.append((what, "the dense model is not surely above chance on these questions"))
             continue
         low, high = share["interval"]
         said = f"{share['value']:.1%} of the points above chance kept [{low:.1%}, {high:.1%}]"

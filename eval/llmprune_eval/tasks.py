@@ -220,7 +220,7 @@ def _evaluated(model: Any, tokenizer: Any, asked: Ask, scorer: type | None) -> d
 
     width = asked.batch_size if asked.batch_size == "auto" else int(asked.batch_size)
     lm = (scorer or HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=width)
-    with _inside(asked.data), contextlib.redirect_stdout(sys.stderr):  # it prints what it finds out
+    with _inside(asked.data), _without_git(), contextlib.redirect_stdout(sys.stderr):  # it prints findings
         if require := getattr(lm, "require", None):
             require([name for name, task in _loaded(asked).items() if task.OUTPUT_TYPE != WRITTEN])
         found = lm_eval.simple_evaluate(
@@ -252,6 +252,19 @@ def _loaded(asked: Ask) -> dict[str, Any]:
     """The tasks by name, those of groups among them, with their questions."""
     found: dict[str, Any] = _manager().load(list(asked.tasks))["tasks"]
     return found
+
+
+@contextlib.contextmanager
+def _without_git() -> Iterator[None]:
+    """Keep lm-eval from asking for a commit of the working directory: git complains where there is none."""
+    from lm_eval import evaluator
+
+    asks = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: ""
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asks
 
 
 @contextlib.contextmanager

@@ -158,6 +158,13 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
         tasks.score(model, other, Ask(("arc_easy",), limit=2, data=DATA))
 
 
+@needs_shared
+def test_git_is_not_asked(capfd: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = load(str(MODEL), kernels="none")
+    tasks.score(model, tokenizer, Ask(("arc_easy",), limit=1, data=DATA))  # DATA is no repository
+    assert "fatal" not in capfd.readouterr().err
+
+
 def test_questions_without_a_score_of_their_own_are_left_out() -> None:
     samples = [{"doc_id": n, "word_perplexity": (-3.5, 2), "acc": np.float64(n)} for n in range(2)]
     found = {"samples": {"wikitext": samples}, "higher_is_better": {"wikitext": {"word_perplexity": False}}}
