@@ -56,6 +56,20 @@ class Drift(TypedDict):
     blocks: list[int]
     cosine: list[float]
     intervals: NotRequired[list[list[float] | None]]
+    protocol: NotRequired[str]
+
+
+class Compared(TypedDict):
+    """A text on which both models were measured: bits per byte over the dense model's."""
+
+    bits_per_byte: NotRequired[Positive]
+    interval: NotRequired[list[float] | None]
+
+
+class Comparison(TypedDict, total=False):
+    """The pruned model beside the dense one, as `llmprune_eval.comparison` tells it."""
+
+    perplexity: list[Compared]
 
 
 class Judged(TypedDict, total=False):
@@ -67,6 +81,7 @@ class Judged(TypedDict, total=False):
     drift: Drift
     tasks: dict[str, dict[str, Any]]
     talk: dict[str, Any]
+    comparison: Comparison
 
 
 class Speed(TypedDict):

@@ -97,9 +97,7 @@ def measure(
 
 
 @torch.no_grad()
-def drift(
-    dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protocol
-) -> dict[str, list[Any]] | None:
+def drift(dense: Any, pruned: Any, tokenizer: Any, text: str, protocol: Protocol) -> dict[str, Any] | None:
     """Where the pruned model leaves the dense one: how alike the hidden states behind each block are.
 
     Args:
@@ -110,8 +108,8 @@ def drift(
         protocol: of the windows.
 
     Returns:
-        `blocks`, the index of every block that both have, `cosine`, the mean over the tokens, and
-        `intervals`, as those of the divergence; None where the models are of different sizes.
+        `blocks`, the index of every block that both have, `cosine`, the mean over the tokens, `intervals`,
+        as those of the divergence, and the `protocol`; None where the models are of different sizes.
     """
     protocol = settled(protocol, tokenizer, dense.config, pruned.config)
     each = []
@@ -123,8 +121,12 @@ def drift(
             return None
         each.append([float(cosine_similarity(ours[n], theirs[n], dim=-1).mean()) for n in shared])
     by_block = list(zip(*each, strict=True))
-    cosines = [sum(one) / len(one) for one in by_block]
-    return {"blocks": shared, "cosine": cosines, "intervals": _intervals(by_block, protocol)}
+    return {
+        "blocks": shared,
+        "cosine": [sum(one) / len(one) for one in by_block],
+        "intervals": _intervals(by_block, protocol),
+        "protocol": f"{text}, {len(each)} windows of {min(SEEN, len(window.ids))} tokens",
+    }
 
 
 def _intervals(values: Sequence[Sequence[float]], protocol: Protocol) -> list[list[float] | None]:

@@ -115,7 +115,8 @@ def _drift(run: Run) -> Chart | None:
     if not drift:
         return None
     points = tuple(zip(map(float, drift["blocks"]), drift["cosine"], strict=True))
-    title = "Hidden states behind each block beside the dense model's, on the text that was measured"
+    text = drift.get("protocol", "the text that was measured")
+    title = f"Hidden states behind each block beside the dense model's, on {text}"
     series = Series("cosine", points, ends=_known(drift.get("intervals", [])))
     return Chart("drift", title + BARS * bool(series.ends), BLOCK, Axis("mean cosine"), (series,))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from llmprune import measured
-from llmprune.measured import Judged, Ratio, same_characters
+from llmprune.measured import Judged, Ratio
 from llmprune.report import Report, SiteRecord
 
 FILE = "llmprune.svg"
@@ -48,17 +48,16 @@ def _ratios(report: Report) -> dict[str, Ratio]:
     ratios: dict[str, Ratio] = {what: {"ratio": one, "interval": None} for what, one in found.items()}
     bench = evaluation.get("bench", {})
     ratios |= {what: one for name, what in SPEEDS.items() if (one := measured.ratio(bench, name))}
-    return ratios | _bits(evaluation.get("model", {}), evaluation.get("baseline", {}))
+    return ratios | _bits(evaluation.get("model", {}))
 
 
-def _bits(pruned: Judged, dense: Judged) -> dict[str, Ratio]:
+def _bits(pruned: Judged) -> dict[str, Ratio]:
     """Bits per byte on the first text that both were measured on."""
-    for text in pruned.get("perplexity", []):
-        for other in dense.get("perplexity", []):
-            if same_characters(text, other) and other.get("bits_per_byte"):
-                ratio = text["bits_per_byte"] / other["bits_per_byte"]
-                return {"bits per byte (less is better)": {"ratio": ratio, "interval": None}}
-    return {}
+    first = next(iter(pruned.get("comparison", {}).get("perplexity", [])), None)
+    if first is None or "bits_per_byte" not in first:
+        return {}
+    ratio: Ratio = {"ratio": first["bits_per_byte"], "interval": first.get("interval")}
+    return {"bits per byte (less is better)": ratio}
 
 
 def _gone(sites: Sequence[SiteRecord]) -> dict[int, float]:

@@ -171,7 +171,8 @@ def test_drift_is_kept_and_drawn(checkpoints: tiny.Checkpoints, tmp_path: Path) 
         assert len(drawn["drift"].series[0].ends) == bars
         assert len(drawn["quarters"].series[0].ends) == (4 if bars else 0)
         said = page.page([run])
-        assert "Hidden states behind each block" in said and "along the windows of builtin" in said
+        assert f"behind each block beside the dense model&#x27;s, on builtin, {windows} windows of 30" in said
+        assert "along the windows of builtin" in said
         assert ("95 % by drawing windows" in said) == bool(bars)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llmprune_eval import comparison, gate, tasks
 from llmprune_eval.comparison import Scored
@@ -68,6 +68,7 @@ def test_what_is_no_condition_is_refused(said: str) -> None:
         gate.parse(said)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 5))
 def test_kept_is_its_definition(seed: int, choices: int) -> None:
     lots = np.random.default_rng(seed)

@@ -81,3 +81,5 @@ def test_what_was_measured_is_added(checkpoints: tiny.Checkpoints, tmp_path: Pat
     assert bars["bits per byte (less is better)"] == pytest.approx(bits, abs=1e-3)
     assert bars["prefill speed"] == bars["decode speed"] == 1.25
     assert words.count("1.250 [1.200, 1.300]") == 2
+    low, high = found["model"]["comparison"]["perplexity"][0]["interval"]
+    assert f"{bits:.3f} [{low:.3f}, {high:.3f}]" in words
