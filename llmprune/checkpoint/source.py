@@ -37,7 +37,7 @@ WEIGHTS = (
     "*.ot",
     "*.npz",
 )
-COUNTED, MOST = re.compile("layer|expert"), 4096  # what a config counts, and the most that is built
+COUNTED, MOST = re.compile(r"(_|^)layers?$"), 4096  # what a config counts of layers; the most that are built
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Source:
 
 
 def _require_countable(settings: Any, file: Path) -> None:
-    """Refuse a config, or a part of one, of more layers or experts than any model has: each is a module.
+    """Refuse a config, or a part of one, of more layers than any model has: each would be built.
 
     Raises:
         RequestError: it names the entry.

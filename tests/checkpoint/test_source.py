@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmprune import prune
 from llmprune.checkpoint import reader, reload, shards, source
+from llmprune.checkpoint.source import Source
 from llmprune.errors import JobError, LlmpruneError, RequestError
 from llmprune.model.sites.linear import LinearLayers
 from tests import tiny
@@ -149,11 +150,13 @@ def test_a_config_that_makes_no_model_is_refused(folder: Path, change: dict[str,
         opened(folder)
 
 
-@pytest.mark.parametrize("key", ["num_hidden_layers", "num_local_experts"])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer"])
 def test_more_layers_than_any_model_has_are_not_built(key: str, folder: Path) -> None:
     configure(folder, text_config={key: 2**63})
     with pytest.raises(RequestError, match=f"config.json gives {key} as {2**63}, and no model has so many"):
         opened(folder)
+    configure(folder, text_config={"shared_expert_intermediate_size": 20480})  # counts none
+    assert Source("llama", folder).settings
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
