@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from llmprune.run import card_picture
 from tests.checkpoint.writable_hub import Fault, WritableHub
 from tests.hub.worker import Worker, names
 
@@ -24,6 +25,7 @@ def test_a_pushed_model_is_loaded_by_its_name(worker: Worker, hub: WritableHub, 
     assert not there.private
     files = there.commits[said["commit"]]
     assert set(files) == {*names(finished), ".gitattributes"}
+    assert f"]({card_picture.FILE})" in files["README.md"].decode() and card_picture.FILE in files
     assert all(files[path.name] == path.read_bytes() for path in finished.iterdir())
     worker.require_loads(finished, "me/small", said["tag"])
 
