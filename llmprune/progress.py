@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
+from llmprune import ranks
+
 T = TypeVar("T")
 PLAIN_EVERY = 15.0  # seconds between two plain lines
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Yield the items, showing how many of them (or of `total`) are done; silently without a label."""
-    if not label:
+    if not label or not ranks.first():
         yield from items
         return
     if total is None and isinstance(items, Sized):
@@ -49,5 +51,6 @@ def _plain(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
 
 
 def say(line: str) -> None:
-    """Print one line."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints
+    """Print one line, of all ranks' the first one's."""
+    if ranks.first():
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints

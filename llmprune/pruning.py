@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmprune import recovering
+from llmprune import ranks, recovering
 from llmprune.allocation.base import Allocation, Problem
 from llmprune.checkpoint.draft import Draft, step_folder
 from llmprune.checkpoint.journal import Fingerprint, RunHeader
@@ -32,7 +32,7 @@ from llmprune.run.seam import Seams
 from llmprune.run.windows import windows
 from llmprune.run.work import Work
 from llmprune.tensors.statistics import Nothing
-from llmprune.text.windows import batched, size_of
+from llmprune.text.windows import Windows, batched, size_of
 from llmprune.walk.dense_stream import DenseStream
 from llmprune.walk.solutions import Solutions
 from llmprune.walk.walk import Walk
@@ -103,14 +103,18 @@ def _prune(
     """
     into = recovering.folder_to_prune(asked, run)
     name = steps[0].recipe["model"] if steps else model
-    done = finish.already_done(name, asked, into) if run.resume and isinstance(name, str) else None
+    done = (
+        ranks.from_first(lambda: finish.already_done(name, asked, into))
+        if run.resume and isinstance(name, str)
+        else None
+    )
     if done is None:
-        job.require_steps(model, asked, into)
+        ranks.everywhere(lambda: job.require_steps(model, asked, into))
         model, steps = _take_steps(model, asked, into, given, list(steps))
         with of_step(len(asked.before) + 1) if asked.before else nullcontext():
-            todo = _job(model, asked, into, given, steps)
+            todo = ranks.everywhere(lambda: _job(model, asked, into, given, steps))
         done = _do(todo, given.tokenizer, given.tokens)
-    return recovering.recover_pruned(asked, run, done, given.tokens)
+    return ranks.from_first(lambda: recovering.recover_pruned(asked, run, done, given.tokens))
 
 
 def _take_steps(
@@ -163,26 +167,29 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     recipe, model, out = todo.recipe, todo.model, todo.run.folder
     if model.source is None and out is not None:
         tokenizer = model.tokenizer(tokenizer)  # before the caller's model changes
-    text = windows(model, recipe.calibration, todo.plan, tokenizer, tokens)
-    todo.run.show(text)
+    how = {"out": str(out), "resume": todo.run.resume}
+    ranks.require_same(finish.fingerprint(todo, None) | how)
+    text = ranks.from_first(lambda: _text(todo, tokenizer, tokens))
     fingerprint = finish.fingerprint(todo, text)
     draft = Draft(out, todo.plan.blocks) if out is not None else None
     header = draft.resume(fingerprint) if draft else None
     batch = header.batch if header else todo.plan.batch
     problem = _problem(todo, batched(text.tokens, batch) if text else [], draft)
+    if text:
+        ranks.require_enough(len(problem.batches), batch)
     method = learned.ready(problem, draft.folder if draft and header else None)
     problem = dataclasses.replace(problem, method=method)
     if draft and header is None and recipe.allocation.resumes:
-        draft.claim(fingerprint)
+        ranks.from_first(lambda: draft.claim(fingerprint))
     found = _allocated(problem, recipe, header)
     if header is None:
-        header = _begun(todo, fingerprint, batch, found, draft)
-    if draft:
+        header = ranks.from_first(lambda: _begun(todo, fingerprint, batch, found, draft))
+    if draft and ranks.first():
         learned.keep(method, draft.folder)
     warning.show(warning.overpruned(todo, header.budget))
     seams = _seams(problem, header)
     measures = seams is not None or (recipe.needs is not Nothing and not found.observed.seen)
-    walk = Walk(model.store, problem.batches if measures else [], problem.probe)
+    walk = Walk(model.store, ranks.share(problem.batches) if measures else [], problem.probe)
     shapes = todo.shapes(header.budget)
     earlier = len(draft.done) if draft else 0
     dense = DenseStream(model.anatomy) if recipe.target == "dense" else None
@@ -195,10 +202,17 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     result = finish.report_of(todo, text, records, shapes, header, spent)
     result.learned = cast(Learned, method.facts()) or None
     if draft:
-        finish.publish(todo, shapes, draft, walk, result, tokenizer)
+        result = ranks.from_first(lambda: finish.publish(todo, shapes, draft, walk, result, tokenizer))
     if model.source is None:
         shapes.apply(work.keeps, settings.mark(todo, shapes))
     return result
+
+
+def _text(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Tensor | None) -> Windows | None:
+    """The calibration windows, shown to the caller."""
+    text = windows(todo.model, todo.recipe.calibration, todo.plan, tokenizer, tokens)
+    todo.run.show(text)
+    return text
 
 
 def _problem(todo: Job, batches: list[Tensor], draft: Draft | None) -> Problem:
@@ -248,7 +262,8 @@ def _seams(problem: Problem, header: RunHeader) -> Seams | None:
 def _allocated(problem: Problem, recipe: Recipe, header: RunHeader | None) -> Allocation:
     """The budget, with all that was measured or solved for it; a resumed run has it in its journal."""
     if header is None:
-        return recipe.allocation.allocate(problem)
+        rule = recipe.allocation
+        return rule.allocate(problem) if rule.spreads else ranks.from_first(lambda: rule.allocate(problem))
     left = problem.scratch is not None and problem.scratch.is_dir()
     solved = Solutions(problem.scratch) if left and problem.scratch else None
     return Allocation(header.budget, solved=solved)

@@ -23,6 +23,7 @@ class Angular(Allocator):
     """Takes one forward pass of the dense model; where only parts go, one more for each block of the span."""
 
     needs_text: ClassVar = True
+    spreads: ClassVar = True
     serves: ClassVar = ("blocks",)
 
     def measuring(self, blocks: int, removed: int, tokens: int) -> Measuring:

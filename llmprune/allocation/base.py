@@ -42,6 +42,9 @@ class Allocator:
     follows_list: ClassVar[bool] = False
     """True if it removes what the pattern lists."""
 
+    spreads: ClassVar[bool] = False
+    """True if all that it measures it gets from `Problem`, so that ranks can share it; else one does it."""
+
     serves: ClassVar[tuple[str, ...]] = ("weights",)
     """What it can allocate (`Sites.shares`)."""
 

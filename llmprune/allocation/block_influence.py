@@ -25,6 +25,7 @@ class BlockInfluence(Allocator):
 
     needs_text: ClassVar = True
     hands_on: ClassVar = True
+    spreads: ClassVar = True
     serves: ClassVar = ("units",)
 
     temperature: Annotated[float, Field(ge=0)] = 13.1

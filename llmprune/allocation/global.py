@@ -30,6 +30,7 @@ class Global(Allocator):
     """Remove exactly round(sparsity * n) of the n weights; among equal scores, those of earlier sites."""
 
     compares_scores: ClassVar = True
+    spreads: ClassVar = True
 
     minimum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of its weights that every layer keeps at least: those of the highest scores."""

@@ -27,6 +27,7 @@ class GlobalThreshold(Allocator):
 
     compares_scores: ClassVar = True
     hands_on: ClassVar = True
+    spreads: ClassVar = True
     serves: ClassVar = ("units",)
 
     per_kind: bool = False

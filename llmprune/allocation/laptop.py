@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from llmprune import ranks
 from llmprune.allocation.base import Allocation, Allocator, Problem
 from llmprune.model.block_site import budget_without
 from llmprune.walk.absence import Absence, few_windows
@@ -21,6 +22,7 @@ class Laptop(Allocator):
     """Takes half a forward pass of the first `tokens` tokens for each block."""
 
     needs_text: ClassVar = True
+    spreads: ClassVar = True
     serves: ClassVar = ("blocks",)
 
     tokens: Annotated[int, Field(ge=1)] = 4096
@@ -33,7 +35,8 @@ class Laptop(Allocator):
 
     def absence(self, problem: Problem) -> Absence:
         """What measures the cost."""
-        return Absence(problem.store, few_windows(problem.batches, self.tokens), problem.probe)
+        few = few_windows(problem.batches, self.tokens)
+        return Absence(problem.store, ranks.share(few), problem.probe)
 
     def allocate(self, problem: Problem) -> Allocation:
         """Remove the blocks whose absence costs least."""

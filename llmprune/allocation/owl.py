@@ -23,6 +23,7 @@ class Owl(Allocator):
     """The density of a block is its share of outliers, rescaled to a band around the target density."""
 
     needs_text: ClassVar = True
+    spreads: ClassVar = True
 
     outlier: Annotated[float, Field(gt=0)] = 5.0
     """A score is an outlier if it exceeds this multiple of its block's mean (the paper's M)."""

@@ -7,7 +7,7 @@ large. At least the share (1 - I)^(q p / (q - p)) of them must stay (the paper's
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -24,6 +24,8 @@ class PqIndex(Allocator):
 
     The paper prunes and trains in turns, and removes a part of what its bound leaves each time.
     """
+
+    spreads: ClassVar = True
 
     on: Literal["weights", "scores"] = "weights"
     """Compute the index of the weights, or of the method's scores on the dense model."""

@@ -20,6 +20,7 @@ class Shortgpt(Allocator):
     """Takes one forward pass of the dense model."""
 
     needs_text: ClassVar = True
+    spreads: ClassVar = True
     serves: ClassVar = ("blocks",)
 
     def allocate(self, problem: Problem) -> Allocation:

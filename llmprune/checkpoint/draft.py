@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llmprune import ranks
 from llmprune.checkpoint import journal, shards
 from llmprune.checkpoint.journal import BlockRecord, Fingerprint, RunHeader
 from llmprune.checkpoint.once import Once
@@ -61,15 +63,21 @@ class Draft:
         Raises:
             RequestError: the run had another fingerprint; the message names the first difference.
         """
-        lines = journal.complete_lines(self.folder / JOURNAL)
+        lines = ranks.from_first(lambda: self._cleared(fingerprint))
         if not lines:
             return None
-        journal.require_same(lines[0]["fingerprint"], fingerprint, as_named(self.out))
-        with _as_job_error(self.folder / JOURNAL):
-            journal.rewrite(self.folder / JOURNAL, lines)
-            self._remove_partial_files()
         self.done = [BlockRecord.model_validate(line) for line in lines[1:]]
         return RunHeader.model_validate(lines[0])
+
+    def _cleared(self, fingerprint: Fingerprint) -> list[dict[str, Any]]:
+        """The lines of the journal, once nothing else is left of the interrupted run."""
+        lines = journal.complete_lines(self.folder / JOURNAL)
+        if lines:
+            journal.require_same(lines[0]["fingerprint"], fingerprint, as_named(self.out))
+            with _as_job_error(self.folder / JOURNAL):
+                journal.rewrite(self.folder / JOURNAL, lines)
+                self._remove_partial_files()
+        return lines
 
     def claim(self, fingerprint: Fingerprint) -> None:
         """Take the scratch folder for a run that will keep its work there before the journal has a line.
@@ -83,6 +91,8 @@ class Draft:
 
     def begin(self, header: RunHeader) -> None:
         """Make the folder and write the run's first line."""
+        if not ranks.first():
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Of a run that was interrupted before its first line was complete: it cannot be resumed.
@@ -119,7 +129,7 @@ class Draft:
             The record with `keys` and `write_s`.
         """
         start = time.perf_counter()
-        if tensors:
+        if tensors and ranks.first():
             shards.save_atomically(tensors, self.shard(block))
         written = {"keys": list(tensors), "write_s": time.perf_counter() - start}
         record = record.model_copy(update=written)
@@ -194,6 +204,8 @@ class Draft:
             file.unlink()
 
     def _append(self, line: BaseModel) -> None:
+        if not ranks.first():
+            return
         with _as_job_error(self.folder / JOURNAL), (self.folder / JOURNAL).open("a") as file:
             file.write(json.dumps(line.model_dump()) + "\n")
             file.flush()

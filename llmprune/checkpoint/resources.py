@@ -8,6 +8,7 @@ import psutil
 import torch
 from accelerate.utils import convert_file_size_to_int
 
+from llmprune import ranks
 from llmprune.errors import RequestError
 
 DEVICES = ("cpu", "cuda")
@@ -60,6 +61,8 @@ def resources(
         raise RequestError("device", f"{device!r} is not auto, cpu, cuda or cuda:N") from error
     if where.type not in DEVICES:
         raise RequestError("device", f"{device!r} is not auto, cpu, cuda or cuda:N")
+    if ranks.count() > 1 and where.type == "cuda":
+        where = _own(device)
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise RequestError(
             "device", f"{device!r} was asked, and {torch.cuda.device_count()} CUDA devices were found"
@@ -67,8 +70,22 @@ def resources(
     choices = DTYPES | {"auto": torch.float32 if where.type == "cpu" and text else stored}
     if dtype not in choices:
         raise RequestError("dtype", f"{dtype!r} is not one of auto, float32, bfloat16, float16")
-    free = psutil.virtual_memory().available if where.type == "cpu" else torch.cuda.mem_get_info(where)[0]
+    here = psutil.virtual_memory().available // ranks.neighbours()
+    free = here if where.type == "cpu" else torch.cuda.mem_get_info(where)[0]
     return Resources(where, choices[dtype], min(free, _bytes(max_memory)) if max_memory else free)
+
+
+def _own(device: str) -> torch.device:
+    """The GPU of this process, one of several.
+
+    Raises:
+        RequestError: one GPU was asked for all of them.
+    """
+    if ":" in device:
+        raise RequestError(
+            "device", f"{device!r} was asked, and each of {ranks.count()} processes has its own; give cuda"
+        )
+    return torch.device("cuda", ranks.place())
 
 
 def _bytes(size: str) -> int:

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import typer
 
+from llmprune import ranks
 from llmprune.cli import bench, demo, evaluate, export, inspect, methods, prune, push, recover, report, start  # noqa: F401 - each adds its command
 from llmprune.cli.app import app
 from llmprune.errors import LlmpruneError, RequestError
@@ -22,13 +23,15 @@ def main() -> NoReturn:
     """Run a command; exit with 0 when it is done, 1 when it failed, 2 when the request was wrong, 3 where a
     condition of `eval --fail-if` holds."""
     try:
-        app()
+        with ranks.joined():
+            app()
     except SystemExit as leaving:
         if leaving.code == 130:
             typer.echo("llmprune: stopped; rerun with --resume to finish a prune", err=True)
         sys.exit(leaving.code)
     except RequestError as error:
-        typer.echo(f"llmprune: {error}", err=True)
+        if ranks.first():  # the others found the same
+            typer.echo(f"llmprune: {error}", err=True)
         sys.exit(2)
     except LlmpruneError as error:
         typer.echo(f"llmprune: {error}", err=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from llmprune import ranks
 from llmprune.cli import display
 from llmprune.cli.app import app
 from llmprune.cli.options import (
@@ -126,15 +127,18 @@ def prune(
         out=out,
         resume=resume,
         max_memory=max_memory,
-        on_plan=lambda plan: display.table(plan.rows(), sys.stderr),
+        on_plan=lambda plan: display.table(plan.rows(), sys.stderr) if ranks.first() else None,
         on_text=None if judged is None else keeping.require_unseen(name, trust_remote_code),
         **where,
     )
-    if judged is not None:
-        keeping.judge(out, name, judged, where)
-        done = report.read(out) or done
-    if export is not None:
-        gguf.export(out, gguf.beside(out, "f16"), "f16")
-    if push_to_hub is not None:
-        pushing.push(out, push_to_hub, private=private)
+    if not ranks.first():
+        return
+    with ranks.alone():
+        if judged is not None:
+            keeping.judge(out, name, judged, where)
+            done = report.read(out) or done
+        if export is not None:
+            gguf.export(out, gguf.beside(out, "f16"), "f16")
+        if push_to_hub is not None:
+            pushing.push(out, push_to_hub, private=private)
     display.show_report(done, out, as_json)

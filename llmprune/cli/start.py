@@ -9,7 +9,9 @@ from pathlib import Path
 
 import typer
 
+from llmprune import ranks
 from llmprune.cli.app import app
+from llmprune.errors import RequestError
 
 NOTHING = [
     ("llmprune demo", "make a small real model smaller, and measure it"),
@@ -23,6 +25,8 @@ Advice = tuple[str, str]
 @app.callback(invoke_without_command=True)
 def start(context: typer.Context) -> None:
     """Prune language models after training. Without a command: what to do next in this folder."""
+    if ranks.count() > 1 and context.invoked_subcommand != "prune":
+        raise RequestError("ranks", f"{ranks.count()} processes can only prune; start one for all else")
     if context.invoked_subcommand is None:
         told = advice(Path())
         lines = [f"{command}\n    {why}" for command, why in told[:TOLD]]
@@ -55,7 +59,6 @@ def _places(folder: Path) -> list[Path]:
 
 def _of(place: Path, finished: list[str]) -> Iterator[Advice]:
     """What fits one folder; a finished one is noted."""
-    from llmprune.errors import RequestError
     from llmprune.paths import UNFINISHED
     from llmprune.report import FILE
 

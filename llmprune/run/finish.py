@@ -149,8 +149,11 @@ def time_of(records: list[BlockRecord], earlier: int, seconds: float) -> Time:
     }
 
 
-def publish(todo: Job, shapes: Shapes, draft: Draft, walk: Walk, result: Report, tokenizer: Any) -> None:
+def publish(todo: Job, shapes: Shapes, draft: Draft, walk: Walk, result: Report, tokenizer: Any) -> Report:
     """Complete the folder of a pruned checkpoint, check that it loads, then move it into place.
+
+    Returns:
+        The report, complete.
 
     Raises:
         JobError: the result does not load, or differs from the model in memory.
@@ -176,6 +179,7 @@ def publish(todo: Job, shapes: Shapes, draft: Draft, walk: Walk, result: Report,
         result.vocabulary = tokens.record(todo.kept, text, draft.folder, trust=todo.run.trust_remote_code)
     result.time["total_s"] += time.perf_counter() - start
     seal(todo.model, draft, probe, expected, result, trust=trust)
+    return result
 
 
 def seal(

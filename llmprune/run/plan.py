@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from llmprune import ranks
 from llmprune.checkpoint.resources import Resources
 from llmprune.errors import JobError, RequestError
 from llmprune.model.anatomy import Anatomy
@@ -127,7 +128,7 @@ class Plan:
                 f"available on {self.device}; the activations take {_gib(self.activation_bytes)} (lower "
                 f"--samples or --length), a block {_gib(self.block_bytes)} (try --dtype bfloat16)"
             )
-        host = psutil.virtual_memory().available
+        host = psutil.virtual_memory().available // ranks.neighbours()
         if self.host_bytes > host:
             raise JobError(
                 f"the hidden states and the files being written need {_gib(self.host_bytes)} of host memory "
@@ -231,7 +232,7 @@ def make(anatomy: Anatomy, demand: Demand, how: Resources, checkpoint_bytes: int
     statistic = _statistic_bytes(demand, anatomy)
     # Hidden states before and after the block. They wait in host memory between blocks.
     streams = 2 if demand.follows_dense else 1
-    passing = tokens if demand.walks else 0
+    passing = -(-tokens // ranks.count()) if demand.walks else 0
     waiting_states = (2 * streams * passing + demand.held_tokens) * sizes.hidden
     on_host = waiting_states + sizes.written
     # A trial holds the dense block beside the pruned one, as does a run that follows the dense model.

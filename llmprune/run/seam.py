@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from llmprune import ranks
 from llmprune.checkpoint.store import Store
 from llmprune.measured import Refit
 from llmprune.model.site import Site
@@ -44,7 +45,8 @@ class Seams:
                 self._sites.setdefault(site.block, []).append(site)
         ends = dict(_spans(gone))
         self._targets: dict[int, States] = {}
-        for stage in Walk(store, batches if ends else [], probe).stages("measuring removed spans"):
+        walk = Walk(store, ranks.share(batches) if ends else [], probe)
+        for stage in walk.stages("measuring removed spans"):
             stage.outputs = stage.run()
             for before, end in ends.items():
                 if end == stage.index:
@@ -71,6 +73,8 @@ class Seams:
         fit = Fit(site.inputs, site.outputs, site.bias is not None, site.weight.device)
         for batch, x in enumerate(block.inputs_of(site)):
             fit.update(x, targets[batch], errors[batch])
+        if ranks.count() > 1:
+            fit.add_up(ranks.add_up)
         weight = self._store.weight(site)
         step = fit.solve(self._repair.ridge, None)
         self._store.set_weight(site, (weight + step).to(weight.dtype))

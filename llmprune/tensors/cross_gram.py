@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmprune.tensors.statistics import Gram
+from llmprune.tensors.statistics import Gram, Total
 
 TARGET_RIDGE = 0.05  # share of the inputs' mean square; less follows the calibration text too closely
 
@@ -26,6 +26,11 @@ class CrossGram(Gram):
         x = x.float()
         self._shift.addmm_((dense.to(x.device).float() - x).T, x)
         self._map = None
+
+    def add_up(self, total: Total) -> None:
+        """Account for what the summaries of other processes saw."""
+        super().add_up(total)
+        total(self._shift)
 
     def target(self, weight: Tensor) -> Tensor:
         """The weight V, float32 [O, I], whose outputs X V^T are nearest to the dense model's X_d W^T.

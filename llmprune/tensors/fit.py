@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmprune.tensors import ops
 from llmprune.tensors.held_out import RIDGES, USUAL
+from llmprune.tensors.statistics import Total
 
 STEPS = 200  # most iterations of conjugate gradients, used if zeros must stay
 
@@ -45,6 +46,15 @@ class Fit:
         self._e_sum += error.sum(0)
         self._e_square += float(error.double().square().sum())
         self._y_square += float(target.double().square().sum())
+
+    def add_up(self, total: Total) -> None:
+        """Account for the sums of other processes."""
+        scalars = torch.tensor([[self._tokens, self._e_square, self._y_square]], dtype=torch.float64)
+        total(scalars)
+        self._tokens = int(scalars[0, 0])
+        self._e_square, self._y_square = scalars[0, 1:].tolist()
+        for part in (self._gram, self._cross, self._x_sum[None], self._e_sum[None]):
+            total(part)
 
     def solve(self, ridge: float, keep: Tensor | None) -> Tensor:
         """Return the step [O, I] of the weight, zero where `keep` is False."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmprune.tensors.statistics import CentredGram
+from llmprune import ranks
+from llmprune.tensors.statistics import CentredGram, Total
 
 EVERY = 4  # of so many batches, one is held out
 RIDGES = (0.001, 0.01, 0.1, 1.0)  # that it chooses from
@@ -21,7 +22,7 @@ class HeldOutGram(CentredGram):
     def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
         super().__init__(features, device)
         self.held = CentredGram(features, device)
-        self._batches = 0
+        self._batches = ranks.number()  # so that several with few batches hold out some of them
 
     def update(self, x: Tensor) -> None:
         """Account for the activations `x` [T, I]."""
@@ -29,6 +30,11 @@ class HeldOutGram(CentredGram):
         self._batches += 1
         if self._batches % EVERY == 0:
             self.held.update(x)
+
+    def add_up(self, total: Total) -> None:
+        """Account for what the summaries of other processes saw."""
+        super().add_up(total)
+        self.held.add_up(total)
 
     @property
     def rest(self) -> CentredGram:

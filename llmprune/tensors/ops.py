@@ -5,10 +5,12 @@ Letters used in shapes: R rows, C columns, T tokens, I input features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
+
+from llmprune import ranks
 
 CHUNK = 1 << 22  # elements looked at in one go, so that scratch memory stays in the tens of megabytes
 PANELS = 4  # the Gram matrix is symmetric: computed in panels, 5/8 of the products are enough
@@ -134,10 +136,19 @@ def add_gram(total: Tensor, x: Tensor) -> None:
         x: activations [T, I], any float dtype; the products are float32.
     """
     x = x.float()
-    panel = -(-total.shape[0] // PANELS)
-    for start in range(0, total.shape[0], panel):
-        stop = min(start + panel, total.shape[0])
-        total[start:stop, :stop].addmm_(x[:, start:stop].T, x[:, :stop])
+    start = 0
+    for part in panels(total):
+        stop = part.shape[1]
+        part.addmm_(x[:, start:stop].T, x[:, :stop])
+        start = stop
+
+
+def panels(lower: Tensor) -> Iterator[Tensor]:
+    """The panels [R, C] on and below the diagonal of a matrix, as views."""
+    size = -(-lower.shape[0] // PANELS)
+    for start in range(0, lower.shape[0], size):
+        stop = min(start + size, lower.shape[0])
+        yield lower[start:stop, :stop]
 
 
 def mirrored(lower: Tensor) -> Tensor:
@@ -166,20 +177,18 @@ def factored(matrix: Tensor, damping: float) -> tuple[Tensor, float]:
 
 def mean_cosine(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
     """Mean cosine over all tokens between two hidden states [..., D] of each, batch by batch."""
-    total, tokens = 0.0, 0
-    for cosine in _cosines(before, after):
-        total += float(cosine.double().sum())
-        tokens += cosine.numel()
-    return total / tokens
+    return _mean(cosine.double() for cosine in _cosines(before, after))
 
 
 def mean_angle(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
     """Mean angle over all tokens between two hidden states [..., D] of each, as a share of pi."""
-    total, tokens = 0.0, 0
-    for cosine in _cosines(before, after):
-        total += float(cosine.double().acos().sum())
-        tokens += cosine.numel()
-    return total / tokens / torch.pi
+    return _mean(cosine.double().acos() for cosine in _cosines(before, after)) / torch.pi
+
+
+def _mean(batches: Iterable[Tensor]) -> float:
+    """The mean of all entries, of all processes."""
+    parts = ranks.gathered([(float(batch.sum()), batch.numel()) for batch in batches])
+    return sum(total for total, _ in parts) / sum(count for _, count in parts)
 
 
 def _cosines(before: Iterable[Tensor], after: Iterable[Tensor]) -> Iterable[Tensor]:

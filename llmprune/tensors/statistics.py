@@ -8,14 +8,17 @@ Letters used in shapes: T tokens, I input features.
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from collections.abc import Callable
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from llmprune.errors import JobError
 from llmprune.tensors import ops
 
 S = TypeVar("S", bound="Statistic")
+Total = Callable[[Tensor], None]  # replaces a matrix by its sum over all processes
 
 
 class Statistic:
@@ -35,6 +38,27 @@ class Statistic:
     def update(self, x: Tensor) -> None:
         """Account for the activations `x` [T, I]."""
         self.tokens += x.shape[0]
+
+    def merge(self, later: Self) -> None:
+        """Account for what another summary saw after this one, as if `update` had; for those that are small.
+
+        Raises:
+            JobError: it cannot.
+        """
+        raise JobError(f"{type(self).__name__} cannot be measured by several processes; start one")
+
+    def add_up(self, total: Total) -> None:
+        """Account for what the summaries of other processes saw; for those that are not small.
+
+        Raises:
+            JobError: it cannot.
+        """
+        raise JobError(f"{type(self).__name__} cannot be measured by several processes; start one")
+
+    @property
+    def parts(self) -> list[Statistic]:
+        """The summaries that this one consists of."""
+        return [self]
 
     def of(self, kind: type[S]) -> S:
         """The part of this summary that is of a kind; anything has a part that is `Nothing`."""
@@ -73,6 +97,11 @@ class InputNorm(Statistic):
         super().update(x)
         self._square_sum += x.float().square().sum(0)
 
+    def merge(self, later: Self) -> None:
+        """Account for what another summary saw after this one."""
+        self.tokens += later.tokens
+        self._square_sum += later._square_sum
+
     def finite(self) -> bool:
         """Whether every activation so far was a finite number."""
         return bool(self._square_sum.isfinite().all())
@@ -100,6 +129,10 @@ class InputMoments(Statistic):
         """Account for the activations `x` [T, I]."""
         mean = x.float().mean(0)
         self._join(x.shape[0], mean.double(), (x.float() - mean).square().sum(0).double())
+
+    def merge(self, later: Self) -> None:
+        """Account for what another summary saw after this one."""
+        self._join(later.tokens, later.mean, later._spread)
 
     def _join(self, tokens: int, mean: Tensor, spread: Tensor) -> None:
         seen = self.tokens
@@ -140,6 +173,14 @@ class Gram(Statistic):
         ops.add_gram(self._sum, x)
         self._factors.clear()
         self._spectrum = None
+
+    def add_up(self, total: Total) -> None:
+        """Account for what the summaries of other processes saw."""
+        tokens = torch.tensor([[self.tokens]])
+        total(tokens)
+        self.tokens = int(tokens)
+        for panel in ops.panels(self._sum):
+            total(panel)
 
     def finite(self) -> bool:
         """Whether every activation so far was a finite number."""
@@ -237,6 +278,11 @@ class CentredGram(Gram):
         super().update(x)
         self._total += x.float().sum(0)
 
+    def add_up(self, total: Total) -> None:
+        """Account for what the summaries of other processes saw."""
+        super().add_up(total)
+        total(self._total[None])
+
     @property
     def mean(self) -> Tensor:
         """float64 [I]"""
@@ -263,6 +309,11 @@ class Several(Statistic):
         super().update(x)
         for part in self._parts:
             part.update(x)
+
+    @property
+    def parts(self) -> list[Statistic]:
+        """The summaries that this one consists of."""
+        return self._parts
 
     def of(self, kind: type[S]) -> S:
         """The part of this summary that is of a kind."""

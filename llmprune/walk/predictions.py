@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from llmprune import ranks
 from llmprune.checkpoint.store import Store
 from llmprune.progress import track
 from llmprune.tensors import ops
@@ -32,16 +33,17 @@ def divergences(store: Store, walk: Walk, dense: States, others: Mapping[K, Stat
         others: states of the other models, of the same shapes.
     """
     rows = max(1, ops.CHUNK // store.anatomy.vocabulary)
-    found, predictions = dict.fromkeys(others, 0.0), 0
+    found: list[tuple[int, dict[K, float]]] = []
     parts = {key: _predicting(states, rows) for key, states in others.items()}
     with store.head():
         for number, whole in enumerate(track(_predicting(dense, rows), "comparing predictions")):
-            predictions += len(whole)
             expected = _predicted(walk, whole)
-            for key, of_other in parts.items():
-                # Top-1 agreement, which takes longer than all else here, decides nothing.
-                found[key] += divergence(expected, _predicted(walk, of_other[number]))
-    return {key: total / predictions for key, total in found.items()}
+            # Top-1 agreement, which takes longer than all else here, decides nothing.
+            here = {key: divergence(expected, _predicted(walk, part[number])) for key, part in parts.items()}
+            found.append((len(whole), here))
+    found = ranks.gathered(found)
+    predictions = sum(count for count, _ in found)
+    return {key: sum(here[key] for _, here in found) / predictions for key in others}
 
 
 def _predicted(walk: Walk, states: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import cast
 
 from torch import Tensor
 
+from llmprune import ranks
 from llmprune.checkpoint.store import Store
 from llmprune.measured import BudgetTrial, SearchStep
 from llmprune.methods.base import Propagation, PruningMethod
@@ -99,7 +100,8 @@ class Problem:
 
     def stages(self, *, forward: bool) -> Iterator[Stage]:
         """Yield every block of the dense model while resident; with calibration batches if `forward`."""
-        batches = self.batches if forward else []  # a walk without batches only loads the weights
+        # A walk without batches only loads the weights.
+        batches = ranks.share(self.batches) if forward else []
         yield from Walk(self.store, batches, self.probe).stages("measuring the dense model")
 
     def measured(self, needs: type[Statistic]) -> Iterator[tuple[Site, Statistic]]:

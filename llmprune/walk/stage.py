@@ -155,6 +155,8 @@ class Stage:
         return x.flatten(0, -2)
 
     def _checked(self, site: Site, seen: Observation | None) -> Observation:
+        if seen:
+            seen.complete()
         if seen is None or not seen.statistic.tokens:
             raise JobError(f"no calibration token reached {site.name}, so its importance is unknown")
         if not seen.statistic.finite():
