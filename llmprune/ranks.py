@@ -45,6 +45,9 @@ class _Group:
     step: int = 0
     """Exchanges so far; every rank counts alike."""
 
+    before: int = 0
+    """Batches of the ranks before this one, where batches were shared last."""
+
 
 _group: _Group | None = None
 _alone = False
@@ -82,8 +85,16 @@ def neighbours() -> int:
 
 def share(items: Sequence[T]) -> list[T]:
     """This rank's part of the batches: neighbours, so that those of all ranks in turn are all in order."""
+    if _group is None or count() == 1:
+        return list(items)
     start, stop = (len(items) * rank // count() for rank in (number(), number() + 1))
-    return list(items) if count() == 1 else list(items[start:stop])
+    _group.before = start
+    return list(items[start:stop])
+
+
+def before() -> int:
+    """How many batches the ranks before this one have, of those that were shared last."""
+    return _group.before if _group and count() > 1 else 0
 
 
 def require_enough(batches: int, size: int) -> None:

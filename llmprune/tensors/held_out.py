@@ -22,7 +22,7 @@ class HeldOutGram(CentredGram):
     def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
         super().__init__(features, device)
         self.held = CentredGram(features, device)
-        self._batches = ranks.number()  # so that several with few batches hold out some of them
+        self._batches = ranks.before()
 
     def update(self, x: Tensor) -> None:
         """Account for the activations `x` [T, I]."""
