@@ -87,9 +87,14 @@ def share(items: Sequence[T]) -> list[T]:
     """This rank's part of the batches: neighbours, so that those of all ranks in turn are all in order."""
     if _group is None or count() == 1:
         return list(items)
-    start, stop = (len(items) * rank // count() for rank in (number(), number() + 1))
-    _group.before = start
-    return list(items[start:stop])
+    own = part(len(items))
+    _group.before = own.start
+    return list(items[own])
+
+
+def part(total: int) -> slice:
+    """Which of so many things are this rank's."""
+    return slice(*(total * rank // count() for rank in (number(), number() + 1)))
 
 
 def before() -> int:

@@ -101,6 +101,11 @@ class Method(Generic[S]):
         return self.needs
 
     @property
+    def by_rows(self) -> bool:
+        """Whether it prunes each row by itself, and takes so long that several processes share the rows."""
+        return False
+
+    @property
     def training_passes(self) -> int:
         """Number of forward passes over the calibration set to learn."""
         return 0

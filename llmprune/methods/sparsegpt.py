@@ -42,6 +42,11 @@ class Sparsegpt(Method[Gram]):
     order: Literal["natural", "rose"] = "natural"
     """`rose`: first the columns that lose most, so that more are left to compensate (arXiv:2603.05878)."""
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether it prunes each row by itself; a new order of columns is chosen for all of them."""
+        return self.order == "natural"
+
     def solve(self, weights: Weights, statistic: Gram, pattern: Pattern, sparsity: float) -> Solution:
         """Prune one layer to `sparsity`; the kept weights change."""
         step = self.block_size

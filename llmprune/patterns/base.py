@@ -61,6 +61,11 @@ class Pattern:
         """Number of consecutive inputs that compete with one another; 0 if all inputs of a row may."""
         return 0
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether no weight competes with those of another row."""
+        return False
+
     def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
         """Choose what to keep.
 

@@ -42,6 +42,11 @@ class NofM(Pattern):
         """M"""
         return self.m
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether no weight competes with those of another row."""
+        return True
+
     def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
         """[O, I] -> bool [O, I]; the pattern fixes the sparsity, so the argument is ignored."""
         # Rows are contiguous and I is a multiple of M, so a reshape never mixes two rows in one group.

@@ -20,6 +20,11 @@ class Unstructured(Pattern):
     compete: Compete = "row"
     """By default the choice of the method."""
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether no weight competes with those of another row."""
+        return self.compete == "row"
+
     def keep(self, score: Tensor, sparsity: float, units: int = 0) -> Tensor:
         """[O, I] -> bool [O, I]; drops exactly round(sparsity * n) of the n weights that compete."""
         if self.compete == "row":

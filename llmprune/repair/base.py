@@ -47,6 +47,9 @@ class Repair(Generic[S]):
     gives_bias: ClassVar[bool] = False
     """True if the pruned layer needs a bias to hold the result."""
 
+    by_rows: ClassVar[bool] = False
+    """True if it compensates in each row by itself, without a bias."""
+
     @property
     def gathers(self) -> type[Statistic]:
         """What calibration gathers for it: what it needs, or more."""

@@ -16,6 +16,7 @@ class Unrepaired(Repair[Nothing]):
     """The kept weights do not change."""
 
     serves: ClassVar = ("weights", "units", "experts", "blocks", "rows")
+    by_rows: ClassVar = True
 
     def apply(self, weight: Tensor, keep: Tensor, statistic: Nothing) -> Repaired:
         """V = W_K"""

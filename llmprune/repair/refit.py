@@ -24,6 +24,7 @@ class MaskedRefit(Repair[Gram]):
 
     needs: ClassVar = Gram
     serves: ClassVar = ("weights",)
+    by_rows: ClassVar = True
 
     ridge: Annotated[float, Field(gt=0)] = 0.01
     """Penalty on moving a weight, where inputs have unit mean square."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from llmprune import ranks
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import BlockRecord, RunHeader
 from llmprune.checkpoint.store import Store
@@ -127,7 +128,9 @@ class Work:
             reached=lost["dropped"] / site.weights,
             weights=site.weights,
             shape_before=list(before.shape),
-            error=output_error(seen.sample, before, solved.weight, solved.bias) if seen.rows else None,
+            error=output_error(seen.sample, before, solved.weight, solved.bias)
+            if seen.rows and ranks.first()
+            else None,
             notes=solved.notes | seen.notes,
             **lost,
         )

@@ -6,11 +6,13 @@ Letters used in shapes: S sampled tokens, O outputs, I inputs.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from llmprune import ranks
 from llmprune.methods.base import PruningMethod, Weights
 from llmprune.patterns.base import Pattern
 from llmprune.repair.base import LayerRepair, Repaired
@@ -53,6 +55,28 @@ def solve(
         pattern: which masks are allowed.
         share: what to remove, 0 to 1.
     """
+    if 1 < ranks.count() <= len(weights.matrix) and method.by_rows and pattern.by_rows and repair.by_rows:
+        return _shared(weights, lambda rows: _solve(rows, statistic, method, repair, pattern, share))
+    return _solve(weights, statistic, method, repair, pattern, share)
+
+
+def _shared(weights: Weights, solve: Callable[[Weights], Solved]) -> Solved:
+    """Solve the rows of a site on all ranks, some on each."""
+    rows = weights.matrix[ranks.part(len(weights.matrix))]
+    parts = ranks.gathered([solve(dataclasses.replace(weights, matrix=rows))])
+    weight, keep = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "keep"))
+    return dataclasses.replace(parts[0], weight=weight, keep=keep)
+
+
+def _solve(
+    weights: Weights,
+    statistic: Statistic,
+    method: PruningMethod,
+    repair: LayerRepair,
+    pattern: Pattern,
+    share: float,
+) -> Solved:
+    """Solve some rows, or all."""
     stored = weights.matrix.dtype
     weights = dataclasses.replace(weights, matrix=statistic.target(weights.matrix))
     solution = method.solve(weights, statistic.of(method.needs), pattern, share)
