@@ -108,10 +108,10 @@ def require_enough(batches: int, size: int) -> None:
     Raises:
         RequestError: one would have nothing to do.
     """
-    if count() > 1 and batches < count():
+    if batches < count():
         raise RequestError(
             "ranks",
-            f"{count()} processes were started, and the text is {batches} batches of {size} windows; start "
+            f"{count()} processes were started, and the text in batches of {size} windows gives {batches}; start "
             "fewer, or ask for more --samples",
         )
 

@@ -1,0 +1,103 @@
+"""Processes that prune together, and may end on the way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmprune import prune, ranks
+from llmprune.checkpoint import reload
+from llmprune.errors import LlmpruneError
+from llmprune.walk.walk import Walk
+from tests.reloading import check_here
+
+Asked = dict[str, Any]  # the arguments of one call of `prune`
+ENDS: dict[str, Callable[[], object]] = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "out of memory": lambda: (_ for _ in ()).throw(MemoryError),
+    "asleep": lambda: time.sleep(20),
+}
+
+
+def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], patience: int) -> None:
+    """One of several processes: prune as asked, one after another, and note what each call said.
+
+    Args:
+        notes: a folder for what it has to say.
+        rank: its number.
+        count: how many there are.
+        port: where they meet.
+        asked: `only` holds what this rank is asked otherwise; `ends` which rank ends how, in block 1.
+        patience: seconds to wait for the others.
+    """
+    place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    log = (notes / f"log-{rank}").open("w")
+    os.dup2(log.fileno(), 2)
+    torch.set_num_threads(1)
+    reload.check = check_here  # a fresh process takes seconds to start
+    with ranks.joined(timedelta(seconds=patience)):
+        for number, one in enumerate(asked):
+            request = {key: value for key, value in one.items() if key not in ("only", "ends")}
+            _end(rank, *one.get("ends", (None, "")))
+            said = notes / f"said-{number}-{rank}"
+            try:
+                prune(**(request | one.get("only", {}).get(rank, {})))
+                said.write_text("done")
+            except LlmpruneError as error:
+                said.write_text(f"{type(error).__name__}: {error}")
+                if "ends" in one:
+                    raise
+
+
+def _end(rank: int, who: int | None, how: str) -> None:
+    """Let a rank end when it comes to block 1 of its pruning."""
+    own = Walk.stages
+
+    def stages(self: Walk, label: str) -> Iterator[Any]:
+        for stage in own(self, label):
+            if label == "pruning" and stage.index == 1:
+                ENDS[how]()
+            yield stage
+
+    if who == rank:
+        Walk.stages = stages  # type: ignore[method-assign]
+
+
+class Ranks:
+    """Starts processes from one that has imported everything, so that they cost no start-up."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._launches = folder, 0
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(
+            ["tests.ranks.children", "transformers.models.llama.modeling_llama", "torch.distributed"]
+        )
+
+    def __call__(self, *asked: Asked, count: int = 2, patience: int = 20) -> list[list[str]]:
+        """What every rank said to every request; nothing where it came to no end."""
+        self._launches += 1
+        notes = self.folder / f"launch-{self._launches}"
+        notes.mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        arguments = [(notes, rank, count, port, list(asked), patience) for rank in range(count)]
+        processes = [self._context.Process(target=child, args=one) for one in arguments]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            assert process.exitcode is not None, "a rank hangs"
+        files = [[notes / f"said-{n}-{rank}" for rank in range(count)] for n in range(len(asked))]
+        return [[file.read_text() if file.is_file() else "" for file in line] for line in files]

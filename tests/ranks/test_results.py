@@ -1,0 +1,78 @@
+"""Several processes write what one writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.ranks.children import Ranks
+
+TEXT = {"samples": 140, "length": 64}  # five batches, so that shares differ
+UNITS: dict[str, Any] = {"sparsity": 0.3, "pattern": {"name": "units", "multiple": 1}, "layout": "per_layer"}
+BLOCKS: dict[str, Any] = {"pattern": "blocks", "sparsity": 0.34}
+SAME: dict[str, dict[str, Any]] = {
+    "wanda": {"method": "wanda"},
+    "wanda, layer by layer": {"method": "wanda", "propagation": "layer"},
+    "flap": {"method": "flap", **UNITS},
+    "cfsp": {"method": "cfsp", **UNITS},
+    "owl": {"method": "wanda", "allocation": "owl"},
+    "global": {"method": "wanda", "allocation": "global"},
+    "best": {"method": "wanda", "allocation": "best"},
+    "sleb": {**BLOCKS, "allocation": "sleb"},
+    "shortgpt": {**BLOCKS, "allocation": "shortgpt"},
+}
+NEAR: dict[str, dict[str, Any]] = {
+    "sparsegpt": {"method": "sparsegpt"},
+    "sparsegpt to the dense outputs": {"method": "sparsegpt", "target": "dense"},
+    "admm": {"method": {"name": "admm", "damping": "held_out"}},
+    "flap, refitted": {"method": "flap", "repair": "affine", **UNITS},
+    "span": {**BLOCKS, "allocation": "shortgpt", "repair": "span"},
+}
+
+
+@pytest.fixture(scope="module")
+def pruned(ranks: Ranks, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of results, by how many processes wrote them."""
+    root = tmp_path_factory.mktemp("pruned")
+    recipes = SAME | NEAR
+    for count in (1, 2):
+        asked = [
+            {"model": model, "calibration": TEXT, **recipe, "out": root / str(count) / name}
+            for name, recipe in recipes.items()
+        ]
+        assert ranks(*asked, count=count) == [["done"] * count] * len(recipes)
+    return root
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("model-*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_vectors_give_the_same_bytes(pruned: Path, name: str) -> None:
+    one, two = (sorted((pruned / count / name).glob("*.safetensors")) for count in "12")
+    assert [file.name for file in one] == [file.name for file in two] != []
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_matrices_give_nearly_the_same_weights(pruned: Path, name: str) -> None:
+    one, two = (tensors(pruned / count / name) for count in "12")
+    assert one.keys() == two.keys()
+    for key, weight in one.items():
+        assert bool(((weight == 0) == (two[key] == 0)).all())
+        assert float((weight - two[key]).abs().max()) < 1e-4
+
+
+def test_the_first_rank_alone_speaks(pruned: Path, ranks: Ranks, model: Path, tmp_path: Path) -> None:
+    ranks({"model": model, "method": "wanda", "calibration": TEXT, "out": tmp_path / "out"})
+    first, other = (sorted(ranks.folder.glob(f"launch-*/log-{rank}"))[-1].read_text() for rank in (0, 1))
+    assert "pruning: 3/3" in first
+    assert "pruning" not in other
