@@ -111,8 +111,8 @@ def require_enough(batches: int, size: int) -> None:
     if batches < count():
         raise RequestError(
             "ranks",
-            f"{count()} processes were started, and the text in batches of {size} windows gives {batches}; start "
-            "fewer, or ask for more --samples",
+            f"{count()} processes were started, and batches of {size} windows make {batches} of the text; "
+            "start fewer, or ask for more --samples",
         )
 
 

@@ -80,4 +80,4 @@ def test_more_ranks_than_batches_are_refused(ranks: Ranks, model: Path, tmp_path
     few = {"samples": 20, "length": 64}
     said = ranks({"model": model, "method": "wanda", "calibration": few, "out": tmp_path / "out"})[0]
     assert said[0] == said[1]
-    assert "2 processes were started" in said[0] and "gives 1;" in said[0]
+    assert "2 processes were started" in said[0] and "make 1 of the text" in said[0]
