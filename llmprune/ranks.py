@@ -92,9 +92,10 @@ def share(items: Sequence[T]) -> list[T]:
     return list(items[own])
 
 
-def part(total: int) -> slice:
-    """Which of so many things are this rank's."""
-    return slice(*(total * rank // count() for rank in (number(), number() + 1)))
+def part(total: int, rank: int | None = None) -> slice:
+    """Which of so many things are this rank's, or another's."""
+    own = number() if rank is None else rank
+    return slice(total * own // count(), total * (own + 1) // count())
 
 
 def before() -> int:
@@ -125,6 +126,20 @@ def gathered(items: list[T]) -> list[T]:
     found: list[Any] = [None] * count()
     _exchange(lambda: dist.all_gather_object(found, _packed(items)))
     return [item for part in found for item in pickle.loads(part)]
+
+
+def whole(rows: Tensor, total: int) -> Tensor:
+    """The matrix [R, C] of which this rank has its `part` of so many rows."""
+    import torch
+    import torch.distributed as dist
+
+    sizes = [len(range(total)[part(total, rank)]) for rank in range(count())]
+    own = rows.new_zeros(max(sizes), rows.shape[1])
+    own[: len(rows)] = rows
+    found = [torch.empty_like(own) for _ in sizes]
+    # As bytes: not every dtype can be sent.
+    _exchange(partial(dist.all_gather, [one.view(torch.uint8) for one in found], own.view(torch.uint8)))
+    return torch.cat([one[:size] for one, size in zip(found, sizes, strict=True)])
 
 
 def add_up(part: Tensor) -> None:

@@ -62,10 +62,9 @@ def solve(
 
 def _shared(weights: Weights, solve: Callable[[Weights], Solved]) -> Solved:
     """Solve the rows of a site on all ranks, some on each."""
-    rows = weights.matrix[ranks.part(len(weights.matrix))]
-    parts = ranks.gathered([solve(dataclasses.replace(weights, matrix=rows))])
-    weight, keep = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "keep"))
-    return dataclasses.replace(parts[0], weight=weight, keep=keep)
+    rows = len(weights.matrix)
+    own = solve(dataclasses.replace(weights, matrix=weights.matrix[ranks.part(rows)]))
+    return dataclasses.replace(own, weight=ranks.whole(own.weight, rows), keep=ranks.whole(own.keep, rows))
 
 
 def _solve(
