@@ -20,7 +20,8 @@ from llmprune.methods.base import PruningMethod
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.widths import Allowed, Budget
 from llmprune.progress import say
-from llmprune.tensors.statistics import Nothing, joined
+from llmprune.tensors.several import joined
+from llmprune.tensors.statistics import Nothing
 from llmprune.text.windows import HELD_OUT, with_held_out
 from llmprune.walk.demand import Measuring
 from llmprune.walk.trial import Trials

@@ -41,10 +41,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Solution:
-    """A pruned layer: its new weight [O, I], the mask, and numbers for the report.
-
-    `keep` is a mask of weights [O, I], or of inputs [I] if whole units are removed.
-    """
+    """A pruned layer: its weight [O, I], the mask [O, I] or of whole inputs [I], numbers for the report."""
 
     weight: Tensor
     keep: Tensor = field(repr=False)
@@ -55,9 +52,7 @@ class Examples(Protocol):
     """Gives a method the sites to learn from."""
 
     def __call__(self, needs: type[S], /) -> Iterator[tuple[Weights, S]]:
-        """Yield every site of the dense model, block by block, with its statistic: one forward pass over the
-        calibration set; with `Nothing`, none.
-        """
+        """Yield every site of the dense model with its statistic: one forward pass; with `Nothing`, none."""
 
 
 @dataclass(frozen=True)

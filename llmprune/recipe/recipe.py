@@ -39,7 +39,8 @@ from llmprune.recipe.steps import require_recoverable, unfolded
 from llmprune.recovery.base import Recovery
 from llmprune.repair.base import LayerRepair, Repair
 from llmprune.tensors.cross_gram import CrossGram
-from llmprune.tensors.statistics import Nothing, Statistic, joined
+from llmprune.tensors.several import joined
+from llmprune.tensors.statistics import Nothing, Statistic
 from llmprune.text.calibration import Calibration, with_defaults
 from llmprune.text.windows import require_held_out
 from llmprune.walk.demand import Demand, Measuring

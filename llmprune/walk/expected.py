@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from llmprune.methods.base import Method, PruningMethod, Weights
-from llmprune.tensors.statistics import Nothing, Statistic, joined
+from llmprune.tensors.several import joined
+from llmprune.tensors.statistics import Nothing, Statistic
 from llmprune.walk.grid import Grid, Row
 from llmprune.walk.levels import BlockLevels, Levels
 from llmprune.walk.problem import Problem

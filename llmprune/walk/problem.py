@@ -23,7 +23,8 @@ from llmprune.patterns.blocks import Blocks
 from llmprune.patterns.unstructured import Unstructured
 from llmprune.repair.base import LayerRepair
 from llmprune.repair.none import Unrepaired
-from llmprune.tensors.statistics import Nothing, Statistic, joined
+from llmprune.tensors.several import joined
+from llmprune.tensors.statistics import Nothing, Statistic
 from llmprune.walk.observation import Observed
 from llmprune.walk.solutions import Solutions
 from llmprune.walk.solve import solve
