@@ -114,7 +114,7 @@ def _prune(
         with of_step(len(asked.before) + 1) if asked.before else nullcontext():
             todo = ranks.everywhere(lambda: _job(model, asked, into, given, steps))
         done = _do(todo, given.tokenizer, given.tokens)
-    return ranks.from_first(lambda: recovering.recover_pruned(asked, run, done, given.tokens))
+    return recovering.recover_pruned(asked, run, done, given.tokens)
 
 
 def _take_steps(

@@ -13,16 +13,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from llmprune import plugins, report
+from llmprune import plugins, ranks, report
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import RunHeader
+from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
 from llmprune.model.shapes import from_earlier_pruning
 from llmprune.plugins import Options
 from llmprune.recipe import Recipe
 from llmprune.recipe.parts import recovery_of
-from llmprune.recovery.base import Recovery, Removed, Task
+from llmprune.recovery.base import Recovered, Recovery, Removed, Task
 from llmprune.report import RecipeRecord, Report
 from llmprune.run import finish, job
 from llmprune.run.job import Run
@@ -72,9 +73,13 @@ def recover(
     elif "samples" not in (calibration or {}) and (own := recovery.samples(asked["length"])):
         asked["samples"] = own
     text = calibration_of(asked)
-    if run.resume and (done := _already_done(folder, earlier, recovery, text, run, baseline)):
-        return done
-    pruned, dense, shared = opened(folder, earlier, recovery, text, run, baseline)
+    if ranks.count() > 1 and not recovery.spreads:
+        raise RequestError("ranks", "several processes share a distillation alone; start one")
+    if run.resume:
+        asked_before = (folder, earlier, recovery, text, run, baseline)
+        if done := ranks.from_first(lambda: _already_done(*asked_before)):
+            return done
+    pruned, dense, shared = ranks.everywhere(lambda: opened(folder, earlier, recovery, text, run, baseline))
     return _carry_out(RecoveryJob(recovery, text, run, earlier, pruned, dense, shared), tokens)
 
 
@@ -102,8 +107,11 @@ def recover_pruned(asked: Recipe, run: Run, pruned: Report, tokens: Tensor | Non
     if asked.recovery is None:
         return pruned
     how, folder = dataclasses.asdict(run), Path(str(folder_to_prune(asked, run).out))
+    recovery = asked.recovery
     try:
-        return recover(folder, asked.recovery, tokens=tokens, **how)
+        if not recovery.spreads:
+            return ranks.from_first(lambda: recover(folder, recovery, tokens=tokens, **how))
+        return recover(folder, recovery, tokens=tokens, **how)
     except JobError as error:
         raise JobError(f"{error}; {folder} holds the pruned model, whole") from error
 
@@ -157,16 +165,19 @@ def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     pruned, dense, needed = asked.pruned, asked.dense, asked.plan
     asked.recovery.require(pruned, dense, asked.text.samples, needed.length)
     # The pruned model would generate damaged text; but a cut vocabulary has ids of its own.
-    text = windows(pruned if asked.shared.cut else dense, asked.text, needed, tokens=tokens)
+    text = ranks.from_first(
+        lambda: windows(pruned if asked.shared.cut else dense, asked.text, needed, tokens=tokens)
+    )
     asked.run.show(text)
     assert text is not None and asked.run.folder is not None and dense.source is not None
-    needed.require_fit(asked.run.folder)
+    ranks.everywhere(lambda: needed.require_fit(asked.run.folder))
     how = _asked(asked.recovery)
     # The text's options as well as its tokens: a resumed run must have been asked for the same.
     request: dict[str, Any] = {"text": asked.text.model_dump(), "dense": dense.source.hashes, "recovery": how}
     if asked.recovery.removes:  # so that the report's recipe will say what is gone then
         request["pruning"] = asked.earlier.recipe
     fingerprint = finish.identity(pruned, request, text)
+    ranks.require_same(fingerprint)
     draft = Draft(asked.run.folder, needed.blocks)
     header = draft.resume(fingerprint)
     if header is None:
@@ -185,6 +196,11 @@ def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
             "evaluation": None,
         }
     )
+    return ranks.from_first(lambda: _finished(pruned, draft, done, result))
+
+
+def _finished(pruned: Opened, draft: Draft, done: Recovered, result: Report) -> Report:
+    """Complete the folder, check that it loads, and move it into place."""
     assert pruned.source is not None
     for file in (pruned.source.folder / "config.json", *pruned.source.copied_files()):
         draft.copy(file)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from llmprune import ranks
 from llmprune.cli import display
 from llmprune.cli.app import app
 from llmprune.cli.options import (
@@ -71,7 +72,8 @@ def recover_(
     display.quiet()
     run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
     report = recovering.recover(model, how, baseline=baseline, calibration=text, **dataclasses.asdict(run))
-    display.show_report(report, out or recovering.beside(model), as_json)
+    if ranks.first():
+        display.show_report(report, out or recovering.beside(model), as_json)
 
 
 def _name(method: str | None, flags: dict[str, bool]) -> str:

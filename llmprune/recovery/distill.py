@@ -12,7 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from llmprune import plugins
+from llmprune import plugins, ranks
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import RequestError
 from llmprune.methods.base import Method, PruningMethod
@@ -86,12 +86,23 @@ class Distill(Taught):
             RequestError: it says which.
         """
         super().require(pruned, dense, samples, length)
+        if self.at_once(length) % ranks.count():
+            raise RequestError(
+                "recovery.batch_tokens",
+                f"a step has {self.at_once(length)} windows of {length} tokens, which {ranks.count()} "
+                "processes cannot share; make it a multiple",
+            )
         if self.schedule:
             require_mask(pruned, dense, "a schedule removes")
             earlier = report_of(pruned)
             start, allocation = earlier.totals["sparsity"], str(earlier.recipe["allocation"]["name"])
             self.schedule.require(pattern_of(pruned), start, allocation)
             self.schedule.shares(start, self.steps(length))
+
+    @property
+    def spreads(self) -> bool:
+        """With a teacher in memory and masks that stay."""
+        return self.teacher == "resident" and self.schedule is None
 
     @property
     def removes(self) -> bool:

@@ -55,6 +55,12 @@ class KeepZeros(TrainerCallback):  # type: ignore[misc]  # transformers declares
             if name in self._zeros:
                 parameter.data.masked_fill_(self._zeros[name], 0)
 
+    def mask_gradients(self, model: nn.Module) -> None:
+        """Set the gradients of the zeros to zero."""
+        for name, parameter in model.named_parameters():
+            if name in self._zeros and parameter.grad is not None:
+                parameter.grad.masked_fill_(self._zeros[name], 0)
+
     def _masking(self, name: str) -> Any:
         def mask(parameter: Tensor) -> None:
             assert parameter.grad is not None

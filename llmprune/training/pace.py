@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from llmprune import ranks
 from llmprune.progress import say
 
 SAVE_EVERY = 60.0  # seconds of training before the first checkpoint, and between two
@@ -24,7 +25,8 @@ class Saving(TrainerCallback):  # type: ignore[misc]
         """Evaluate and save after the last step, and save where that is due."""
         last = state.global_step == state.max_steps
         control.should_evaluate |= last
-        control.should_save = last or time.monotonic() >= self._due
+        due = ranks.gathered([time.monotonic() >= self._due])  # clocks differ, and all save together
+        control.should_save = last or due[0]
 
     def wrote(self, seconds: float) -> None:
         """Wait for the next checkpoint, given how long this one took."""

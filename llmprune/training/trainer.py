@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from llmprune import ranks
 from llmprune.errors import JobError
 from llmprune.training.keep_zeros import KeepZeros
 from llmprune.training.pace import Saving, Telling
@@ -99,7 +100,7 @@ def train(
         JobError: the loss is not finite, or memory or disk ran out.
     """
     trainer = _Trainer(model, lesson, windows, held_out, course, folder)
-    last = _last(folder)
+    last = ranks.from_first(lambda: _last(folder))
     trainer.args.eval_on_start = last is None
     try:
         with torch.enable_grad():
@@ -147,7 +148,7 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
             eval_dataset=[{"input_ids": ids} for ids in held_out],
             callbacks=[course.zeros, saving, Telling(course.windows * windows.shape[1])],
         )
-        self._saving = saving
+        self._saving, self._zeros = saving, course.zeros
         self.remove_callback(PrinterCallback)
         self._lesson, self._stored, self._settles = lesson, course.stored, course.settles
         self.best: dict[str, Tensor] = {}
@@ -155,6 +156,13 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Take the gradients of a batch; those that other ranks added know no zeros."""
+        loss: Tensor = super().training_step(model, *args, **kwargs)
+        if ranks.count() > 1:
+            self._zeros.mask_gradients(self.model)
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
@@ -185,11 +193,8 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write one, and only then delete the one before it."""
         start, folder = time.monotonic(), Path(self.args.output_dir)
-        earlier = _complete(folder)
         super()._save_checkpoint(model, trial)
-        (folder / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
-        for one in earlier:
-            shutil.rmtree(one)
+        ranks.from_first(lambda: _completed(folder, f"checkpoint-{self.state.global_step}"))
         self._saving.wrote(time.monotonic() - start)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -210,7 +215,7 @@ def _arguments(course: Course, steps: int, folder: Path, *, cpu: bool) -> Traini
         max_steps=steps,
         per_device_train_batch_size=1,
         per_device_eval_batch_size=1,
-        gradient_accumulation_steps=course.windows,
+        gradient_accumulation_steps=course.windows // ranks.count(),
         learning_rate=course.rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
@@ -262,6 +267,14 @@ def _rounded(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 def _complete(folder: Path) -> list[Path]:
     """The checkpoints of a training that were written to their end."""
     return [file.parent for file in folder.glob(f"checkpoint-*/{COMPLETE}")]
+
+
+def _completed(folder: Path, name: str) -> None:
+    """Mark a checkpoint as whole, and delete those before it."""
+    earlier = _complete(folder)
+    (folder / name / COMPLETE).touch()
+    for one in earlier:
+        shutil.rmtree(one)
 
 
 def _last(folder: Path) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from llmprune import prune, ranks
+from llmprune import prune, ranks, recover
 from llmprune.checkpoint import reload
 from llmprune.errors import LlmpruneError
 from llmprune.walk.walk import Walk
@@ -52,7 +52,8 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
             _end(rank, *one.get("ends", (None, "")))
             said = notes / f"said-{number}-{rank}"
             try:
-                prune(**(request | one.get("only", {}).get(rank, {})))
+                call = recover if "how" in request else prune
+                call(**(request | one.get("only", {}).get(rank, {})))
                 said.write_text("done")
             except LlmpruneError as error:
                 said.write_text(f"{type(error).__name__}: {error}")

@@ -105,6 +105,11 @@ class Recovery:
         """Whether it removes more."""
         return False
 
+    @property
+    def spreads(self) -> bool:
+        """Whether several processes can share it."""
+        return False
+
     translates: ClassVar[bool] = False
     """Whether it serves a model whose vocabulary was cut (`Task.shared`)."""
 

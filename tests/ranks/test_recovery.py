@@ -1,0 +1,62 @@
+"""Several processes teach a model as one does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.ranks.children import Ranks
+
+TEXT = {"samples": 48, "length": 32}
+HOW = {"name": "distill", "tokens": 1024, "batch_tokens": 128, "learning_rate": 1e-3, "products": "float32"}
+
+
+ADAPTERS = HOW | {"adapters": 2}
+
+
+@pytest.fixture(scope="module")
+def taught(ranks: Ranks, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of recovered models, by how many processes taught them."""
+    root = tmp_path_factory.mktemp("taught")
+    prune = {"model": model, "method": "magnitude", "out": root / "pruned"}
+    assert ranks(prune, count=1) == [["done"]]
+    for count in (1, 2):
+        asked = [
+            {"model": root / "pruned", "how": how, "calibration": TEXT, "out": root / name / str(count)}
+            for name, how in (("weights", HOW), ("adapters", ADAPTERS))
+        ]
+        assert ranks(*asked, count=count) == [["done"] * count] * 2
+    return root
+
+
+@pytest.mark.parametrize("trained", ["weights", "adapters"])
+def test_losses_are_those_of_one(taught: Path, trained: str) -> None:
+    one, two = (_recovery(taught / trained / count) for count in "12")
+    assert len(one["losses"]) == len(two["losses"]) == 8
+    assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)
+    looks = [[look["loss"] for look in found["held_out"]] for found in (one, two)]
+    assert looks[0] == pytest.approx(looks[1], rel=1e-4)
+
+
+def test_zeros_stay(taught: Path) -> None:
+    pruned = {}
+    for file in (taught / "pruned").glob("model-*.safetensors"):
+        pruned |= load_file(file)
+    for file in (taught / "weights" / "2").glob("*.safetensors"):
+        for key, weight in load_file(file).items():
+            assert bool((weight[pruned[key] == 0] == 0).all())
+
+
+def test_a_step_that_they_cannot_share_is_refused(taught: Path, ranks: Ranks, tmp_path: Path) -> None:
+    how = HOW | {"batch_tokens": 96}
+    asked = {"model": taught / "pruned", "how": how, "calibration": TEXT, "out": tmp_path / "out"}
+    assert "a step has 3 windows of 32 tokens" in ranks(asked)[0][0]
+
+
+def _recovery(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "llmprune_report.json").read_text())["recovery"]
+    return found
