@@ -5,6 +5,8 @@ Letters used in shapes: T tokens, E experts.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,13 @@ class Contributions(Statistic):
         self.tokens_seen += (norms != 0).sum(0)
         self.weighted += weighted.sum(0)
         self.norms += norms.sum(0)
+
+    def merge(self, later: Self) -> None:
+        """Account for what another summary saw after this one."""
+        self.tokens += later.tokens
+        self.tokens_seen += later.tokens_seen
+        self.weighted += later.weighted
+        self.norms += later.norms
 
     def finite(self) -> bool:
         """Whether every norm so far was a finite number."""

@@ -28,7 +28,7 @@ class Statistic:
     """Whether those of all layers of a model can be held at a time."""
 
     def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
-        self.tokens = 0
+        self.features, self.tokens = features, 0
 
     @classmethod
     def fewest(cls, features: int) -> int:

@@ -125,6 +125,7 @@ class Stage:
                 last, seen = inputs, self._new(site, needs)
                 for x, before in zip(inputs, dense(site) if dense else repeat(None), strict=False):
                     seen.update(x, before)
+                seen.complete()
                 self._starved.feed(site, seen)
             measured.add(site.name)
             yield site, self._checked(site, seen)
@@ -155,8 +156,6 @@ class Stage:
         return x.flatten(0, -2)
 
     def _checked(self, site: Site, seen: Observation | None) -> Observation:
-        if seen:
-            seen.complete()
         if seen is None or not seen.statistic.tokens:
             raise JobError(f"no calibration token reached {site.name}, so its importance is unknown")
         if not seen.statistic.finite():
@@ -185,6 +184,7 @@ class Stage:
         self.forward_s = self._now() - start - measuring
         for site in self.sites:  # before the first is pruned
             if site.name in seen:
+                seen[site.name].complete()
                 self._starved.feed(site, seen[site.name])
         return seen
 

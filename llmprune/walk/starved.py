@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from llmprune import ranks
 from llmprune.model.expert_site import ExpertSite
 from llmprune.model.experts import projections
 from llmprune.model.site import Site
@@ -49,7 +50,10 @@ class Starved:
     def _tokens(self, layer: nn.Module) -> Tensor:
         """Tokens [T, D] that enter a module of experts, from a few batches spread over all."""
         if layer not in self._spare:
-            batches = range(len(self._stage.hidden))
+            first, own = ranks.before(), range(len(self._stage.hidden))
+            batches = range(sum(ranks.gathered([len(own)])))
             spread = batches[:: max(1, len(batches) // BATCHES)][:BATCHES]
-            self._spare[layer] = torch.cat([self._stage.entering(layer, batch) for batch in spread])
+            here = [batch - first for batch in spread if batch - first in own]
+            entering = ranks.gathered([self._stage.entering(layer, batch) for batch in here])
+            self._spare[layer] = torch.cat(entering)
         return self._spare[layer]

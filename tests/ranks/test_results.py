@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import mixtures
 from tests.ranks.children import Ranks
 
 TEXT = {"samples": 140, "length": 64}  # five batches, so that shares differ
+FEW = {"samples": 40, "length": 64}  # two batches, and some experts that they hardly reach
 UNITS: dict[str, Any] = {"sparsity": 0.3, "pattern": {"name": "units", "multiple": 1}, "layout": "per_layer"}
 BLOCKS: dict[str, Any] = {"pattern": "blocks", "sparsity": 0.34}
 SAME: dict[str, dict[str, Any]] = {
@@ -24,6 +26,9 @@ SAME: dict[str, dict[str, Any]] = {
     "best": {"method": "wanda", "allocation": "best"},
     "sleb": {**BLOCKS, "allocation": "sleb"},
     "shortgpt": {**BLOCKS, "allocation": "shortgpt"},
+    "mixture, wanda": {"method": "wanda", "calibration": FEW},
+    "mixture, wanda, layer by layer": {"method": "wanda", "propagation": "layer", "calibration": FEW},
+    "mixture, reap": {"method": "reap", "sparsity": 0.25, "calibration": FEW},
 }
 NEAR: dict[str, dict[str, Any]] = {
     "sparsegpt": {"method": "sparsegpt"},
@@ -31,6 +36,7 @@ NEAR: dict[str, dict[str, Any]] = {
     "admm": {"method": {"name": "admm", "damping": "held_out"}},
     "flap, refitted": {"method": "flap", "repair": "affine", **UNITS},
     "span": {**BLOCKS, "allocation": "shortgpt", "repair": "span"},
+    "mixture, sparsegpt": {"method": "sparsegpt", "calibration": FEW},
 }
 
 
@@ -38,10 +44,16 @@ NEAR: dict[str, dict[str, Any]] = {
 def pruned(ranks: Ranks, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of results, by how many processes wrote them."""
     root = tmp_path_factory.mktemp("pruned")
+    mixture = mixtures.save("mixtral", root / "mixture", num_local_experts=32)
     recipes = SAME | NEAR
     for count in (1, 2):
         asked = [
-            {"model": model, "calibration": TEXT, **recipe, "out": root / str(count) / name}
+            {
+                "model": mixture if name.startswith("mixture") else model,
+                "calibration": TEXT,
+                **recipe,
+                "out": root / str(count) / name,
+            }
             for name, recipe in recipes.items()
         ]
         assert ranks(*asked, count=count) == [["done"] * count] * len(recipes)
