@@ -108,7 +108,7 @@ class Stage:
         args, kwargs = self.calls[batch]
         hidden = self.hidden[batch] if hidden is None else hidden
         out = self.block(hidden.to(device_of(self.block)), *args, **kwargs)
-        output: Tensor = out[0] if isinstance(out, tuple) else out
+        output: Tensor = out[0] if isinstance(out, tuple | list) else out
         return output.to(hidden.device)
 
     def _measured(

@@ -7,6 +7,7 @@ Letters used in shapes: B sequences of one batch, T tokens, D hidden size, V voc
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llmprune.checkpoint.store import Store
+from llmprune.errors import JobError
 from llmprune.model.anatomy import Anatomy
 from llmprune.progress import track
 from llmprune.walk.expert_loop import looped
@@ -29,7 +31,8 @@ class DryRun:
 
     hidden: list[Tensor]
     calls: list[list[Call]]
-    returns_tuple: bool
+    returned: Callable[[Tensor], object]
+    """What a block returns, given its output hidden states: these alone, or in a tuple or list with more."""
 
 
 class Walk:
@@ -49,14 +52,14 @@ class Walk:
     def __init__(self, store: Store, batches: list[Tensor], probe: Tensor) -> None:
         self._store, self._anatomy = store, store.anatomy
         self._batches, self._probe = batches, probe
-        self._returns_tuple = False
+        self._returned: Callable[[Tensor], object] = _alone
         self._end: Tensor | None = None
 
     def stages(self, label: str) -> Iterator[Stage]:
         """Yield every block in order; `label` names this walk in the progress display."""
         with self._store.resident(0):  # the dry run calls the first block once
             dry = dry_run(self._anatomy, [*self._batches, self._probe])
-        self._returns_tuple = dry.returns_tuple
+        self._returned = dry.returned
         hidden, calls = dry.hidden[:-1], dry.calls
         at_probe = dry.hidden[-1:]
         dry.hidden.clear()  # a second reference: without this, no batch is freed after the first block
@@ -81,12 +84,12 @@ class Walk:
         blocks = self._anatomy.blocks
         end = self._end if outputs is None else outputs
 
-        def pass_through(x: Tensor, *args: object, **kwargs: object) -> object:
-            return (x,) if self._returns_tuple else x
+        def pass_through(*args: object, **kwargs: object) -> object:
+            return self._returned(_hidden(self._anatomy, args, kwargs)[0])
 
-        def substitute(x: Tensor, *args: object, **kwargs: object) -> object:
+        def substitute(*args: object, **kwargs: object) -> object:
             assert end is not None
-            return pass_through(end.to(x.device))
+            return self._returned(end.to(_hidden(self._anatomy, args, kwargs)[0].device))
 
         # The whole model runs, so that its own code applies the last norm, the head and any scaling.
         forwards = [pass_through] * (len(blocks) - 1) + [substitute]
@@ -103,31 +106,97 @@ def dry_run(anatomy: Anatomy, batches: list[Tensor]) -> DryRun:
 
     Masks and positions depend on the block (some families alternate local and global attention), so those of
     block 0 must not be used for the others. Hidden states are kept in host memory.
+
+    Raises:
+        JobError: the model does more between its blocks than to hand on the hidden states.
     """
     hidden: list[Tensor] = []
     calls: list[list[Call]] = [[] for _ in anatomy.blocks]
     first = anatomy.blocks[0].forward
-    returns_tuple: list[bool] = []
+    outputs: list[object] = []
+    passed = torch.empty(0)  # the hidden states that the last block returned
     known: Known = {}
 
     def recording(index: int) -> Callable[..., object]:
-        def forward(x: Tensor, *args: object, **kwargs: object) -> object:
+        def forward(*args: object, **kwargs: object) -> object:
+            nonlocal passed
+            x, rest, named = _hidden(anatomy, args, kwargs)
             if index == 0:
                 hidden.append(x.cpu())
             # No cache: a block may run many times, and each run would add its tokens again.
-            kwargs = {k: None if k.startswith("past_key_value") else v for k, v in kwargs.items()}
-            if not returns_tuple:  # some families' blocks return a tuple: ask the first one once
-                returns_tuple.append(isinstance(first(x, *args, **kwargs), tuple))
-            shared_args = tuple(_interned(value, known) for value in args)
-            calls[index].append((shared_args, {k: _interned(v, known) for k, v in kwargs.items()}))
-            return (x,) if returns_tuple[0] else x
+            named = {k: None if k.startswith("past_key_value") else v for k, v in named.items()}
+            if not outputs:  # some families' blocks return a tuple: ask the first one once
+                outputs.append(first(x, *rest, **named))
+            elif index:
+                _require_alone(anatomy, x, passed, outputs[0], (*rest, *named.values()))
+            passed = x
+            shared_args = tuple(_interned(value, known) for value in rest)
+            calls[index].append((shared_args, {k: _interned(v, known) for k, v in named.items()}))
+            return _as(outputs[0])(x)
 
         return forward
 
     with replaced(list(anatomy.blocks), [recording(i) for i in range(len(anatomy.blocks))]):
         for ids in batches:
             anatomy.trunk(ids.to(device_of(anatomy.trunk)), use_cache=False)
-    return DryRun(hidden, calls, returns_tuple[0])
+    for index, seen in enumerate(calls):
+        if len(seen) != len(batches):
+            raise _not_followed(anatomy, f"run block {index} {len(seen) / len(batches):g} times, not once")
+    return DryRun(hidden, calls, _as(outputs[0]))
+
+
+def _hidden(
+    anatomy: Anatomy, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[Tensor, tuple[object, ...], dict[str, object]]:
+    """The hidden states that a block is called with, and its other arguments."""
+    if args:
+        x, *rest = args
+    else:
+        _, name, *_ = inspect.signature(type(anatomy.blocks[0]).forward).parameters
+        kwargs = dict(kwargs)
+        x, rest = kwargs.pop(name, None), []
+    if not isinstance(x, Tensor):
+        raise _not_followed(anatomy, "call their blocks with something else than hidden states")
+    return x, tuple(rest), kwargs
+
+
+def _require_alone(
+    anatomy: Anatomy, x: Tensor, passed: Tensor, output: object, given: tuple[object, ...]
+) -> None:
+    """Refuse a model in which a block gets something else than the hidden states of the one before.
+
+    Args:
+        anatomy: of the model.
+        x: the hidden states that a block gets.
+        passed: those that the block before it put out.
+        output: of a block.
+        given: the other arguments of the block.
+    """
+    if x is not passed and not torch.allclose(x.cpu(), passed.cpu(), rtol=0, atol=0, equal_nan=True):
+        raise _not_followed(anatomy, "change the hidden states between their blocks")
+    beside = output[1:] if isinstance(output, tuple | list) else ()
+    if any(one is other for one in beside for other in given if isinstance(one, Tensor)):
+        raise _not_followed(anatomy, "hand on more than hidden states from block to block")
+
+
+def _alone(x: Tensor) -> object:
+    return x
+
+
+def _as(output: object) -> Callable[[Tensor], object]:
+    """What turns hidden states into what a block returns, given one of its outputs."""
+    if not isinstance(output, tuple | list):
+        return _alone
+    if isinstance(output, list):
+        return lambda x: [x, *output[1:]]
+    named = getattr(type(output), "_make", tuple)  # of a named tuple, whose parts are read by their names
+    return lambda x: named((x, *output[1:]))
+
+
+def _not_followed(anatomy: Anatomy, what: str) -> JobError:
+    return JobError(
+        f"{anatomy.family!r} models {what}, which pruning block by block cannot follow; choose another model"
+    )
 
 
 def _interned(value: object, known: Known) -> object:
