@@ -5,11 +5,12 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.decoder_config import changed, decoder_config
 from llmprune.model.shapes import Settings
 from llmprune.vocabulary.settings import names_ids
 
 COUNT = "num_hidden_layers"
-INDICES = ("mlp_only_layers",)  # lists of block indices
+INDICES = ("mlp_only_layers", "attn_layer_indices", "full_attn_idxs")  # lists of block indices
 FIRST = ("max_window_layers", "first_k_dense_replace")  # how many of the first blocks are of one kind
 
 
@@ -32,7 +33,12 @@ def with_fewer_blocks(settings: Settings, anatomy: Anatomy, kept: list[int]) -> 
         anatomy: of the dense model.
         kept: indices of the blocks that stay, ascending.
     """
-    config, depth = decoder_config(anatomy), len(anatomy.blocks)
+    return changed(anatomy.model, settings, lambda own: fewer(own, anatomy, kept))
+
+
+def fewer(settings: Settings, anatomy: Anatomy, kept: list[int]) -> Settings:
+    """The decoder's own settings, with fewer blocks."""
+    config, depth = decoder_config(anatomy.model), len(anatomy.blocks)
     names = getattr(type(config), "attribute_map", {})
     found: Settings = {names.get(COUNT, COUNT): len(kept)}
     for name, value in settings.items():
@@ -57,12 +63,8 @@ def _kinds(config: PreTrainedConfig, kept: list[int]) -> Settings:
     found: Settings = {}
     for name in ("layer_types", "no_rope_layers"):
         value = getattr(config, name, None)
-        computed = isinstance(getattr(type(config), name, None), property)
+        field = getattr(type(config), "attribute_map", {}).get(name, name)
+        computed = isinstance(getattr(type(config), field, None), property)
         if not computed and isinstance(value, list | tuple) and len(value) == config.num_hidden_layers:
             found[name] = [value[block] for block in kept]
     return found
-
-
-def decoder_config(anatomy: Anatomy) -> PreTrainedConfig:
-    """The config of the decoder."""
-    return anatomy.model.config.get_text_config(decoder=True)

@@ -9,7 +9,8 @@ from torch import Tensor
 from llmprune.model import mtp, per_layer
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.block_site import BlockSite
-from llmprune.model.depth import dense_indices, with_fewer_blocks
+from llmprune.model.decoder_config import stored_in
+from llmprune.model.depth import dense_indices, fewer, with_fewer_blocks
 from llmprune.model.shapes import Removed, Settings, Shapes, from_earlier_pruning
 from llmprune.model.site import Site
 
@@ -86,9 +87,10 @@ class FewerBlocks(_Fewer):
     def apply(self, keeps: Mapping[str, Tensor], mark: Settings) -> None:
         """Delete the blocks of a model in memory, and renumber the others for their caches."""
         anatomy = self.anatomy
-        for name, value in self.config(anatomy.model.config.to_dict()).items():
-            if getattr(anatomy.model.config, name, None) != value:
-                setattr(anatomy.model.config, name, value)
+        config = stored_in(anatomy.model)
+        for name, value in fewer(config.to_dict(), anatomy, self.kept).items():
+            if getattr(config, name, None) != value:
+                setattr(config, name, value)
         anatomy.model.config.llmprune = mark
         for block in sorted(self.gone, reverse=True):
             del anatomy.blocks[block]

@@ -7,7 +7,8 @@ from torch import nn
 
 from llmprune.errors import RequestError, first_line
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.depth import decoder_config, with_fewer_blocks
+from llmprune.model.decoder_config import decoder_config
+from llmprune.model.depth import with_fewer_blocks
 from llmprune.model.site import Site
 
 SHARING = ("num_kv_shared_layers",)  # later blocks read the keys and values of earlier ones
@@ -27,7 +28,7 @@ def require_own_keys(anatomy: Anatomy) -> None:
     Raises:
         RequestError: it says how many.
     """
-    config = decoder_config(anatomy)
+    config = decoder_config(anatomy.model)
     for field in SHARING:
         if getattr(config, field, 0):
             raise RequestError(
@@ -43,14 +44,21 @@ def require_renumberable(anatomy: Anatomy) -> None:
     Raises:
         RequestError: it names what would change.
     """
-    config = decoder_config(anatomy)
+    config = decoder_config(anatomy.model)
     flag = next((flag for flag in BY_NUMBER if getattr(config, flag, False)), "")
-    if why := flag or _dependence(anatomy):
+    if why := flag or _shared(anatomy) or _dependence(anatomy):
         raise RequestError(
             "pattern",
             f"the blocks of this {anatomy.family!r} model depend on their number ({why}), so that none can "
             "be removed by itself; prune units instead",
         )
+
+
+def _shared(anatomy: Anatomy) -> str:
+    """A parameter that blocks share; empty if there is none."""
+    tied, inside = getattr(anatomy.model, "all_tied_weights_keys", {}), f"{anatomy.prefix}."
+    pairs = ((name, other) for name, other in tied.items() if name.startswith(inside))
+    return next((f"{name} is that of another" for name, other in pairs if other.startswith(inside)), "")
 
 
 def _dependence(anatomy: Anatomy) -> str:
