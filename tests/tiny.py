@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from llmprune.checkpoint import reader, source
 from llmprune.checkpoint.store import Store
+from llmprune.model import families
 from llmprune.model.sites.base import Sites
 from llmprune.model.sites.linear import LinearLayers
 
@@ -58,6 +59,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "exaone4": {"sliding_window": 8, "sliding_window_pattern": 2},
     "nemotron": {"head_dim": 8},
 }
+CUT = sorted(set(FAMILIES) & set(families.FAMILIES))  # whose units a row names
 _FOREIGN = (
     "hidden_size",
     "intermediate_size",

@@ -1,20 +1,23 @@
 """Find the blocks of a decoder and the sites inside them.
 
 No knowledge of model families is needed: the blocks are the model's list of `num_hidden_layers` modules. Only
-code that removes whole units looks up the family's row.
+code that removes whole units looks up the family's row, or derives it from the model's class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Protocol
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llmprune.errors import RequestError
+from llmprune.model import derived
+from llmprune.model.decoder_config import decoder_config
 from llmprune.model.experts import holds_experts, routes
-from llmprune.model.families import FAMILIES, Family, Part
+from llmprune.model.families import FAMILIES, Coupling, Family, Part
 from llmprune.model.site import Site
 
 
@@ -44,13 +47,14 @@ class Anatomy:
     """
 
     def __init__(self, model: PreTrainedModel, kind: SiteKind) -> None:
-        config = model.config.get_text_config(decoder=True)
+        config = decoder_config(model)
         self.model = model
         self.family: str = model.config.model_type
-        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        context = getattr(config, "max_position_embeddings", None)
+        self.context: int | None = context if context and context > 0 else None
         self.vocabulary: int = config.vocab_size
-        self.hidden_size: int = config.hidden_size
-        self.prefix = _blocks_name(model, config.num_hidden_layers)
+        self.hidden_size: int = getattr(config, "hidden_size", 0)
+        self.prefix = _blocks_name(model, getattr(config, "num_hidden_layers", 0))
         self.parameters = sum(p.numel() for p in model.parameters())
         self.kind = kind
         # Last: `find` reads the attributes above.
@@ -87,7 +91,7 @@ class Anatomy:
 
     def block_config(self, block: int) -> PreTrainedConfig:
         """The config that holds the sizes of one block."""
-        config = self.model.config.get_text_config(decoder=True)
+        config = decoder_config(self.model)
         # Where blocks differ in size, the sizes in the model's own config are not those of this block.
         return config.per_layer_config[block] if config.is_heterogeneous else config
 
@@ -97,26 +101,36 @@ class Anatomy:
 
     def has(self, block: int, part: Part) -> bool:
         """Whether one block still has a part."""
-        return not set(self.modules_of(part)) & set(self.skipped(block))
+        coupling = self.coupling(part)
+        there = {name for name, _ in self.blocks[block].named_modules()}
+        return coupling.consumer in there and not set(coupling.modules) & set(self.skipped(block))
 
-    def modules_of(self, part: Part) -> tuple[str, ...]:
-        """The modules of a part, by their names in a block."""
-        found: tuple[str, ...] = getattr(self.family_row(), part).modules
+    def coupling(self, part: Part) -> Coupling:
+        """The layers of a part that shrink together.
+
+        Raises:
+            RequestError: they are not known.
+        """
+        row = self.family_row()
+        if why := row.missing.get(part):
+            names: dict[Part, str] = {"ffn": "channels", "attention": "heads"}
+            other: Part = "attention" if part == "ffn" else "ffn"
+            way_out = "add a row to FAMILIES" if other in row.missing else f"prune with pattern.parts={other}"
+            raise RequestError(
+                "pattern", f"the {names[part]} of {self.family!r} models are not known ({why}); {way_out}"
+            )
+        found: Coupling = getattr(row, part)
         return found
 
     def family_row(self) -> Family:
-        """The row of FAMILIES for this model.
+        """The row of FAMILIES for this model, or what its class shows."""
+        return self._row
 
-        Raises:
-            RequestError: the family has no row.
-        """
-        if self.family not in FAMILIES:
-            raise RequestError(
-                "pattern",
-                f"the units of {self.family!r} models are not known; add a row to FAMILIES in "
-                f"{FAMILIES_MODULE} (there are: {', '.join(sorted(FAMILIES))})",
-            )
-        return FAMILIES[self.family]
+    @cached_property
+    def _row(self) -> Family:
+        names = (self.family, decoder_config(self.model).model_type)
+        known = next((FAMILIES[name] for name in names if name in FAMILIES), None)
+        return known or derived.family(self.model, self.prefix)
 
     @property
     def block_weights(self) -> int:
@@ -131,7 +145,11 @@ class Anatomy:
         return min(1.0, sum(site.weights for site in inside) / max(self.block_weights, 1))
 
 
-FAMILIES_MODULE = Family.__module__
+def _config_around(model: PreTrainedModel, path: str) -> object:
+    """The config of the innermost module around a path that has one."""
+    words = path.split(".")
+    around = (model.get_submodule(".".join(words[:end])) for end in range(len(words) - 1, 0, -1))
+    return next((module.config for module in around if hasattr(module, "config")), model.config)
 
 
 def weighed(block: nn.Module) -> Iterator[nn.Parameter]:
@@ -143,18 +161,23 @@ def weighed(block: nn.Module) -> Iterator[nn.Parameter]:
             yield parameter
 
 
-def _blocks_name(model: nn.Module, depth: int) -> str:
+def _blocks_name(model: PreTrainedModel, depth: int) -> str:
     """The name of the list of decoder blocks."""
     lists = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == depth
     ]
-    if not lists:
+    if not lists or not depth:
         raise RequestError(
             "model",
             f"{type(model).__name__} has no list of {depth} decoder blocks; only decoders can be pruned",
         )
+    # Other parts of a model, such as a vision tower, have configs of their own.
+    kinds = {type(model.config), type(decoder_config(model))}
+    own = [pair for pair in lists if type(_config_around(model, pair[0])) in kinds]
     # A model can hold other lists of that length, such as one norm for each block: take the largest.
-    largest: tuple[str, nn.Module] = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
+    largest: tuple[str, nn.Module] = max(
+        own or lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters())
+    )
     return largest[0]

@@ -16,7 +16,8 @@ class Coupling:
 
     consumer: str
     producers: Mapping[str, str]
-    """By name, what its outputs hold in order: queries, keys and values (`q k v`), or channels (`c`)."""
+    """By name, what its outputs hold in order: queries, keys and values (`q k v`), or channels (`c`). Without
+    a space, such as `qq`, one unit has both before the next unit begins."""
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -35,6 +36,9 @@ class Family:
     width: str = "intermediate_size"
     """The config field that holds the number of channels."""
 
+    with_width: Mapping[str, object] = field(default_factory=dict)
+    """What else the config must say for that field to hold."""
+
     heads_fixed_because: str = ""
     """Why heads cannot be removed; empty if they can. The attention then has no producers."""
 
@@ -43,6 +47,9 @@ class Family:
 
     biases: Mapping[Part, str] = field(default_factory=dict)
     """By part, the config field that gives all its layers a bias, if the model class has one."""
+
+    missing: Mapping[Part, str] = field(default_factory=dict)
+    """By part without units, why they could not be derived."""
 
     unread_in: str = ""
     """An engine whose own class of this family drops the bias of the attention's output without a word."""
@@ -73,17 +80,34 @@ FAMILIES: dict[str, Family] = {  # by the config's model_type
     "cohere2": _UNREAD,
     "mistral": _UNBIASED,
     "qwen2": _UNBIASED,
-    "olmo2": Family(Coupling("self_attn.o_proj", {}), _GATED, "intermediate_size", _SPANNING, "a norm"),
+    "olmo2": Family(
+        Coupling("self_attn.o_proj", {}), _GATED, heads_fixed_because=_SPANNING, outputs_change_by="a norm"
+    ),
+    "lfm2": Family(
+        Coupling("self_attn.out_proj", _QKV),
+        Coupling("feed_forward.w2", {"feed_forward.w1": "c", "feed_forward.w3": "c"}),
+        with_width={"block_auto_adjust_ff_dim": False},
+    ),
     "glm4": Family(_ATTENTION, _FUSED_GATED, outputs_change_by="a norm"),
     "phi3": Family(Coupling("self_attn.o_proj", {"self_attn.qkv_proj": "q k v"}), _FUSED_GATED),
     "phi": Family(Coupling("self_attn.dense", _QKV), Coupling("mlp.fc2", {"mlp.fc1": "c"})),
     "starcoder2": Family(_ATTENTION, Coupling("mlp.c_proj", {"mlp.c_fc": "c"})),
     "gpt2": Family(
-        Coupling("attn.c_proj", {}), Coupling("mlp.c_proj", {"mlp.c_fc": "c"}), "n_inner", _SQUARE
+        Coupling("attn.c_proj", {}),
+        Coupling("mlp.c_proj", {"mlp.c_fc": "c"}),
+        "n_inner",
+        heads_fixed_because=_SQUARE,
     ),
     "gpt_neox": Family(Coupling("attention.dense", {}), _FOUR_H, heads_fixed_because=_SQUARE),
-    "opt": Family(Coupling("self_attn.out_proj", {}), Coupling("fc2", {"fc1": "c"}), "ffn_dim", _SQUARE),
-    "falcon": Family(Coupling("self_attention.dense", {}), _FOUR_H, "ffn_hidden_size", _SQUARE),
+    "opt": Family(
+        Coupling("self_attn.out_proj", {}),
+        Coupling("fc2", {"fc1": "c"}),
+        "ffn_dim",
+        heads_fixed_because=_SQUARE,
+    ),
+    "falcon": Family(
+        Coupling("self_attention.dense", {}), _FOUR_H, "ffn_hidden_size", heads_fixed_because=_SQUARE
+    ),
 }
 
 # The module of mlx-lm that builds a family's blocks, any bias aside.

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from llmprune.errors import RequestError
-from llmprune.model import per_layer
+from llmprune.model import decoder_config, per_layer, rebuilt
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.shapes import Layout, Removed, Settings, Shapes, from_earlier_pruning
 from llmprune.model.site import Site
 from llmprune.model.unit_config import fits, head_dim, size_fields, without_layers
-from llmprune.model.unit_site import UnitSite
+from llmprune.model.unit_site import Span, UnitSite
 from llmprune.model.widths import Counts, unit_sites
 
 
@@ -65,6 +65,10 @@ class UnitShapes(Shapes):
 
     def config(self, settings: Settings) -> Settings:
         """config.json of the pruned model, given that of the dense one."""
+        return decoder_config.changed(self.anatomy.model, settings, self._own_config)
+
+    def _own_config(self, settings: Settings) -> Settings:
+        """The decoder's own settings."""
         settings = without_layers(settings)
         sizes = [self._sizes(block) for block in range(len(self.anatomy.blocks))]
         if any("num_attention_heads" in own for own in sizes):
@@ -74,13 +78,12 @@ class UnitShapes(Shapes):
             if any(site.part == part for site in self.gaining_bias()):
                 settings[flag] = True
         if self.layout != "per_layer":
-            return settings | sizes[0]
+            return settings | {field: size for own in sizes for field, size in own.items()}
         for block, own in enumerate(sizes):
             if skipped := self.anatomy.skipped(block):
                 own["skip"] = list(skipped)
         settings["per_layer_config"] = {str(block): own for block, own in enumerate(sizes)}
-        # Without this, transformers raises where its own code reads such a size from the model's config.
-        settings["allow_global_per_layer_attribute_access"] = True
+        settings[rebuilt.GLOBAL] = True
         return settings
 
     def mark(self) -> Settings:
@@ -142,25 +145,25 @@ class UnitShapes(Shapes):
         units = keep.reshape(site.units, -1)[:, 0].nonzero()[:, 0].cpu()
         stored = self.stored_units(site)
         for producer in site.producers:
-            rows = torch.cat([_rows_of(span.start, span.step, units, stored) for span in producer.spans])
+            rows = torch.cat([_rows_of(span, units, stored) for span in producer.spans])
             for name, axis in ((producer.key, int(producer.transposed)), (producer.bias_key, 0)):
                 if name in tensors:
                     tensors[name] = _select(tensors[name], rows, axis)
-        columns = _rows_of(0, site.inputs // site.units, units, stored)
+        columns = _rows_of(Span(0, site.inputs // site.units), units, stored)
         tensors[site.key] = _select(tensors[site.key], columns, 0 if site.transposed else 1)
 
     def apply(self, keeps: Mapping[str, Tensor], mark: Settings) -> None:
         """Rebuild every block of a model in memory in its own sizes."""
         model, biases = self.anatomy.model, self.own_biases()
-        changed = self.config({}) | {"llmprune": mark}
-        sizes = changed.pop("per_layer_config", None)
-        for field, value in changed.items():
-            setattr(model.config, field, value)
-        model.config.per_layer_config = sizes  # None as well, which clears the sizes of an earlier pruning
+        config, own = decoder_config.stored_in(model), self._own_config({})
+        config.per_layer_config = None  # clears the sizes of an earlier pruning
+        for field, value in own.items():
+            setattr(config, field, value)
+        model.config.llmprune = mark
         for index, block in enumerate(self.anatomy.blocks):
             prefix = f"{self.anatomy.prefix}.{index}."
             tensors = self.cut_tensors(index, keeps, dict(block.state_dict(prefix=prefix)))
-            shaped = per_layer.shaped(block, model, index, biases)
+            shaped = per_layer.shaped(block, config, index, biases)
             shaped.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
             self.anatomy.blocks[index] = shaped
 
@@ -171,6 +174,8 @@ def require_possible(anatomy: Anatomy, layout: Layout, *, adds_bias: bool) -> No
     Raises:
         RequestError: the layout cannot; the message names one that can.
     """
+    if layout == "per_layer":
+        rebuilt.require(anatomy, "use --layout uniform or padded")
     row = anatomy.family_row()
     cuts_heads = any(site.part == "attention" for site in unit_sites(anatomy))
     if row.heads_fixed_because and layout != "padded" and cuts_heads:
@@ -231,10 +236,9 @@ def _blocks_differ(anatomy: Anatomy) -> bool:
     return len(sizes) > len({part for part, _ in sizes})
 
 
-def _rows_of(start: int, step: int, units: Tensor, stored: int) -> Tensor:
+def _rows_of(span: Span, units: Tensor, stored: int) -> Tensor:
     """Row numbers of the units that stay, then one -1 for each row of zeros, up to `stored` units."""
-    rows = (start + units[:, None] * step + torch.arange(step)).flatten()
-    return torch.cat([rows, torch.full(((stored - len(units)) * step,), -1)])
+    return torch.cat([span.rows(units), torch.full(((stored - len(units)) * span.step,), -1)])
 
 
 def _select(tensor: Tensor, rows: Tensor, axis: int) -> Tensor:

@@ -53,31 +53,35 @@ def skip(layer: nn.Module, parts: Iterable[str]) -> None:
         setattr(layer, name, Skipped(getattr(getattr(layer, name), "layer_idx", None)))
 
 
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of decoder layers: the largest that has as many modules as there are layers."""
+    depth = getattr(model.config, "num_hidden_layers", None)
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()), default=nn.ModuleList())
+
+
 def shape_layers(model: PreTrainedModel) -> None:
     """Rebuild every decoder layer of a model in its own sizes, with the biases that pruning added."""
     config = model.config
     mark = getattr(config, "llmprune", None) or {}
     if mark.get("layout") != "per_layer":
         return
-    depth = config.num_hidden_layers
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    layers = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
+    layers = layers_of(model)
     for index, layer in enumerate(layers):
         if not hasattr(layer, "llmprune_shaped"):  # the trunk's own post_init ran before the whole model's
-            layers[index] = shaped(layer, model, index, mark["biases"])
+            layers[index] = shaped(layer, config, index, mark["biases"])
 
 
-def shaped(layer: nn.Module, model: PreTrainedModel, index: int, biases: list[str]) -> nn.Module:
-    """Build layer `index` of a model in its own sizes, with new weights; device, dtype and mode are kept.
+def shaped(layer: nn.Module, config: Any, index: int, biases: list[str]) -> nn.Module:
+    """Build layer `index` of a decoder in its own sizes, with new weights; device, dtype and mode are kept.
 
     What `skip` in the layer's config names is not built: transformers reads the key and leaves it unused.
     """
-    config = model.config
     sizes = config.per_layer_config[index]
     own = {name: getattr(sizes, name) for name in config.per_layer_attributes or ()}
     made: Any = type(layer)(LayerConfig(config, own), layer_idx=index)
     made.llmprune_shaped = True
-    like = next(layer.parameters())
+    like = next(p for p in layer.parameters() if p.ndim > 1)  # others may be made on another device
     made.to(like.device, like.dtype).train(layer.training)
     for name in biases:
         linear = made.get_submodule(name)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.decoder_config import decoder_config
 from llmprune.model.shapes import Settings
 from llmprune.model.unit_site import UnitSite
 from llmprune.model.widths import unit_sites
 
 
-def size_fields(anatomy: Anatomy, site: UnitSite, units: int) -> dict[str, int]:
+def size_fields(anatomy: Anatomy, site: UnitSite, units: int) -> Settings:
     """The config fields that hold the number of units of a site, with their values."""
     if site.part == "ffn":
-        return {anatomy.family_row().width: units}
+        row = anatomy.family_row()
+        return {row.width: units, **row.with_width}
     config = anatomy.block_config(site.block)
     return {
         "num_attention_heads": config.num_attention_heads * units // site.units,
@@ -29,7 +31,7 @@ def fits(anatomy: Anatomy, site: UnitSite, units: int) -> bool:
     """Whether the model's config accepts this number of units in every block."""
     if site.part == "ffn":
         return True
-    config = anatomy.model.config
+    config = decoder_config(anatomy.model)
     sizes = size_fields(anatomy, site, units) | {"head_dim": head_dim(anatomy)}
     try:
         type(config)(**{**without_layers(config.to_dict()), **sizes})

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from llmprune.methods.base import Weights
 from llmprune.model.families import Part
@@ -24,6 +26,32 @@ class Span:
 
     start: int
     step: int
+
+    def rows(self, units: Tensor) -> Tensor:
+        """The numbers of the outputs that belong to some units."""
+        return (self.start + units[:, None] * self.step + torch.arange(self.step)).flatten()
+
+
+def spans_of(contents: str, units: int, step: int, share: int) -> tuple[Span, ...]:
+    """The ranges of a producer's outputs, given what they hold in order.
+
+    Args:
+        contents: a word for each range, which has all outputs of one unit before those of the next; its
+            letters say what a unit has there.
+        units: how many there are.
+        step: inputs of the consumer for each unit.
+        share: query heads for each key and value head.
+    """
+    # Keys and values have one head for each group, queries have `share` of them.
+    steps = [sum(step // share if letter in "kv" else step for letter in word) for word in contents.split()]
+    return tuple(Span(units * sum(steps[:i]), one) for i, one in enumerate(steps))
+
+
+def sizes(layer: nn.Module) -> tuple[int, int, bool]:
+    """Outputs and inputs of a linear layer, and whether it stores its weight as [inputs, outputs]."""
+    assert isinstance(layer.weight, Tensor)
+    first, second = layer.weight.shape
+    return (second, first, True) if isinstance(layer, Conv1D) else (first, second, False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from llmprune.errors import JobError, RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.experts import experts_of
 from llmprune.model.sites import linear
+from llmprune.model.unit_site import sizes
 from llmprune.patterns.base import Pattern
 from llmprune.tensors.statistics import Gram
 from llmprune.walk.demand import Demand
@@ -293,7 +294,7 @@ def _statistic_bytes(demand: Demand, anatomy: Anatomy) -> int:
     at_once = max(of_block([demand.needs.bytes_for(s.inputs) for s in sites]) for sites in blocks if sites)
     if demand.refits_layers:
         layers = [layer for block in anatomy.blocks for _, layer in linear.layers_of(block)]
-        at_once = max(at_once, Gram.bytes_for(max(linear.sizes(layer)[1] for layer in layers)))
+        at_once = max(at_once, Gram.bytes_for(max(sizes(layer)[1] for layer in layers)))
     if not demand.holds_all:
         return at_once
     sample = 4 * anatomy.kind.sample_tokens

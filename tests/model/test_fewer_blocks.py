@@ -17,6 +17,7 @@ from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites.linear import LinearLayers
 from tests import tiny
+from tests.families import sweep
 from tests.test_families import PROBE
 
 TEXT = {"samples": 4, "length": 16}
@@ -150,3 +151,10 @@ def test_lists_of_tokens_are_not_lists_of_blocks(checkpoints: tiny.Checkpoints, 
     (tmp_path / "dense" / "config.json").write_text(json.dumps(settings | {"eos_token_id": [2, 5, 7]}))
     prune(tmp_path / "dense", LISTED, out=tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [2, 5, 7]
+
+
+def test_blocks_that_share_weights_are_refused(tmp_path: Path) -> None:
+    sweep.model("zamba2").save_pretrained(tmp_path / "dense")
+    with pytest.raises(RequestError, match=r"depend on their number .* is that of another"):
+        prune(tmp_path / "dense", LISTED, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llmprune.errors import RequestError
+from llmprune.model import rebuilt
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.block_site import BlockSite
 from llmprune.model.fewer_blocks import FewerBlocks, FewerParts
@@ -49,7 +50,7 @@ class WholeBlocks(Sites):
 
     def _modules(self, anatomy: Anatomy) -> tuple[str, ...]:
         """The modules of a block that go, by their names in it; empty for the whole block."""
-        return () if self.pattern.parts == "all" else anatomy.modules_of(self.pattern.parts)
+        return () if self.pattern.parts == "all" else anatomy.coupling(self.pattern.parts).modules
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
@@ -69,6 +70,8 @@ class WholeBlocks(Sites):
         require_own_keys(anatomy)
         if self.pattern.parts == "all":
             require_renumberable(anatomy)
+        else:
+            rebuilt.require(anatomy, "remove whole blocks")
         if asked.refits_seams:
             self._require_seams(anatomy)
         candidates = removable(anatomy, self.pattern)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -16,6 +16,7 @@ from llmprune.model.expert_site import ExpertSite
 from llmprune.model.experts import chosen, count, holds_experts, projections, routes
 from llmprune.model.site import Site
 from llmprune.model.sites.base import Sites
+from llmprune.model.unit_site import sizes
 from llmprune.patterns.base import Pattern
 from llmprune.patterns.unstructured import Unstructured
 
@@ -110,10 +111,3 @@ def outputs(block: nn.Module, config: PreTrainedConfig) -> int:
     """Outputs of all layers of a block together, per token; of experts, of those that compute one."""
     routed = sum(experts.outputs(layer, config) for _, layer in experts.experts_of(block))
     return routed + sum(sizes(layer)[0] for _, layer in layers_of(block))
-
-
-def sizes(layer: nn.Module) -> tuple[int, int, bool]:
-    """Outputs and inputs of a linear layer, and whether it stores its weight as [inputs, outputs]."""
-    assert isinstance(layer.weight, Tensor)
-    first, second = layer.weight.shape
-    return (second, first, True) if isinstance(layer, Conv1D) else (first, second, False)

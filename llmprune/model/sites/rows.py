@@ -14,12 +14,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from llmprune.errors import RequestError
 from llmprune.methods.base import Weights
 from llmprune.model.anatomy import Anatomy
+from llmprune.model.decoder_config import decoder_config
 from llmprune.model.shapes import Removed, Settings, Shapes
 from llmprune.model.site import Site, WeightStore
 from llmprune.model.sites.base import Sites, SizeRequest
-from llmprune.model.widths import Budget
+from llmprune.model.twins import following
+from llmprune.model.widths import Allowed, Budget
 from llmprune.patterns.vocabulary import Vocabulary
 from llmprune.vocabulary import bpe, settings
 from llmprune.vocabulary.choice import Kept
@@ -105,7 +108,7 @@ class FewerRows(Shapes):
     def config(self, settings_: Settings) -> Settings:
         """config.json with the new ids and sizes."""
         sizes = {settings.SIZE: len(self.kept.rows)}
-        config = self.anatomy.model.config.get_text_config(decoder=True)
+        config = decoder_config(self.anatomy.model)
         if hasattr(config, settings.PER_LAYER):
             sizes[settings.PER_LAYER] = len(self._staying(getattr(config, settings.PER_LAYER)))
         return settings.renumbered(settings_, self.kept.new, sizes)
@@ -134,7 +137,7 @@ def tables(anatomy: Anatomy) -> Iterator[tuple[str, int]]:
     """The path of every table of the vocabulary, tied ones included, with its rows."""
     model = anatomy.model
     ends = model.get_input_embeddings(), model.get_output_embeddings()
-    config = model.config.get_text_config(decoder=True)
+    config = decoder_config(model)
     per_layer = getattr(config, settings.PER_LAYER, None)
     for path, module in model.named_modules():
         if f"{path}.".startswith(f"{anatomy.prefix}."):
@@ -161,6 +164,27 @@ class Rows(Sites):
         for index, (path, rows) in enumerate(untied):
             size = sum(p.numel() for p in anatomy.module(path).parameters())
             yield RowSite(path, index, 0, path, anatomy.module, 1, 1, rows=rows, width=size // rows)
+
+    def allowed(self, anatomy: Anatomy, asked: SizeRequest) -> Allowed:
+        """Refuse a model whose vocabulary is in more than its tables; the shares themselves are free.
+
+        Raises:
+            RequestError: it names what else follows the number of tokens.
+        """
+        rows = {f"{path}.{leaf}": rows for path, rows in tables(anatomy) for leaf in ("weight", "bias")}
+        state = anatomy.model.state_dict()
+        known = {name for name, count in rows.items() if name in state and len(state[name]) == count}
+        config, half = decoder_config(anatomy.model), anatomy.vocabulary // 2
+        fields = [name for name in (settings.SIZE, settings.PER_LAYER) if hasattr(config, name)]
+        follows = following(anatomy.model, dict.fromkeys(fields, half))
+        odd = set() if follows is None else follows ^ known
+        if odd or not anatomy.sites:
+            why = f"{min(odd)} does not follow it as its tables do" if odd else "it has no table of its own"
+            raise RequestError(
+                "pattern",
+                f"the vocabulary of a {anatomy.family!r} model cannot be cut ({why}); prune units or blocks",
+            )
+        return {}
 
     def sparsity(self, anatomy: Anatomy, asked: SizeRequest) -> float:
         """The share of rows that go."""

@@ -1,4 +1,4 @@
-"""Whole units: channels of the feed-forward network and groups of heads. Needs a row in FAMILIES."""
+"""Whole units: channels of the feed-forward network and groups of heads. The family's row names them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import ClassVar
 
 from llmprune.model import layout, unit_config, widths
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.families import Coupling, Part
+from llmprune.model.families import Part
 from llmprune.model.shapes import Layout
 from llmprune.model.sites.base import Sites, SizeRequest
-from llmprune.model.sites.linear import sizes
-from llmprune.model.unit_site import Producer, Span, UnitSite
+from llmprune.model.unit_site import Producer, UnitSite, sizes, spans_of
 from llmprune.model.widths import Allowed, Budget
 from llmprune.patterns.units import Units
 
@@ -30,14 +29,9 @@ class WholeUnits(Sites):
     def find(self, anatomy: Anatomy) -> Iterator[UnitSite]:
         """Find the attention, then the feed-forward network, of each block."""
         parts = self.pattern.parts
-        # Without producers, heads cannot be removed: they need no groups, and each is a unit of its own.
-        grouped = anatomy.family_row().attention.producers
         for number in range(len(anatomy.blocks)):
-            config = anatomy.block_config(number)
-            heads = config.num_attention_heads
-            groups = (grouped and getattr(config, "num_key_value_heads", None)) or heads
             if parts != "ffn" and anatomy.has(number, "attention"):
-                yield _site(anatomy, number, "attention", groups, heads // groups)
+                yield _site(anatomy, number, "attention", *_groups(anatomy, number))
             if parts != "attention" and anatomy.has(number, "ffn"):
                 yield _site(anatomy, number, "ffn", 0, 1)
 
@@ -72,6 +66,16 @@ class WholeUnits(Sites):
         return layout.UnitShapes(anatomy, asked.layout, counts, asked.adds_bias)
 
 
+def _groups(anatomy: Anatomy, number: int) -> tuple[int, int]:
+    """How many groups of heads a block has, and the query heads of each."""
+    config = anatomy.block_config(number)
+    heads: int = config.num_attention_heads
+    # Without producers, heads cannot be removed: they need no groups, and each is a unit of its own.
+    grouped = anatomy.coupling("attention").producers
+    groups = (grouped and getattr(config, "num_key_value_heads", None)) or heads
+    return groups, heads // groups
+
+
 def _site(anatomy: Anatomy, number: int, part: Part, units: int, share: int) -> UnitSite:
     """The site of one part of one block.
 
@@ -82,7 +86,7 @@ def _site(anatomy: Anatomy, number: int, part: Part, units: int, share: int) -> 
         units: how many there are; 0 if each input of the consumer is one.
         share: query heads for each key and value head.
     """
-    row: Coupling = getattr(anatomy.family_row(), part)
+    row = anatomy.coupling(part)
     block, prefix = anatomy.blocks[number], f"{anatomy.prefix}.{number}."
     layer = block.get_submodule(row.consumer)
     outputs, inputs, transposed = sizes(layer)
@@ -90,13 +94,9 @@ def _site(anatomy: Anatomy, number: int, part: Part, units: int, share: int) -> 
     step = inputs // units
     producers = []
     for name, contents in row.producers.items():
-        # Keys and values have one head for each group, queries have `share` of them.
-        steps = [step // share if letter in "kv" else step for letter in contents.split()]
-        # In a fused layer, all queries come first, then all keys, then all values.
-        starts = [units * sum(steps[:i]) for i in range(len(steps))]
         source = block.get_submodule(name)
         biased = getattr(source, "bias", None) is not None
-        spans = tuple(map(Span, starts, steps))
+        spans = spans_of(contents, units, step, share)
         producers.append(Producer(prefix + name, anatomy.module, *sizes(source), biased, spans))
     return UnitSite(
         name=prefix + row.consumer,

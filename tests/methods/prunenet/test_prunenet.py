@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from llmprune import prune
 from llmprune.errors import RequestError
 from llmprune.methods.prunenet import training
-from llmprune.model.anatomy import FAMILIES
 from llmprune.run.learned import FILE
 from tests import tiny
 from tests.resume.interrupted import interrupted
@@ -31,7 +30,7 @@ def asked(sparsity: float = 0.5, parts: str = "ffn", **method: Any) -> dict[str,
     return {"method": QUICK | method, "sparsity": sparsity, "pattern": pattern, "calibration": TEXT}
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", tiny.CUT)
 def test_a_policy_is_learned_for_every_family_that_can_be_cut(
     family: str, checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:
