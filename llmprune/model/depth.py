@@ -10,6 +10,7 @@ from llmprune.model.shapes import Settings
 from llmprune.vocabulary.settings import names_ids
 
 COUNT = "num_hidden_layers"
+OF_DECODER = "decoder_layers"  # beside it, where a class could have an encoder too
 INDICES = ("mlp_only_layers", "attn_layer_indices", "full_attn_idxs")  # lists of block indices
 FIRST = ("max_window_layers", "first_k_dense_replace")  # how many of the first blocks are of one kind
 
@@ -41,6 +42,8 @@ def fewer(settings: Settings, anatomy: Anatomy, kept: list[int]) -> Settings:
     config, depth = decoder_config(anatomy.model), len(anatomy.blocks)
     names = getattr(type(config), "attribute_map", {})
     found: Settings = {names.get(COUNT, COUNT): len(kept)}
+    if settings.get(OF_DECODER) == depth:
+        found[OF_DECODER] = len(kept)
     for name, value in settings.items():
         if name in INDICES and isinstance(value, list):
             found[name] = [kept.index(block) for block in value if block in kept]
