@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from llmprune.errors import RequestError
 from llmprune.model import derived
 from llmprune.model.decoder_config import decoder_config
-from llmprune.model.experts import holds_experts, routes
+from llmprune.model.experts import is_mixture, routes
 from llmprune.model.families import FAMILIES, Coupling, Family, Part
 from llmprune.model.site import Site
 
@@ -154,7 +154,7 @@ def _config_around(model: PreTrainedModel, path: str) -> object:
 
 def weighed(block: nn.Module) -> Iterator[nn.Parameter]:
     """The matrices of a block, but for routers and the biases of experts."""
-    mixture = any(holds_experts(module) for module in block.modules())
+    mixture = is_mixture(block)
     for name, parameter in block.named_parameters():
         aside = mixture and (routes(name) or name.endswith("bias"))
         if parameter.ndim > 1 and not aside:

@@ -21,6 +21,11 @@ def experts_of(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in block.named_modules() if holds_experts(module))
 
 
+def is_mixture(block: nn.Module) -> bool:
+    """Whether a block has experts."""
+    return any(map(holds_experts, block.modules()))
+
+
 def projections(experts: nn.Module) -> tuple[str, str]:
     """The parameters of the first and the last matrix of every expert, in the order of computation."""
     return "gate_up_proj" if experts.has_gate else "up_proj", "down_proj"

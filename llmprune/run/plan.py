@@ -14,7 +14,7 @@ from llmprune import ranks
 from llmprune.checkpoint.resources import Resources
 from llmprune.errors import JobError, RequestError
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.experts import experts_of
+from llmprune.model.experts import is_mixture
 from llmprune.model.sites import linear
 from llmprune.model.unit_site import sizes
 from llmprune.patterns.base import Pattern
@@ -203,8 +203,7 @@ def _sizes(anatomy: Anatomy, how: Resources, checkpoint_bytes: int) -> _Sizes:
     width, stored = how.dtype.itemsize, checkpoint_bytes / anatomy.parameters
     outside = anatomy.parameters - sum(blocks)
     # Experts are joined from many tensors, and what they are joined into is kept until it is written.
-    mixture = any(True for block in anatomy.blocks for _ in experts_of(block))
-    joined = int(max(blocks) * stored) if mixture else 0
+    joined = int(max(blocks) * stored) if any(map(is_mixture, anatomy.blocks)) else 0
     return _Sizes(
         block=max(blocks) * width + joined,
         outside=outside * width,

@@ -12,13 +12,12 @@ from torch import nn
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.expert_channels import ExpertChannels as Site
-from llmprune.model.experts import chosen, count, experts_of
+from llmprune.model.experts import chosen, count, experts_of, is_mixture
 from llmprune.model.narrower_experts import NarrowerExperts, width_field
 from llmprune.model.resized import axes, blank
 from llmprune.model.shapes import Layout
 from llmprune.model.sites.base import Sites, SizeRequest
-from llmprune.model.sites.linear import sizes
-from llmprune.model.unit_site import Producer, Span, UnitSite
+from llmprune.model.unit_site import Producer, Span, UnitSite, sizes
 from llmprune.model.widths import Allowed, Budget, unit_sites
 from llmprune.patterns.expert_channels import ExpertChannels
 
@@ -47,7 +46,7 @@ class ChannelsOfExperts(Sites):
             RequestError: there are none whose width a field of the config gives.
         """
         blocks = [*enumerate(anatomy.blocks)]
-        mixed = [number for number, block in blocks if any(True for _ in experts_of(block))]
+        mixed = [number for number, block in blocks if is_mixture(block)]
         if not mixed:
             raise RequestError(
                 "pattern",

@@ -13,7 +13,7 @@ from llmprune.errors import RequestError
 from llmprune.model import experts
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.expert_site import ExpertSite
-from llmprune.model.experts import chosen, count, holds_experts, projections, routes
+from llmprune.model.experts import chosen, count, holds_experts, is_mixture, projections, routes
 from llmprune.model.site import Site
 from llmprune.model.sites.base import Sites
 from llmprune.model.unit_site import sizes
@@ -63,7 +63,7 @@ class LinearLayers(Sites):
 
 def prunable(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """What may lose weights, in the order of modules: linear layers and experts, but no routers."""
-    mixture = any(holds_experts(module) for module in block.modules())
+    mixture = is_mixture(block)
     for name, module in block.named_modules():
         if holds_experts(module) or (_is_linear(module) and not (mixture and routes(name))):
             yield name, module
