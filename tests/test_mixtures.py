@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from llmprune import prune
+from llmprune import prune, recover
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.expert_site import ExpertSite
@@ -22,6 +22,7 @@ from llmprune.model.whole_experts import WholeExperts
 from llmprune.patterns.experts import Experts
 from llmprune.tensors import ops
 from tests import mixtures, tiny
+from tests.resume.interrupted import pruned_twice
 
 CALIBRATION = {"samples": 4, "length": 32}
 PROBE = torch.randint(0, tiny.VOCABULARY, (1, 16), generator=torch.Generator().manual_seed(1))
@@ -249,6 +250,40 @@ def test_starved_experts_see_other_tokens(method: str, checkpoints: tiny.Checkpo
     assert sum(routed) == 2 * 2 * mixtures.CHOSEN  # two blocks, two tokens
     assert all(r.notes["topped_up"] > 0 for r in experts if r.notes["tokens"] == 0)
     assert any("too few tokens" in warning for warning in report.warnings)
+
+
+@pytest.mark.usefixtures("check_in_process")
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"method": "sparsegpt", "sparsity": 0.5, "propagation": "layer"},
+        {"method": "reap", "sparsity": 0.25},
+        {"method": "wanda", "sparsity": 0.25, "pattern": {"name": "expert_channels", "multiple": 4}},
+    ],
+    ids=lambda recipe: recipe["method"] + str(recipe["sparsity"]),
+)
+def test_a_resumed_run_ends_with_the_same_bytes(
+    recipe: dict[str, Any], family: str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    pruned_twice(checkpoints(family), asked(**recipe), tmp_path)
+
+
+@pytest.mark.usefixtures("check_in_process")
+@pytest.mark.parametrize("pruned_by", ["wanda", "reap"])
+def test_the_dense_model_teaches_experts(
+    pruned_by: str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    """Zeros and sizes stay, and the file keeps its keys."""
+    how = {"wanda": {"method": "wanda", "pattern": "2:4"}, "reap": {"method": "reap", "sparsity": 0.25}}
+    prune(checkpoints("mixtral"), asked(**how[pruned_by]), out=tmp_path / "pruned")
+    teach = {"name": "distill", "tokens": 512, "batch_tokens": 64}
+    recover(tmp_path / "pruned", teach, out=tmp_path / "taught", calibration={"samples": 8})
+    before, after = (load(tmp_path / name).state_dict() for name in ("pruned", "taught"))
+    assert layout_of(tmp_path / "taught").keys() == layout_of(tmp_path / "pruned").keys()
+    experts = [name for name in before if ".experts." in name]
+    assert all(not torch.equal(before[name], after[name]) for name in experts)
+    assert all(torch.equal(before[name] == 0, after[name] == 0) for name in experts)
 
 
 def with_mtp(folder: Path, to: Path) -> Path:

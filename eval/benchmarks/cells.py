@@ -18,6 +18,13 @@ def authors(row: Row) -> str:
     return _figure(row.get("authors_perplexity"))
 
 
+def loss_over_dense(row: Row) -> str:
+    """Nats a token over the dense model's and their standard error; of several draws, that of perplexity."""
+    if error := row.get("standard_error"):
+        return f"+- {error:.2f} in perplexity, five draws"
+    return f"{row['difference'][0]:.3f} +- {row['difference'][1]:.3f}" if "difference" in row else ""
+
+
 def difference(row: Row) -> str:
     """The largest difference of logits or log-probabilities to those of transformers."""
     return f"{row['largest_difference']:.1e}"

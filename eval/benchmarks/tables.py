@@ -120,6 +120,21 @@ TABLES = {
             "`admm`, `--allocation best`: `best-70`": "- - best-70 -",
         },
     ),
+    "mixture": Table(
+        ("experts",),
+        "what goes | parameters | perplexity | nats over the mixture's",
+        (cells.parameters, cells.perplexity, cells.loss_over_dense),
+        {
+            "nothing": "mixture",
+            **{
+                f"{share} % of the experts, `{method}`": f"{method}-{share}"
+                for share in (25, 50)
+                for method in ("reap", "ean", "expert_frequency", "random")
+            },
+            **{f"half of the weights, `{m}`": f"{m}-50" for m in ("admm", "sparsegpt", "wanda", "magnitude")},
+        },
+        "stories15m-upcycled",
+    ),
     "orders": Table(
         ("one_shot", "depth"),
         "order and budgets | 20 % | 30 %",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,15 @@ def copies_removed(model: Any, text: Tensor, tokenizer: Any) -> float:
     return float((model(text).logits - before).abs().max())
 
 
+def drawn(out: Path, share: int) -> dict[str, Any]:
+    """The mean of the random draws, and its standard error."""
+    seeds = [json.loads((out / f"random-{share}-seed-{seed}.json").read_text()) for seed in range(5)]
+    found = [row["perplexity"] for row in seeds]
+    error = statistics.stdev(found) / len(found) ** 0.5
+    row = {"name": f"random-{share}", "perplexity": statistics.mean(found), "standard_error": error}
+    return row | {"parameters": seeds[0]["parameters"]}
+
+
 def main() -> None:
     """Train the mixture unless it is there, then measure the rows that are not."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -141,11 +151,12 @@ def main() -> None:
         write(asked.out, str(__doc__), str(asked.model), row)
         print(json.dumps(row), flush=True)
     calibration = stories(dense, "calibration", 64)
-    before = losses(AutoModelForCausalLM.from_pretrained(folder), evaluation)
+    mixture = AutoModelForCausalLM.from_pretrained(folder)
+    before, size = losses(mixture, evaluation), sum(p.numel() for p in mixture.parameters())
     for name, recipe in {"mixture": None, **ROWS}.items():
         if (asked.out / f"{name}.json").exists():
             continue
-        row, after = {"name": name}, before
+        row, after = {"name": name, "parameters": size}, before
         if recipe:
             with tempfile.TemporaryDirectory() as place:
                 report = llmprune.prune(folder, recipe, tokens=calibration, out=Path(place) / "out")
@@ -158,6 +169,8 @@ def main() -> None:
         ]
         write(asked.out, str(__doc__), str(folder), row)
         print(json.dumps(row), flush=True)
+    for share in (25, 50):
+        write(asked.out, str(__doc__), str(folder), drawn(asked.out, share))
 
 
 if __name__ == "__main__":
