@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llmprune import prune, recover
-from llmprune.errors import RequestError
+from llmprune.errors import JobError, RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.expert_site import ExpertSite
 from llmprune.model.sites.experts import WholeExpertsOfBlocks
@@ -325,3 +326,21 @@ def test_heads_for_further_tokens(
     assert any("multi-token" in warning for warning in report.warnings) == (number is None)
     loaded = load(tmp_path / "out")
     assert report.totals["parameters_after"] - sum(p.numel() for p in loaded.parameters()) <= 32  # buffers
+
+
+@pytest.mark.parametrize(
+    ("family", "lost"), [("mixtral", ".experts.3.w1."), ("mixtral", ".experts.7."), ("gpt_oss", "")]
+)
+def test_a_file_with_too_few_experts_is_refused(
+    family: str, lost: str, checkpoints: tiny.Checkpoints, tmp_path: Path
+) -> None:
+    held = load_file(checkpoints(family) / "model.safetensors")
+    if lost:
+        held = {key: tensor for key, tensor in held.items() if lost not in key}
+    else:
+        held = {key: t[:-1].contiguous() if key.endswith("down_proj") else t for key, t in held.items()}
+    other = tmp_path / "other"
+    shutil.copytree(checkpoints(family), other)
+    save_file(held, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(JobError, match=r"mlp\.experts\."):
+        prune(other, {"method": "magnitude"}, out=tmp_path / "out")

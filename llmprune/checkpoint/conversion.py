@@ -21,7 +21,7 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
-from llmprune.checkpoint.shards import Stored
+from llmprune.checkpoint.shards import DTYPES, Stored
 
 Part = tuple[str, str | None]  # a key of the checkpoint, and the converter's pattern that it matches
 
@@ -89,6 +89,31 @@ class Conversion:
     def keys(self, name: str) -> list[str]:
         """The tensors of the checkpoint that a parameter is made of."""
         return [key for key, _ in self._parts[self._first[name]]]
+
+    def misfit(self, stored: Mapping[str, Stored]) -> str | None:
+        """The first parameter that is not as large as the tensors it is made of; None where all fit.
+
+        Joining and splitting lose no element, so a missing expert, or one too many, shows without reading.
+        Packed tensors are left out.
+
+        Args:
+            stored: the tensors of the checkpoint.
+        """
+        made: dict[str, list[str]] = {}
+        for name, first in self._first.items():
+            made.setdefault(first, []).append(name)
+        known = self._model.state_dict()
+        for first, names in made.items():
+            parts = [stored[key] for key in self.keys(first)]
+            if any(part.type not in DTYPES for part in parts):
+                continue
+            if self.key(first):
+                fits = parts[0].shape == known[first].shape
+            else:
+                fits = sum(part.numel for part in parts) == sum(known[name].numel() for name in names)
+            if not fits:
+                return first
+        return None
 
     def key(self, name: str) -> str | None:
         """The tensor of the checkpoint that a parameter is; None if it is made of others, or new."""

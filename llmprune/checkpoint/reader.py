@@ -70,6 +70,11 @@ def open_streamed(
         raise JobError(f"transformers cannot load {source.name}: {one_line(error)}") from error
     model.eval().requires_grad_(False)
     _require_complete(model, store.names)
+    if misfit := store.misfit():
+        raise JobError(
+            f"the checkpoint's tensors do not have the size of {misfit}, which its config gives; "
+            "download both again"
+        )
     _keep_precise(model, dtype)
     store.load(_outside(anatomy))
     model.tie_weights()

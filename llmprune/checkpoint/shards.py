@@ -46,7 +46,12 @@ class Stored:
     bytes: int
     type: str
     """The dtype, as safetensors names it."""
-    numel: int
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Elements, as they are stored: packed ones can be several numbers."""
+        return math.prod(self.shape)
 
     def read(self) -> Tensor:
         """Read the tensor, in its stored dtype."""
@@ -129,7 +134,7 @@ def read_file(file: Path) -> dict[str, Stored]:
     found = {}
     for key, entry in _header(file).items():
         start, stop = entry["data_offsets"]
-        found[key] = Stored(file, key, stop - start, entry["dtype"], math.prod(entry["shape"]))
+        found[key] = Stored(file, key, stop - start, entry["dtype"], tuple(entry["shape"]))
     return found
 
 

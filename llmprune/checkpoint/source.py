@@ -83,7 +83,9 @@ class Source:
         """Every tensor by its key; a Hub checkpoint's weights are downloaded first."""
         if self.revision:
             _download(self.name, self.revision, allow_patterns=self._weight_files)
-        return shards.read_headers(self.folder, packed=self.packed)
+        found = shards.read_headers(self.folder, packed=self.packed)
+        packed.require_scaled(self.name, found, self.settings)
+        return found
 
     def fetch(self) -> None:
         """Have the weights at hand, and refuse those that cannot be read."""

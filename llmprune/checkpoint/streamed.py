@@ -44,6 +44,10 @@ class CheckpointStore(Store):
         """The parameters and buffers that the checkpoint holds."""
         return set(self._reading.names)
 
+    def misfit(self) -> str | None:
+        """The first parameter that is not as large as the tensors it is made of; None where all fit."""
+        return self._writing.misfit(self._source)
+
     def load(self, modules: Mapping[str, nn.Module]) -> dict[tuple[nn.Module, str], nn.Parameter]:
         """Load the parameters and buffers of modules, given by their paths, in the dtypes that they have.
 

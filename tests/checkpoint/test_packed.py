@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmprune import prune
@@ -107,3 +108,33 @@ def test_a_format_that_cannot_be_unpacked_is_refused(folder: Any, tmp_path: Path
     monkeypatch.setitem(sys.modules, "compressed_tensors", None)
     with pytest.raises(RequestError, match=r"llmprune\[packed\]"):
         prune(folder("int4"), {"method": "magnitude"}, out=tmp_path / "out")
+
+
+def test_weights_without_fitting_scales_are_refused(folder: Any, tmp_path: Path) -> None:
+    layer = "model.layers.1."
+    lost = {
+        "fp8": f"{layer}self_attn.o_proj.weight_scale_inv",
+        "mxfp4": f"{layer}mlp.experts.down_proj_scales",
+        "int4": f"{layer}mlp.experts.3.gate_proj.weight_scale",
+    }
+    for kind, key in lost.items():
+        for number, bad in enumerate((None, slice(1))):
+            other = tmp_path / f"{kind}{number}"
+            shutil.copytree(folder(kind), other)
+            held = tensors(other)
+            scales = held.pop(key)
+            if bad:
+                held[key] = scales[bad].contiguous()
+            save_file(held, other / "model.safetensors", metadata={"format": "pt"})
+            with pytest.raises(RequestError, match="scales"):
+                prune(other, {"method": "magnitude"}, out=tmp_path / "out")
+            assert not (tmp_path / "out").exists()
+
+
+def test_packed_weights_that_no_config_tells_of_are_refused(folder: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder("fp8"), other)
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**settings, reading.SETTING: {}}))
+    with pytest.raises(RequestError, match="unknown"):
+        prune(other, {"method": "magnitude"}, out=tmp_path / "out")

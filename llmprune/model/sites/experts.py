@@ -87,10 +87,11 @@ class WholeExpertsOfBlocks(Sites):
                     f"stay: each token goes to {top}{_in_groups(site.groups)}; ask for less",
                 )
             if asked.sparsity and min(found[site.name], key=lambda n: abs(n - wanted)) == site.units:
+                why = f": as many of each of {site.groups} groups" if site.groups > 1 else ""
                 raise RequestError(
                     "sparsity",
-                    f"{asked.sparsity:g} was asked, and no number of experts near {wanted:g} of {site.units} "
-                    f"can stay: there are {site.groups} groups, which must keep as many each",
+                    f"{asked.sparsity:g} was asked, which is less than half of the fewest experts of "
+                    f"{site.units} that can go{why}; ask for more",
                 )
         return found
 
