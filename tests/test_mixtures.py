@@ -287,6 +287,22 @@ def test_the_dense_model_teaches_experts(
     assert all(torch.equal(before[name] == 0, after[name] == 0) for name in experts)
 
 
+@pytest.mark.usefixtures("check_in_process")
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_masks_of_experts_are_refined(family: str, checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    """Weights that come back are those that the same expert had."""
+    prune(checkpoints(family), asked(method="wanda"), out=tmp_path / "pruned")
+    how = {"name": "refine", "rounds": 1, "windows": 4}
+    recover(tmp_path / "pruned", how, out=tmp_path / "refined", calibration={"samples": 16, "length": 32})
+    folders = (checkpoints(family), tmp_path / "pruned", tmp_path / "refined")
+    dense, before, after = (load(folder).state_dict() for folder in folders)
+    moved = [name for name in dense if ".experts." in name and not torch.equal(before[name], after[name])]
+    assert moved
+    for name in moved:
+        assert torch.equal(after[name], dense[name].where(after[name] != 0, 0)), name
+        assert int((after[name] == 0).sum()) == int((before[name] == 0).sum())
+
+
 def with_mtp(folder: Path, to: Path) -> Path:
     """A checkpoint with a block behind the last, as DeepSeek-V3 publishes it."""
     to.mkdir()

@@ -41,9 +41,13 @@ class Masked:
         """The gradient [O, I] since it was last taken."""
         parameter = self.parameter
         assert parameter.grad is not None
-        gradient = self.site.matrix(parameter.grad).float()
+        own = self.site.matrix(parameter.grad)
+        if self.site.shares_parameter:  # the rest is other experts'
+            gradient = own.to(torch.float32, copy=True)
+            own.zero_()
+            return gradient
         parameter.grad = None
-        return gradient
+        return own.float()
 
 
 @dataclass(frozen=True)

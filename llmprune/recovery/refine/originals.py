@@ -32,8 +32,14 @@ def twins(pruned: Anatomy, dense: Anatomy) -> Iterator[tuple[Site, Site]]:
     """Every layer of the pruned model with that of the dense model."""
     blocks = dense_indices(dense)
     for number, index in enumerate(dense_indices(pruned)):
-        by_kind = {site.kind: site for site in dense.block_sites(blocks.index(index))}
-        yield from ((site, by_kind[site.kind]) for site in pruned.block_sites(number))
+        # By name: all experts of a block are of one kind.
+        originals = {_in_block(site): site for site in dense.block_sites(blocks.index(index))}
+        yield from ((site, originals[_in_block(site)]) for site in pruned.block_sites(number))
+
+
+def _in_block(site: Site) -> str:
+    """The name of a site without that of its block."""
+    return site.name.split(f".{site.block}.", 1)[1]
 
 
 def require_mask(pruned: Opened, dense: Opened, does: str) -> None:
