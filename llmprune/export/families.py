@@ -106,11 +106,9 @@ def home_of(layers: Layers) -> Home:
     for home, reason in zip(HOMES[family], reasons, strict=True):
         if not reason:
             return home
-    raise RequestError(
-        "model",
-        f"no architecture of llama.cpp holds it: {'; '.join(reasons)}; prune with --layout uniform and "
-        "--repair least_squares, or use vLLM",
-    )
+    mixture = any(home.experts for home in HOMES[family])
+    way = "" if mixture else "prune with --layout uniform and --repair least_squares, or "
+    raise RequestError("model", f"no architecture of llama.cpp holds it: {'; '.join(reasons)}; {way}use vLLM")
 
 
 def _unfit(home: Home, layers: Layers) -> str:

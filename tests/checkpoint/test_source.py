@@ -174,7 +174,6 @@ def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     ("key", "value", "kind"),
     [
         ("quantization_config", {"quant_method": "gptq", "bits": 4}, "gptq"),
-        ("quantization_config", {"quant_method": "compressed-tensors"}, "compressed-tensors"),
         ("quantization_config", {"bits": 4}, "unknown"),
         ("compression_config", {"quant_method": "sparse"}, "sparse"),
     ],
