@@ -64,6 +64,17 @@ def require_scaled(name: str, tensors: Mapping[str, Stored], settings: Mapping[s
                 f"{name} lacks what unpacks {key}, scales in the grid that config.json gives; "
                 "download it again",
             )
+        if block and stored.type == "F8_E4M3" and _part_blocks(stored, block):
+            raise RequestError(
+                "model",
+                f"the last block of {key} in {name} is smaller than the others, which transformers would "
+                "unpack wrongly; prune a bfloat16 copy of the checkpoint",
+            )
+
+
+def _part_blocks(stored: Stored, block: list[int]) -> bool:
+    """Whether blocks at the edge of a tensor are smaller than the rest; transformers takes all for equal."""
+    return any(size % of and size > of for size, of in zip(stored.shape[-2:], block, strict=True))
 
 
 def _scales(key: str, stored: Stored) -> list[str]:

@@ -138,3 +138,16 @@ def test_packed_weights_that_no_config_tells_of_are_refused(folder: Any, tmp_pat
     (other / "config.json").write_text(json.dumps({**settings, reading.SETTING: {}}))
     with pytest.raises(RequestError, match="unknown"):
         prune(other, {"method": "magnitude"}, out=tmp_path / "out")
+
+
+def test_blocks_of_unequal_size_are_refused(folder: Any, tmp_path: Path) -> None:
+    other, key = tmp_path / "other", "model.layers.1.self_attn.kv_a_proj_with_mqa.weight"
+    shutil.copytree(folder("fp8"), other)
+    held = tensors(other)
+    rows, columns = held[key].shape
+    assert rows % packed.BLOCK
+    held[key] = held[key].to(torch.float8_e4m3fn)
+    held[f"{key}_scale_inv"] = torch.ones(-(-rows // packed.BLOCK), columns // packed.BLOCK)
+    save_file(held, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RequestError, match="kv_a_proj_with_mqa"):
+        prune(other, {"method": "magnitude"}, out=tmp_path / "out")
