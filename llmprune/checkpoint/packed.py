@@ -57,7 +57,8 @@ def require_scaled(name: str, tensors: Mapping[str, Stored], settings: Mapping[s
     for key, stored in tensors.items():
         names = _scales(key, stored)
         scales = next((tensors[one] for one in names if one in tensors), None)
-        shapeless = key.endswith("_packed") and key.removesuffix("_packed") + "_shape" not in tensors
+        integers = key.endswith("_packed") and stored.type == "I32"
+        shapeless = integers and key.removesuffix("_packed") + "_shape" not in tensors
         if names and (shapeless or scales is None or not _fit(stored, scales, block)):
             raise RequestError(
                 "model",
@@ -96,7 +97,7 @@ def _fit(stored: Stored, scales: Stored, block: list[int] | None) -> bool:
     if block and stored.type == "F8_E4M3":
         grid = [math.ceil(size / of) for size, of in zip(stored.shape[-2:], block, strict=True)]
         return scales.shape == (*stored.shape[:-2], *grid)
-    return scales.numel == 1 or scales.shape[0] == stored.shape[0]
+    return not stored.key.endswith("_packed") or scales.numel == 1 or scales.shape[0] == stored.shape[0]
 
 
 def quantizer_of(settings: Mapping[str, Any]) -> Any | None:
