@@ -214,10 +214,11 @@ def test_fused_projections_lose_the_weights_that_separate_ones_lose(
         assert (kept == expected).float().mean() > 0.999
 
 
-def test_fused_experts_are_refused_by_name(tmp_path: Path) -> None:
-    config = AutoConfig.for_model("mixtral", **tiny.COMMON, num_local_experts=4)
+def test_experts_that_no_kernel_computes_are_refused_by_name(tmp_path: Path) -> None:
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48, "head_dim": 8}
+    config = AutoConfig.for_model("llama4_text", **tiny.COMMON, **sizes, interleave_moe_layer_step=1)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "dense")
-    with pytest.raises(RequestError, match=r"mixtral.*mlp\.experts\.gate_up_proj.*fused experts") as refusal:
+    with pytest.raises(RequestError, match=r"llama4_text.*experts\.gate_up_proj") as refusal:
         prune(tmp_path / "dense", method="wanda", pattern="2:4", out=tmp_path / "out")
     assert refusal.value.field == "model"
     assert not (tmp_path / "out").exists()

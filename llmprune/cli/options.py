@@ -24,7 +24,7 @@ RecipeName = Annotated[
 Method = Annotated[str | None, in_what(help="See `llmprune methods`.")]
 Pattern = Annotated[
     str | None,
-    in_what(help="unstructured, N:M such as 2:4, units, experts, expert_channels, blocks or vocabulary."),
+    in_what(help="2:4, units, experts, blocks, vocabulary ...; see `llmprune methods`."),
 ]
 Sparsity = Annotated[float | None, in_much(help="Share of the weights that go, 0 to 1.")]
 Allocation = Annotated[str | None, in_much(help="How much goes where; see `llmprune methods`.")]

@@ -38,7 +38,7 @@ models of transformers: {weights} lose single weights, {channels} channels, {hea
 {tokens} tokens. Units are derived from a model's class, and proved, where no row names them.
 """
 FOOT = "\nWritten by `python -m tests.families.table` from what `python -m tests.families.sweep` found.\n"
-FEW = re.compile(r"only (\d+)% of the block weights .* it cannot prune (.*) \(fused experts .*")
+FEW = re.compile(r"only (\d+)% of the block weights .* it cannot prune (.*)")
 REASON = re.compile(r"^(?:the |per_layer was|heads cannot).*?\((.*)\)(?:[;,]|$)")
 
 
