@@ -32,6 +32,7 @@ import llmprune
 from llmprune.progress import track
 
 EXPERTS, CHOSEN, LENGTH, BATCH = 8, 2, 256, 4
+RATE = 1e-4  # 5e-4 takes the mixture far from the model that it came from
 SEEDS = {"training": 0, "calibration": 1, "evaluation": 2}
 SAME = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 SAME += ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id")
@@ -83,8 +84,8 @@ def stories(model: Any, kind: str, count: int) -> Tensor:
 
 def train(model: Any, text: Tensor, steps: int) -> None:
     """AdamW on the text's own loss, with transformers' loss that balances the routers."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-4, steps, pct_start=0.1)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, steps, pct_start=0.1)
     model.train()
     for step in track(range(steps), "training"):
         ids = text[(torch.arange(BATCH) + step * BATCH) % len(text)]
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="stories15M")
     parser.add_argument("work", type=Path, help="where the mixture is kept")
     parser.add_argument("out", type=Path, help="a folder of eval/results, for a file a row")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -147,7 +148,7 @@ def main() -> None:
         exact.set_experts_implementation("eager")
         row["largest_change"] = copies_removed(exact, evaluation[:2], tokenizer)
         made = upcycled(dense)
-        train(made, stories(dense, "training", 512), asked.steps)
+        train(made, stories(dense, "training", 256), asked.steps)
         made.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write(asked.out, str(__doc__), str(asked.model), row)
