@@ -223,6 +223,11 @@ def test_contributions_are_those_of_a_plain_loop(family: str, checkpoints: tiny.
         ("mixtral", {"method": "wanda", "pattern": "experts"}, "wanda prunes"),
         ("mixtral", {"method": "flap", "pattern": "expert_channels"}, "least_squares"),
         ("mixtral", {"method": "wanda", "pattern": "expert_channels"}, "an expert has 16 channels"),
+        (
+            "mixtral",
+            {"method": "wanda", "pattern": {"name": "expert_channels", "multiple": 4}, "sparsity": 0.9},
+            "at most 0.75 can go",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_weight_is_read(

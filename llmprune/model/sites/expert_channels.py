@@ -84,6 +84,13 @@ class ChannelsOfExperts(Sites):
                 "pattern.multiple", f"{step} was asked, and an expert has {width} channels; ask for a divisor"
             )
         kept = sorted({*range(step, width + 1, step), width})
+        most = 1 - kept[0] / width
+        if asked.sparsity > most:
+            raise RequestError(
+                "sparsity",
+                f"{asked.sparsity:g} was asked, and at most {most:.4g} can go: every expert keeps {kept[0]} "
+                "channels (`pattern.multiple`); ask for less",
+            )
         return {site.name: [n * site.units // width for n in kept] for site in sites}
 
     def shapes(self, anatomy: Anatomy, asked: SizeRequest, budget: Budget) -> NarrowerExperts:
