@@ -33,7 +33,24 @@ def blueprint(source: Source, kind: Sites) -> Anatomy:
         raise RequestError("model", f"transformers cannot build {source.name}: {one_line(error)}") from error
     anatomy = Anatomy(model, kind)
     kind.require_coverage(anatomy)
+    _require_apart(anatomy)
     return anatomy
+
+
+def _require_apart(anatomy: Anatomy) -> None:
+    """Refuse a model whose blocks share weights with one another.
+
+    Raises:
+        RequestError: it names the first that is shared.
+    """
+    tied = getattr(anatomy.model, "all_tied_weights_keys", {})
+    shared = next((name for name in tied if name.startswith(f"{anatomy.prefix}.")), None)
+    if shared:
+        raise RequestError(
+            "model",
+            f"blocks of this {anatomy.family!r} model share {shared}, which cannot be read block by block; "
+            "choose another model",
+        )
 
 
 def _unpacked(config: PreTrainedConfig) -> PreTrainedConfig:
