@@ -112,6 +112,11 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         uneven = ALLOCATIONS[str(name_in(data, "allocation"))].uneven
         layouts = st.sampled_from(["per_layer", "padded"] if uneven else ["per_layer", "padded", "uniform"])
         data |= draw(st.fixed_dictionaries({}, optional={"layout": layouts}))
+    elif kind == "experts":
+        data["pattern"] = "experts"
+        data["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
+        data["allocation"] = draw(named(allocations("experts", method)))
+        data["repair"] = draw(named(repairs("experts")))
     elif kind == "blocks":
         listed = draw(st.none() | st.lists(st.integers(1, 99), min_size=1, unique=True))
         data["pattern"] = {"name": "blocks", "remove": listed, "keep_ends": draw(st.booleans())}
@@ -143,6 +148,9 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     if kind == "weights" and draw(st.booleans()):
         data["target"] = "dense"
         others["propagation"] = st.just("layer")  # no other follows the dense model
+    if kind == "experts":
+        others["propagation"] = st.sampled_from(["dense", "block"])
+        others["recovery"] = st.sampled_from([None, "lora"])
     if "rows" in method.serves:
         others["recovery"] = st.sampled_from([None, "lora", "reconstruct"])  # those that translate tokens
     return data | draw(st.fixed_dictionaries({}, optional=others))

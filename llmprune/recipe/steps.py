@@ -99,5 +99,5 @@ def require_recoverable(steps: Iterable[Recipe]) -> None:
             raise RequestError(
                 "recovery",
                 f"{name_of(how)} was asked after {step.pattern}, and serves "
-                f"{' or '.join(SERVED[kind] for kind in how.serves)}; use reconstruct or lora",
+                f"{' or '.join(SERVED[kind] for kind in how.serves)}; use distill or lora",
             )

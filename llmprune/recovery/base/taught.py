@@ -32,6 +32,8 @@ class Taught(Recovery):
     kept, and a training that ends no better than it began is refused.
     """
 
+    serves: ClassVar = ("weights", "units", "experts", "blocks")
+
     streams: ClassVar = False
     translates: ClassVar = True
 
