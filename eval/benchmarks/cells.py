@@ -21,7 +21,7 @@ def authors(row: Row) -> str:
 def loss_over_dense(row: Row) -> str:
     """Nats a token over the dense model's and their standard error; of several draws, that of perplexity."""
     if error := row.get("standard_error"):
-        return f"+- {error:.2f} in perplexity, five draws"
+        return f"+- {error:.3f} in perplexity, five draws"
     return f"{row['difference'][0]:.3f} +- {row['difference'][1]:.3f}" if "difference" in row else ""
 
 

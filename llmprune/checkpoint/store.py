@@ -15,11 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.hooks import AlignDevicesHook
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
+from llmprune.checkpoint import shards
 from llmprune.checkpoint.conversion import Conversion
 from llmprune.checkpoint.offload import align_hooks
 from llmprune.errors import JobError, RequestError
@@ -161,12 +163,13 @@ class Store:
         return Conversion(self.anatomy.model, self.written(self.anatomy.model.state_dict()))
 
     def restore(self, sites: list[Site], file: Path) -> None:
-        """Set the weights and biases of resident sites to those in a shard.
-
-        Raises:
-            NotImplementedError: the model is in memory, and its runs cannot be resumed.
-        """
-        raise NotImplementedError
+        """Set the weights and biases of resident sites to those in a shard."""
+        found = shards.read_file(file)
+        for site in {site.key: site for site in sites}.values():
+            self._install(site, self._conversion.read(site.key, found)[site.key])
+            (bias,) = self._conversion.written({site.bias_key: torch.empty(0)})
+            if bias in found:
+                self._set_bias(site, found[bias].read())
 
     def rest(self) -> dict[str, Tensor]:
         """All tensors outside the blocks, by their keys in a checkpoint."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llmprune.checkpoint import shards
 from llmprune.checkpoint.conversion import Conversion
 from llmprune.checkpoint.shards import DTYPES, Stored
 from llmprune.checkpoint.store import Store
@@ -33,7 +31,7 @@ class CheckpointStore(Store):
     ) -> None:
         super().__init__(anatomy)
         self._source, self._device = source, device
-        self._reading = self._writing = Conversion(anatomy.model, source)
+        self._reading = self._conversion = Conversion(anatomy.model, source)
         if quantizer is not None:
             self._reading = Conversion(anatomy.model, source, quantizer)
         # Parameters that are not one tensor of the checkpoint, while the block is resident.
@@ -46,7 +44,7 @@ class CheckpointStore(Store):
 
     def misfit(self) -> str | None:
         """The first parameter that is not as large as the tensors it is made of; None where all fit."""
-        return self._writing.misfit(self._source)
+        return self._conversion.misfit(self._source)
 
     def load(self, modules: Mapping[str, nn.Module]) -> dict[tuple[nn.Module, str], nn.Parameter]:
         """Load the parameters and buffers of modules, given by their paths, in the dtypes that they have.
@@ -108,15 +106,6 @@ class CheckpointStore(Store):
         # From the file: the resident copy is in the dtype of the computation.
         return self._as_written(site.key).to(site.weight.device)
 
-    def restore(self, sites: list[Site], file: Path) -> None:
-        """Set the weights and biases of resident sites to those in a shard."""
-        found = shards.read_file(file)
-        for site in {site.key: site for site in sites}.values():
-            self._install(site, self._writing.read(site.key, found)[site.key])
-            (bias,) = self._writing.written({site.bias_key: torch.empty(0)})
-            if bias in found:
-                self._set_bias(site, found[bias].read())
-
     def tensors(self, block: int) -> dict[str, Tensor]:
         """The tensors of a resident block in the dtype of the checkpoint, by their names in the model."""
         changed: dict[str, Tensor] = {}
@@ -132,7 +121,7 @@ class CheckpointStore(Store):
 
     def written(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by the keys of the checkpoint, given by their names in the model."""
-        return self._writing.written(tensors)
+        return self._conversion.written(tensors)
 
     def stored(self, block: int) -> dict[str, Tensor]:
         """The tensors of a block as its checkpoint has them, packed ones too, by their keys."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.model.block_site import BlockSite
 from llmprune.model.decoder_config import stored_in
 from llmprune.model.depth import dense_indices, fewer, with_fewer_blocks
-from llmprune.model.shapes import Removed, Settings, Shapes, from_earlier_pruning
+from llmprune.model.shapes import Removed, Settings, Shapes, StoredBlock, from_earlier_pruning
 from llmprune.model.site import Site
 
 
@@ -57,19 +57,13 @@ class FewerBlocks(_Fewer):
         super().__init__(anatomy, gone, refits=refits)
         self.kept = [block for block in range(len(anatomy.blocks)) if block not in gone]
 
-    def cut_stored(
-        self,
-        block: int,
-        keeps: Mapping[str, Tensor],
-        tensors: dict[str, Tensor],
-        owner: Callable[[str], str],
-    ) -> dict[str, Tensor]:
+    def cut_stored(self, stored: StoredBlock, keeps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A block that stays, under its new number."""
-        if block in self.gone:
+        if stored.number in self.gone:
             return {}
         # The checkpoint's prefix may differ from the model's (`transformer.h` without its first word).
-        before, after = f".{block}.", f".{self.kept.index(block)}."
-        return {name.replace(before, after, 1): tensor for name, tensor in tensors.items()}
+        before, after = f".{stored.number}.", f".{self.kept.index(stored.number)}."
+        return {key.replace(before, after, 1): tensor for key, tensor in stored.tensors.items()}
 
     def rest(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Heads for multi-token prediction follow the last block that stays."""
@@ -115,16 +109,12 @@ class FewerParts(_Fewer):
         super().__init__(anatomy, gone)
         self.modules = modules
 
-    def cut_stored(
-        self,
-        block: int,
-        keeps: Mapping[str, Tensor],
-        tensors: dict[str, Tensor],
-        owner: Callable[[str], str],
-    ) -> dict[str, Tensor]:
+    def cut_stored(self, stored: StoredBlock, keeps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A block without the tensors of its part."""
-        parts = [f".{block}.{name}." for name in self.modules] if block in self.gone else []
-        return {key: tensor for key, tensor in tensors.items() if not any(p in owner(key) for p in parts)}
+        gone = self.modules if stored.number in self.gone else ()
+        parts = [f".{stored.number}.{name}." for name in gone]
+        owned = ((key, tensor, stored.owner(key)) for key, tensor in stored.tensors.items())
+        return {key: tensor for key, tensor, name in owned if not any(part in name for part in parts)}
 
     def config(self, settings: Settings) -> Settings:
         """config.json with what each layer skips."""

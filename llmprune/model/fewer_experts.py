@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.resized import COUNTS, set_size, stated
-from llmprune.model.shapes import Removed, Settings, Shapes
+from llmprune.model.shapes import Removed, Settings, Shapes, StoredBlock
 from llmprune.model.site import Site
 from llmprune.model.whole_experts import WholeExperts
 
@@ -42,21 +42,15 @@ class FewerExperts(Shapes):
         """No weight that stays changes."""
         return True
 
-    def cut_stored(
-        self,
-        block: int,
-        keeps: Mapping[str, Tensor],
-        tensors: dict[str, Tensor],
-        owner: Callable[[str], str],
-    ) -> dict[str, Tensor]:
+    def cut_stored(self, stored: StoredBlock, keeps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The experts that stay, renumbered where each has its own keys, and routers without the others."""
-        prefix = f"{self.anatomy.prefix}.{block}."
-        for site in self.anatomy.block_sites(block):
+        prefix, tensors = f"{self.anatomy.prefix}.{stored.number}.", stored.tensors
+        for site in self.anatomy.block_sites(stored.number):
             assert isinstance(site, WholeExperts)
             kept = keeps[site.name].nonzero()[:, 0].tolist()
             found = {}
             for key, tensor in tensors.items():
-                name, numbered = owner(key).removeprefix(prefix), NUMBER.search(key)
+                name, numbered = stored.owner(key).removeprefix(prefix), NUMBER.search(key)
                 if not numbered:
                     found[key] = site.cut(name, tensor, kept)
                 elif (expert := int(numbered[1])) in kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -25,6 +26,18 @@ class Removed(TypedDict, total=False):
     shape_after: list[int]
     units: list[int]
     """Units before and after; only where whole units are removed."""
+
+
+@dataclass(frozen=True)
+class StoredBlock:
+    """One block as the dense checkpoint has it."""
+
+    number: int
+    tensors: dict[str, Tensor]
+    """By their keys in the checkpoint."""
+
+    owner: Callable[[str], str]
+    """Returns the parameter that a key belongs to."""
 
 
 class Shapes:
@@ -76,22 +89,14 @@ class Shapes:
         """Whether what stays is copied as the checkpoint has it, packed or not."""
         return False
 
-    def cut_stored(
-        self,
-        block: int,
-        keeps: Mapping[str, Tensor],
-        tensors: dict[str, Tensor],
-        owner: Callable[[str], str],
-    ) -> dict[str, Tensor]:
+    def cut_stored(self, stored: StoredBlock, keeps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors to write for one block, by their keys in the checkpoint.
 
         Args:
-            block: its index in the dense model.
+            stored: the block, cut by `cut_tensors` unless it is copied.
             keeps: what stays at every site, by the site's name.
-            tensors: by their keys in the dense checkpoint, cut by `cut_tensors` unless they are copied.
-            owner: returns the parameter that a key belongs to.
         """
-        return tensors
+        return stored.tensors
 
     def rest(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is written of all tensors outside the blocks, given by their keys in the checkpoint."""

@@ -13,7 +13,7 @@ from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import BlockRecord, RunHeader
 from llmprune.checkpoint.store import Store
 from llmprune.methods.base import PruningMethod
-from llmprune.model.shapes import Shapes
+from llmprune.model.shapes import Shapes, StoredBlock
 from llmprune.model.site import Site
 from llmprune.recipe import Recipe
 from llmprune.report import SiteRecord
@@ -85,7 +85,7 @@ class Work:
             stored = self.store.stored(block)
         else:
             stored = self.store.written(self.shapes.cut_tensors(block, self.keeps, self.store.tensors(block)))
-        return self.shapes.cut_stored(block, self.keeps, stored, self.store.owner)
+        return self.shapes.cut_stored(StoredBlock(block, stored, self.store.owner), self.keeps)
 
     def _zeros(self, tensors: dict[str, Tensor]) -> int | None:
         """Zeros in the matrices of a block, where an earlier pruning may have left some."""

@@ -6,7 +6,6 @@ Letters used in shapes: S sampled tokens, O outputs, I inputs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -45,7 +44,7 @@ def solve(
     pattern: Pattern,
     share: float,
 ) -> Solved:
-    """Remove `share` of one site, given its tensors alone.
+    """Remove `share` of one site, given its tensors alone; several ranks solve some of its rows each.
 
     Args:
         weights: the tensors of the site.
@@ -55,27 +54,13 @@ def solve(
         pattern: which masks are allowed.
         share: what to remove, 0 to 1.
     """
-    if 1 < ranks.count() <= len(weights.matrix) and method.by_rows and pattern.by_rows and repair.by_rows:
-        return _shared(weights, lambda rows: _solve(rows, statistic, method, repair, pattern, share))
-    return _solve(weights, statistic, method, repair, pattern, share)
-
-
-def _shared(weights: Weights, solve: Callable[[Weights], Solved]) -> Solved:
-    """Solve the rows of a site on all ranks, some on each."""
     rows = len(weights.matrix)
-    own = solve(dataclasses.replace(weights, matrix=weights.matrix[ranks.part(rows)]))
-    return dataclasses.replace(own, weight=ranks.whole(own.weight, rows), keep=ranks.whole(own.keep, rows))
-
-
-def _solve(
-    weights: Weights,
-    statistic: Statistic,
-    method: PruningMethod,
-    repair: LayerRepair,
-    pattern: Pattern,
-    share: float,
-) -> Solved:
-    """Solve some rows, or all."""
+    if 1 < ranks.count() <= rows and method.by_rows and pattern.by_rows and repair.by_rows:
+        own = dataclasses.replace(weights, matrix=weights.matrix[ranks.part(rows)])
+        with ranks.alone():
+            part = solve(own, statistic, method, repair, pattern, share)
+        weight, keep = (ranks.whole(one, rows) for one in (part.weight, part.keep))
+        return dataclasses.replace(part, weight=weight, keep=keep)
     stored = weights.matrix.dtype
     weights = dataclasses.replace(weights, matrix=statistic.target(weights.matrix))
     solution = method.solve(weights, statistic.of(method.needs), pattern, share)

@@ -68,12 +68,12 @@ class Sites:
         return ()
 
     def default_layout(self, *, uneven: bool) -> Layout | None:
-        """The layout if the recipe names none; None if no size changes.
+        """The layout if the recipe names none: the first, or None if no size changes.
 
         Args:
             uneven: whether blocks may get different sizes.
         """
-        return None
+        return next(iter(self.layouts), None)
 
     def allowed(self, anatomy: Anatomy, asked: SizeRequest) -> Allowed:
         """How many units of every site may stay; empty if any share can be removed.

@@ -57,10 +57,6 @@ class WholeBlocks(Sites):
         """Whole blocks need none; parts need the modelling file."""
         return () if self.pattern.parts == "all" else ("per_layer",)
 
-    def default_layout(self, *, uneven: bool) -> Layout | None:
-        """The only one."""
-        return next(iter(self.layouts), None)
-
     def allowed(self, anatomy: Anatomy, asked: SizeRequest) -> Allowed:
         """Refuse what would leave no model; the shares themselves are free.
 

@@ -63,10 +63,6 @@ class ChannelsOfExperts(Sites):
         """One width for all experts, in the config's own field."""
         return ("uniform",)
 
-    def default_layout(self, *, uneven: bool) -> Layout:
-        """`uniform`, which plain transformers and engines load."""
-        return "uniform"
-
     def allowed(self, anatomy: Anatomy, asked: SizeRequest) -> Allowed:
         """Multiples of the pattern's, and as many times that in a shared expert as it is wider.
 

@@ -57,10 +57,6 @@ class WholeExpertsOfBlocks(Sites):
         """One count for all blocks, in the config's own field."""
         return ("uniform",)
 
-    def default_layout(self, *, uneven: bool) -> Layout:
-        """`uniform`, which plain transformers and engines load."""
-        return "uniform"
-
     def allowed(self, anatomy: Anatomy, asked: SizeRequest) -> Allowed:
         """The numbers of experts from which the router can choose as many as before.
 
