@@ -43,13 +43,11 @@ def _require_apart(anatomy: Anatomy) -> None:
     Raises:
         RequestError: it names the first that is shared.
     """
-    tied = getattr(anatomy.model, "all_tied_weights_keys", {})
-    shared = next((name for name in tied if name.startswith(f"{anatomy.prefix}.")), None)
-    if shared:
+    if anatomy.shared_weight:
         raise RequestError(
             "model",
-            f"blocks of this {anatomy.family!r} model share {shared}, which cannot be read block by block; "
-            "choose another model",
+            f"blocks of this {anatomy.family!r} model share {anatomy.shared_weight}, which cannot be read "
+            "block by block; choose another model",
         )
 
 

@@ -133,6 +133,12 @@ class Anatomy:
         return known or derived.family(self.model, self.prefix)
 
     @property
+    def shared_weight(self) -> str:
+        """The first parameter of a block that is also another's; empty if there is none."""
+        tied, inside = getattr(self.model, "all_tied_weights_keys", {}), f"{self.prefix}."
+        return next((a for a, b in tied.items() if a.startswith(inside) and b.startswith(inside)), "")
+
+    @property
     def block_weights(self) -> int:
         """Number of weights in the blocks; biases, normalisation vectors and routers do not count."""
         return sum(p.numel() for block in self.blocks for p in weighed(block))

@@ -46,19 +46,13 @@ def require_renumberable(anatomy: Anatomy) -> None:
     """
     config = decoder_config(anatomy.model)
     flag = next((flag for flag in BY_NUMBER if getattr(config, flag, False)), "")
-    if why := flag or _shared(anatomy) or _dependence(anatomy):
+    shared = anatomy.shared_weight
+    if why := flag or (shared and f"{shared} is that of another") or _dependence(anatomy):
         raise RequestError(
             "pattern",
             f"the blocks of this {anatomy.family!r} model depend on their number ({why}), so that none can "
             "be removed by itself; prune units instead",
         )
-
-
-def _shared(anatomy: Anatomy) -> str:
-    """A parameter that blocks share; empty if there is none."""
-    tied, inside = getattr(anatomy.model, "all_tied_weights_keys", {}), f"{anatomy.prefix}."
-    pairs = ((name, other) for name, other in tied.items() if name.startswith(inside))
-    return next((f"{name} is that of another" for name, other in pairs if other.startswith(inside)), "")
 
 
 def _dependence(anatomy: Anatomy) -> str:
