@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests import tiny
 
 EXPERTS, CHOSEN = 8, 3
+CALIBRATION = {"samples": 4, "length": 32}
+PROBE = torch.randint(0, tiny.VOCABULARY, (1, 16), generator=torch.Generator().manual_seed(1))
 COMMON: dict[str, Any] = {
     **tiny.COMMON,
     "num_hidden_layers": 2,
@@ -128,3 +132,25 @@ def save(family: str, folder: Path, dtype: torch.dtype = torch.float32, **more: 
     model(family, dtype, **more).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return folder
+
+
+def asked(**more: Any) -> dict[str, Any]:
+    """A recipe with a short text."""
+    return {"calibration": CALIBRATION, **more}
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """As plain transformers loads it."""
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, ids: Tensor = PROBE) -> Tensor:
+    """Of the probe, or of other ids [1, T]: [1, T, V]."""
+    return model(ids, use_cache=False).logits
+
+
+def layout_of(folder: Path) -> dict[str, Any]:
+    """The dtype and shape of every tensor of a checkpoint."""
+    tensors = {key: t for file in folder.glob("*.safetensors") for key, t in load_file(file).items()}
+    return {key: (t.dtype, t.shape) for key, t in tensors.items()}
