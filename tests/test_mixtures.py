@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
 
 from llmprune import prune
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.expert_site import ExpertSite
 from llmprune.model.sites.experts import WholeExpertsOfBlocks
 from llmprune.model.sites.linear import LinearLayers
+from llmprune.model.whole_experts import WholeExperts
 from llmprune.patterns.experts import Experts
 from tests import mixtures, tiny
 from tests.mixtures import PROBE, asked, layout_of, load, logits
@@ -78,6 +82,47 @@ def test_many_methods_patterns_and_propagations(
     require_masked(family, checkpoints(family), tmp_path / "out", asked(**PRODUCT[which]))
 
 
+def kept_experts(site: WholeExperts, pruned: PreTrainedModel) -> list[int]:
+    """The experts of a dense block that a pruned model still has."""
+    now = pruned.get_submodule(site.path).down_proj
+    return [e for e, was in enumerate(site.layer.get_parameter("down_proj")) if any(map(was.equal, now))]
+
+
+@contextmanager
+def masked(dense: PreTrainedModel, pruned: PreTrainedModel) -> Iterator[list[str]]:
+    """Let no router of the dense model choose what the pruned one lacks; yields the routers that were asked.
+
+    Wherever a matrix with a row for each expert is applied, the scores of those that went become -inf before
+    anything is done with them; correction biases, too.
+    """
+    gone: dict[int, tuple[str, list[int]]] = {}
+    seen: list[str] = []
+    for site in Anatomy(dense, WholeExpertsOfBlocks(Experts())).sites:
+        assert isinstance(site, WholeExperts)
+        kept = kept_experts(site, pruned)
+        lost = [expert for expert in range(site.units) if expert not in kept]
+        block = dense.get_submodule(site.path.rpartition(f".{site.block}.")[0])[site.block]
+        for name, axis in site.axes.items():
+            tensor = block.state_dict()[name]
+            if name.endswith("weight") and tensor.ndim == 2:
+                gone[tensor.data_ptr()] = name, lost
+            elif "correction" in name or name.endswith("expert_bias"):
+                tensor.index_fill_(axis, torch.tensor(lost), -torch.inf)
+
+    def scored(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        found = linear(x, weight, bias)
+        if weight.data_ptr() in gone:
+            name, lost = gone[weight.data_ptr()]
+            seen.append(name)
+            found = found.index_fill(-1, torch.tensor(lost), -torch.inf)
+        return found
+
+    linear = torch.nn.functional.linear
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", scored)
+        yield seen
+
+
 @pytest.mark.usefixtures("check_in_process")
 @pytest.mark.parametrize("family", families())
 def test_whole_experts_go(family: str, checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
@@ -97,9 +142,13 @@ def test_whole_experts_go(family: str, checkpoints: tiny.Checkpoints, tmp_path: 
     sizes = [sum(t.numel() for t in load(place).state_dict().values()) for place in (folder, out)]
     assert report.totals["removed_parameters"] == sizes[0] - sizes[1]
 
-    live = load(folder)
+    pruned, dense, live = load(out), load(folder), load(folder)
+    assert not torch.allclose(logits(dense), logits(pruned), atol=1e-3)
+    with masked(dense, pruned) as routers:
+        torch.testing.assert_close(logits(dense), logits(pruned), atol=1e-5, rtol=0)
+    assert len(routers) >= len(report.sites)
     prune(live, asked(method="reap", sparsity=0.25), tokenizer=AutoTokenizer.from_pretrained(folder))
-    assert torch.equal(logits(live), logits(load(out)))
+    assert torch.equal(logits(live), logits(pruned))
 
 
 @pytest.mark.usefixtures("check_in_process")
