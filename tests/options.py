@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,6 +15,7 @@ WORDS = st.text(max_size=12)
 FAR, WIDE = 10**6, 1e12  # where a field sets no limit
 
 
+@cache
 def options_of(part: type[Any]) -> st.SearchStrategy[dict[str, Any]]:
     """Some of a part's options; all of them where it does not do without."""
     hints = get_type_hints(part, include_extras=True)
@@ -23,10 +24,16 @@ def options_of(part: type[Any]) -> st.SearchStrategy[dict[str, Any]]:
     return drawn.filter(partial(accepts, part))
 
 
+@cache
+def adapter(part: type[Any]) -> TypeAdapter[Any]:
+    """What reads a part from its options; made once, as that takes longest."""
+    return TypeAdapter(part)
+
+
 def accepts(part: type[Any], options: dict[str, Any]) -> bool:
     """Whether a part can have these options, some of which may exclude one another or name files."""
     try:
-        TypeAdapter(part).validate_python(options)
+        adapter(part).validate_python(options)
     except ValueError:
         return False
     return True

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from llmprune.errors import JobError
-from tests.cli.command import MODEL, OUT, USUAL, filled, main, run
+from tests.cli.command import MODEL, OUT, USUAL, filled, main
+from tests.program import run
 
 # What is asked besides `prune {model} --out {out}`, the field that is named, and what is said of it.
 WRONG: dict[str, tuple[list[str], str, str]] = {
@@ -249,7 +250,7 @@ def test_too_little_memory_is_a_failed_job(
     ids=["wrong recipe", "wrong model"],
 )
 def test_the_program_ends_with_2_and_one_line(place: dict[str, str], words: list[str]) -> None:
-    done = run(filled(words, place))
+    done = run(*filled(words, place))
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("llmprune: ")
@@ -258,7 +259,7 @@ def test_the_program_ends_with_2_and_one_line(place: dict[str, str], words: list
 
 
 def test_the_program_ends_with_2_for_an_unknown_option(place: dict[str, str]) -> None:
-    done = run(filled(["prune", MODEL, "--out", OUT, "--bogus"], place))
+    done = run(*filled(["prune", MODEL, "--out", OUT, "--bogus"], place))
     assert done.returncode == 2
     assert done.stdout == ""
     assert "--bogus" in done.stderr

@@ -7,10 +7,7 @@ import json
 import math
 import random
 import re
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
 from llmprune_eval import bench, figures, keeping, ratios, runner
@@ -23,18 +20,16 @@ from torch import nn
 from llmprune import prune
 from llmprune.errors import RequestError
 from tests import tiny
-
-PROGRAM = Path(sys.executable).with_name("llmprune")
+from tests.program import run
 
 
 def test_a_cut_model_is_measured_beside_the_dense_one(checkpoints, tmp_path):
     pattern = {"name": "units", "multiple": 8}
     asked = {"method": "magnitude", "pattern": pattern, "sparsity": 0.4, "allocation": "uniform"}
     report = prune(checkpoints("llama"), asked, out=tmp_path / "out")
-    command = [PROGRAM, "bench", tmp_path / "out", "--baseline", checkpoints("llama")]
     options = ["--prompt", "8", "--new-tokens", "4", "--repeats", "6"]
     options += ["--seconds", "1", "--save", "--json"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    done = run("bench", tmp_path / "out", "--baseline", checkpoints("llama"), *options)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     dense, pruned = found["models"]
@@ -63,8 +58,8 @@ def test_a_cut_model_is_measured_beside_the_dense_one(checkpoints, tmp_path):
     assert not dense["kernels"] and "every layer stays dense: the kernels need a GPU" in pruned["kernels"]
     assert shown["kernels"].startswith("every layer stays dense")
 
-    (run,) = read_all([tmp_path / "out"])
-    assert figures.speed(run, "decode") == pytest.approx(ratio)
+    (kept,) = read_all([tmp_path / "out"])
+    assert figures.speed(kept, "decode") == pytest.approx(ratio)
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.count("## Speed") == 1
     assert f"| decode, tokens per second | {dense['decode_tokens_per_s']:.1f} |" in card
@@ -100,9 +95,9 @@ def test_speed_and_quality_are_kept_beside_each_other(checkpoints, tmp_path):
     assert card.count("## Speed") == card.count("## Quality") == card.count("## Load it") == 1
     assert "| decode, tokens per second | 1.0 | 3.0 | 3.000 |" in card
     assert "| quick | | | |" in card
-    (run,) = read_all([tmp_path / "out"])
-    assert figures.speed(run, "decode") == 3
-    assert run.texts()[0]["perplexity"] == 5
+    (kept,) = read_all([tmp_path / "out"])
+    assert figures.speed(kept, "decode") == 3
+    assert kept.texts()[0]["perplexity"] == 5
 
 
 def test_a_model_beside_itself_shows_what_the_kernels_do(checkpoints):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,10 @@ from transformers import AutoModelForCausalLM
 from llmprune import prune
 from tests import tiny
 from tests.conftest import SHARED
+from tests.program import run
 
 pytestmark = pytest.mark.usefixtures("check_in_process")
 
-PROGRAM = Path(sys.executable).with_name("llmprune")
 STORIES = SHARED / "models" / "stories260K"
 
 
@@ -107,6 +105,5 @@ def test_it_is_said_whether_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="needs ../shared/models")
 def test_a_draft_of_another_model_is_refused(checkpoints: tiny.Checkpoints) -> None:
-    words = [PROGRAM, "eval", STORIES, "--draft-for", checkpoints("llama")]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = run("eval", STORIES, "--draft-for", checkpoints("llama"))
     assert done.returncode == 2 and "has other tokens than" in done.stderr

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,11 +19,11 @@ from llmprune.errors import JobError, RequestError
 from llmprune.export.gguf import export
 from llmprune.export.vocabulary import tokenizer_of
 from tests.export.test_gguf import UNEVEN, saved
+from tests.program import run
 from tests.vocabulary import tokenizers_here
 
 pytest.importorskip("xllamacpp", reason="needs xllamacpp==2026.10.11549: pip install it")
 
-PROGRAM = Path(sys.executable).with_name("llmprune")
 PROTOCOL = Protocol(length=64, windows=3)
 
 
@@ -103,7 +101,7 @@ def test_commands_measure_files_and_keep_what_they_found(dense: Path, tmp_path: 
         ["eval", small, "--baseline", dense, "--perplexity", "builtin", "--length", "64", "--windows", "2"],
         ["bench", small, "--baseline", file, *sizes],
     ):
-        done = subprocess.run([PROGRAM, *words, "--save"], capture_output=True, text=True)
+        done = run(*words, "--save")
         assert done.returncode == 0, done.stderr
     kept = json.loads(runs.beside(small).read_text())
     alike = kept["model"]["agreement"][0]
@@ -113,11 +111,11 @@ def test_commands_measure_files_and_keep_what_they_found(dense: Path, tmp_path: 
     assert pruned_one["parameters"] == dense_one["parameters"]
     assert "llama.cpp" in pruned_one["device"] and kept["bench"]["ratios"]["decode_tokens_per_s"]
     page = tmp_path / "page.html"
-    done = subprocess.run([PROGRAM, "report", small, "--out", page], capture_output=True, text=True)
+    done = run("report", small, "--out", page)
     assert done.returncode == 0, done.stderr
     told = page.read_text()
     assert all(said in told for said in ("1  q.gguf", "KL divergence, nats", "decode, tokens per second"))
-    done = subprocess.run([PROGRAM, "report", file, "--out", page], capture_output=True, text=True)
+    done = run("report", file, "--out", page)
     assert done.returncode == 2
     assert f"{file} has no figures beside it; run llmprune eval {file} --save" in done.stderr
 

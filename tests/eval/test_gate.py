@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,10 @@ from llmprune import prune
 from llmprune.errors import RequestError
 from tests import tiny
 from tests.conftest import SHARED
+from tests.program import run
 
 pytestmark = pytest.mark.usefixtures("check_in_process")
 
-PROGRAM = Path(sys.executable).with_name("llmprune")
 MODEL, DATA = SHARED / "models" / "stories260K", SHARED / "data"
 COMPARED: dict[str, Any] = {
     "name": "m",
@@ -90,10 +88,6 @@ def test_a_model_beside_itself_keeps_all_and_a_guessing_one_has_nothing_to_keep(
     assert alike["value"] == 1.0 and alike["interval"] == [1.0, 1.0]
     guesses = {str(q): float(q % 2) for q in range(100)}
     assert comparison.kept([Scored(guesses, good, 0.5)])["value"] is None
-
-
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True)
 
 
 def test_the_command_exits_with_three(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:

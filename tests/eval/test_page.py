@@ -18,9 +18,9 @@ from llmprune.errors import RequestError
 from llmprune.report import FILE as REPORT
 from llmprune.run import card_results
 from tests.eval.pages import Reader, copied, folders, judged, recovered
+from tests.program import run
 
 __all__ = ["folders"]
-PROGRAM = Path(sys.executable).with_name("llmprune")
 EVIL = "<script>alert(1)</script>\"'&<!--"
 needs_matplotlib = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None, reason="drawing PNGs needs pip install llmprune[plot]"
@@ -166,7 +166,7 @@ def test_what_is_no_finished_folder_is_refused(folders, tmp_path):
 
 
 def command(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROGRAM, "report", *map(str, words)], capture_output=True, text=True)
+    return run("report", *words)
 
 
 def test_the_command_writes_a_page_and_one_json_object(folders, tmp_path):

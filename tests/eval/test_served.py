@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,8 +25,8 @@ from llmprune.export.gguf import export
 from llmprune.loading import load
 from tests.conftest import SHARED
 from tests.eval.test_talk import dense as dense
+from tests.program import run
 
-PROGRAM = Path(sys.executable).with_name("llmprune")
 MODEL, DATA = SHARED / "models" / "stories260K", SHARED / "data"
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]
 needs_shared = pytest.mark.skipif(
@@ -195,7 +193,6 @@ def test_the_command_refuses_what_no_server_tells(dense: Path) -> None:
         (["--suite", "talk", "--served", "localhost"], 2, "served: 'localhost' is no address; give one"),
         (["--draft-for", dense], 2, "draft_for: a draft is measured here"),
     ):
-        words = ["eval", dense, "--served", there, *more]
-        done = subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True)
+        done = run("eval", dense, "--served", there, *more)
         assert done.returncode == code, done.stderr
         assert said in done.stderr and "Traceback" not in done.stderr

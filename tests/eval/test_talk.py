@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from llmprune import prune
 from llmprune.errors import RequestError
 from tests import tiny
+from tests.program import run
 from tests.vocabulary import tokenizers_here
 
 pytestmark = pytest.mark.usefixtures("check_in_process")
 
-PROGRAM = Path(sys.executable).with_name("llmprune")
 KEPT: list[tuple[dict[str, Any], str, str]] = [
     ({"lines": 2}, "a\n\nb", "a"),
     ({"sentences": 2}, "One. Two!", "One, two."),
@@ -99,7 +97,7 @@ def test_a_model_beside_itself_differs_in_nothing(dense: Path, tmp_path: Path) -
     asked = [
         str(word) for word in [*words, "--fail-if", "talk.agreement < 1", "--fail-if", "talk.longer > 1"]
     ]
-    done = subprocess.run([PROGRAM, *asked], capture_output=True, text=True)
+    done = run(*asked)
     assert done.returncode == 0, done.stderr
     model = json.loads(done.stdout)["model"]
     compared = model["comparison"]["talk"]
@@ -126,7 +124,7 @@ def test_a_model_that_does_not_chat_is_refused(checkpoints: tiny.Checkpoints) ->
     with pytest.raises(RequestError, match="suite: it was asked to chat, and m has no chat template"):
         tasks.require_template(tiny.tokenizer(), "m", "suite")
     folder = str(checkpoints("llama"))
-    done = subprocess.run([PROGRAM, "eval", folder, "--suite", "talk"], capture_output=True, text=True)
+    done = run("eval", folder, "--suite", "talk")
     assert done.returncode == 2 and f"{folder} has no chat template" in done.stderr
 
 
@@ -134,8 +132,8 @@ def test_a_file_chats_through_the_template_that_it_holds(dense: Path, tmp_path: 
     pytest.importorskip("xllamacpp", reason="needs xllamacpp==2026.10.11549: pip install it")
     file = tmp_path / "dense.gguf"
     words: list[object] = ["export", dense, "--to", "gguf", "--type", "f32", "--out", file]
-    assert subprocess.run([PROGRAM, *map(str, words)], capture_output=True).returncode == 0
+    assert run(*words).returncode == 0
     words = ["eval", file, "--baseline", dense, "--suite", "talk", "--limit", 2, "--json"]
-    done = subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True)
+    done = run(*words)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"]["comparison"]["talk"]["agreement"]["value"] > 0.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from llmprune import prune, ranks, recover
 from llmprune.checkpoint import reload
 from llmprune.errors import LlmpruneError
 from llmprune.walk.walk import Walk
+from tests.program import forking
 from tests.reloading import check_here
 
 Asked = dict[str, Any]  # the arguments of one call of `prune`
@@ -80,10 +80,7 @@ class Ranks:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._launches = folder, 0
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(
-            ["tests.ranks.children", "transformers.models.llama.modeling_llama", "torch.distributed"]
-        )
+        self._context = forking()
 
     def __call__(self, *asked: Asked, count: int = 2, patience: int = 20) -> list[list[str]]:
         """What every rank said to every request; nothing where it came to no end."""

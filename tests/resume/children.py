@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from llmprune import prune
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import WORK
 from llmprune.errors import RequestError
+from tests.program import forking
 
 BLOCKS = 6
 TEXT = {"samples": 6, "length": 32}
@@ -83,10 +83,7 @@ class Process:
 
     def __init__(self, notes: Path) -> None:
         self._notes = notes
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(
-            ["tests.resume.children", "transformers.models.llama.modeling_llama"]
-        )
+        self._context = forking()
 
     def __call__(
         self,

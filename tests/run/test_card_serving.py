@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,9 @@ from llmprune.export import families
 from llmprune.run import card_serving
 from tests import tiny
 from tests.export.test_gguf import BIASED, UNEVEN, saved
+from tests.program import run
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = Path(sys.executable).with_name("llmprune")
 
 
 pytestmark = pytest.mark.usefixtures("check_in_process")
@@ -34,7 +32,7 @@ def test_the_command_for_llama_cpp_runs_as_it_stands(tmp_path: Path) -> None:
     card = (tmp_path / "my model" / "README.md").read_text()
     assert commands(card, "vLLM") == ["vllm serve 'my model' --trust-remote-code"]
     export, serve = commands(card, "llama.cpp")
-    done = subprocess.run([PROGRAM, *shlex.split(export)[1:]], cwd=tmp_path, capture_output=True, text=True)
+    done = run(*shlex.split(export)[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / shlex.split(serve)[-1]).is_file()
     assert "--type q8_0" in export
