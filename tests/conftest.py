@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the plain run reaches for nothing; set before any import of it
@@ -34,6 +35,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="left out for its time; needs --slow"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays; every collection, of which a training asks several, passes it by
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries count at their end what they leave behind
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ IMPORTED = [
     "llmprune_eval.evaluation",
     "llmprune_eval.engine",
     "lm_eval.models.huggingface",
+    "tests.indexed",
 ]
 
 

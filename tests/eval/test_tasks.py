@@ -18,6 +18,7 @@ import transformers.tokenization_utils_base as tokenizers
 from llmprune import load, prune
 from llmprune.errors import JobError, RequestError
 from tests.conftest import SHARED
+from tests.program import run
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'llmprune[eval]'")
 from llmprune_eval import keeping, scores, tasks
@@ -82,7 +83,7 @@ def test_figures_beside_the_baseline_are_compared_and_kept(tmp_path: Path) -> No
     words = ["eval", out, "--tasks", "arc_easy", "--limit", LIMIT, "--seed", 1]
     words += ["--data", DATA, "--baseline", MODEL]
     words += ["--perplexity", "builtin", "--length", 64, "--windows", 2, "--save", "--json"]
-    found = json.loads(command("llmprune", *words).stdout)
+    found = json.loads(run(*words).stdout)
     row = found["model"]["comparison"]["tasks"]["arc_easy"]
     assert row["questions"] == LIMIT
     assert row["interval"][0] <= row["difference"] <= row["interval"][1]
