@@ -112,6 +112,7 @@ def within(seconds: int, number: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.usefixtures("check_in_process")
 @pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "many"])
 @pytest.mark.parametrize("name", READ)
 def test_a_broken_file_is_one_sentence(

@@ -209,6 +209,7 @@ def test_the_program_itself_survives_two_kills(
             while started.poll() is None:
                 if reached.exists() and reached.read_bytes().count(b"\n") >= lines:
                     break
+                time.sleep(0.001)
             assert started.poll() is None, started.communicate()
             os.killpg(started.pid, signal.SIGKILL)
         assert started.returncode == -signal.SIGKILL
