@@ -16,11 +16,13 @@ from typing import Any
 
 import psutil
 import pytest
+from llmprune_eval import runner
 
 from llmprune import prune
 from llmprune.export.gguf import export
 from tests.cli import command
 from tests.export.test_gguf import saved
+from tests.program import forking
 
 FEW, MANY = 6, 1000  # mutations of a file
 ABOVE = 256 << 20  # bytes of memory that reading one may take
@@ -124,6 +126,7 @@ def test_a_broken_file_is_one_sentence(
     file = next(folder.glob(name.replace("model.", "model*.")))
     data, before = file.read_bytes(), set(files_of(tmp_path))
     monkeypatch.setenv("LLMPRUNE_CACHE", str(tmp_path / "out-cache"))
+    monkeypatch.setattr(runner.multiprocessing, "get_context", lambda _: forking())  # starts in no time
     process = psutil.Process()
     for number in range(MANY if many else FEW):
         values = file.suffix == ".json" and number % 2 == 0
