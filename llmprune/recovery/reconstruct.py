@@ -16,7 +16,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from llmprune.checkpoint.journal import BlockRecord
 from llmprune.checkpoint.store import Store
 from llmprune.measured import Refit
 from llmprune.model.site import Site
@@ -24,11 +23,11 @@ from llmprune.patterns.base import Pattern
 from llmprune.patterns.units import Units
 from llmprune.progress import say
 from llmprune.recovery.base import Recovered, Recovery, Task
+from llmprune.recovery.base.side_by_side import SideBySide
 from llmprune.tensors.fit import Fit
 from llmprune.tensors.held_out import EVERY, USUAL
 from llmprune.tensors.statistics import Gram
 from llmprune.walk.stage import Stage
-from llmprune.walk.walk import Walk
 
 ADDITIVE = 1e-3  # relative difference up to which a block counts as the sum of its parts
 
@@ -47,31 +46,17 @@ class Reconstruct(Recovery):
 
     def recover(self, task: Task) -> Recovered:
         """Walk both models side by side, with one block of each resident."""
-        dense, pruned = task.dense.store, task.pruned.store
-        dense_walk = Walk(dense, task.dense_batches, task.pruned.probe())
-        walk = Walk(pruned, task.batches, task.pruned.probe())
         if self.ridge == "held_out" and len(task.batches) < EVERY:
             say(f"of {len(task.batches)} batches none is held out, so the ridge is {USUAL}")
-        sites: list[Refit] = []
-        done = len(task.draft.done)
-        dense_stages = dense_walk.stages("")
-        for stage in walk.stages("reconstructing"):
-            dense_stage = _reach(dense_stages, task.counterparts[stage.index])
-            if stage.index < done:  # of a resumed run: restore its weights and pass the hidden states on
-                dense_stage.outputs = dense_stage.run()
-                pruned.restore(stage.sites, task.draft.shard(stage.index))
-                sites += task.draft.done[stage.index].refits
-                continue
-            targets = _outputs_of(dense_stage, task.together)
-            fits = _fits(stage, dense_stage, targets, task.together, splits=self.ridge == "held_out")
-            masked = task.layout is None  # padding needs no mask: its inputs are zero, so its weights stay
+        masked = task.layout is None  # padding needs no mask: its inputs are zero, so its weights stay
+        both = SideBySide(task)
+        for stage, dense in both.blocks():
+            targets = _outputs_of(dense, task.together)
+            fits = _fits(stage, dense, targets, task.together, splits=self.ridge == "held_out")
             # One at a time: the inputs of the next site depend on the weight of this one.
-            refits = [self._refit(pruned, site, *both, masked) for site, both in fits]
-            tensors = pruned.written(pruned.tensors(stage.index))
-            task.draft.write_block(stage.index, tensors, BlockRecord(refits=refits))
-            sites += refits
-        task.draft.write_rest(pruned.rest())
-        return Recovered({"sites": sites}, walk.logits() if task.pruned.fits_whole() else None)
+            refits = [self._refit(task.pruned.store, site, *fit, masked) for site, fit in fits]
+            both.write(stage, refits)
+        return both.finish()
 
     def _refit(self, store: Store, site: Site, rest: Fit, held_out: Fit | None, masked: bool) -> Refit:
         """Update the weight of one resident layer, and its bias if it has one."""
@@ -87,11 +72,6 @@ class Reconstruct(Recovery):
         if fit.centred:
             store.add_to_bias(site, fit.bias(step))
         return Refit(name=site.name, error_before=fit.error(None), error_after=fit.error(step), ridge=ridge)
-
-
-def _reach(stages: Iterable[Stage], block: int) -> Stage:
-    """The stage of a block; those before it, which the pruned model lacks, pass their outputs on."""
-    return next(stage for stage in stages if stage.index == block)
 
 
 def _outputs_of(stage: Stage, together: bool) -> dict[str, list[Tensor]]:

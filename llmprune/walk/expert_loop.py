@@ -47,6 +47,10 @@ class ExpertLoop:
             index: the experts of each token [T, K]; a number beyond the last adds nothing.
             weight: of their outputs [T, K].
         """
+        return self.outputs(x, index, weight).sum(1).to(x.dtype)
+
+    def outputs(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        """What each chosen expert adds to a token [T, K, D]."""
         dtype = torch.promote_types(x.dtype, weight.dtype)
         outputs = x.new_zeros(*index.shape, x.shape[-1], dtype=dtype)
         experts = len(getattr(self._layer, self._last))
@@ -62,7 +66,7 @@ class ExpertLoop:
                 norms[1, token, expert] = y.float().norm(dim=-1)
         if self._whole and self._at:
             self._at(self._whole, torch.cat([*norms], dim=-1))
-        return outputs.sum(1).to(x.dtype)
+        return outputs
 
     def between(self, expert: int, x: Tensor, at: At | None = None) -> Tensor:
         """What enters the last matrix of an expert, given the rows [R, D] that enter its first."""

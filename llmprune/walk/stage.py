@@ -90,7 +90,7 @@ class Stage:
         Args:
             hidden: other states of the same shapes to run it on.
         """
-        return [self._output(batch, x) for batch, x in enumerate(self.hidden if hidden is None else hidden)]
+        return [self.output(batch, x) for batch, x in enumerate(self.hidden if hidden is None else hidden)]
 
     def passed_on(self) -> list[Tensor]:
         """What the next block gets: the outputs so far, or those of the block as it is now."""
@@ -104,7 +104,13 @@ class Stage:
                 stack.enter_context(site.absent())
             return self.run(hidden)
 
-    def _output(self, batch: int, hidden: Tensor | None = None) -> Tensor:
+    def output(self, batch: int, hidden: Tensor | None = None) -> Tensor:
+        """What the block puts out for one batch [B, T, D].
+
+        Args:
+            batch: its number.
+            hidden: other states of the same shape to run it on.
+        """
         args, kwargs = self.calls[batch]
         hidden = self.hidden[batch] if hidden is None else hidden
         out = self.block(hidden.to(device_of(self.block)), *args, **kwargs)
@@ -149,7 +155,7 @@ class Stage:
     def entering(self, layer: nn.Module, batch: int) -> Tensor:
         """What enters a module of the block for one batch; what follows is not computed."""
         main = getcurrent()
-        run = greenlet(self._output)
+        run = greenlet(self.output)
         with replaced([layer], [lambda x, *_: main.switch(x)]):
             x: Tensor = run.switch(batch)
         run.throw()
@@ -196,7 +202,7 @@ class Stage:
         """
         main = getcurrent()
         inputs: list[Tensor] = []
-        runs = [greenlet(self._output) for _ in self.hidden]
+        runs = [greenlet(self.output) for _ in self.hidden]
 
         def at(site: Site, x: Tensor) -> None:
             if getcurrent() in runs:  # another stage of the same block may run while these wait
@@ -256,7 +262,7 @@ class Stage:
             last[:] = [x]
 
         with paused(self.sites, at):
-            self._output(0)
+            self.output(0)
         return groups
 
     def inputs_of(self, site: Site) -> Iterator[Tensor]:
@@ -267,7 +273,7 @@ class Stage:
     def input_of(self, site: Site, batch: int) -> Tensor:
         """The inputs of one site for one batch."""
         main = getcurrent()
-        run = greenlet(self._output)
+        run = greenlet(self.output)
         with paused([site], lambda _site, x: main.switch(x)):
             x: Tensor = run.switch(batch)
         if run.dead:
