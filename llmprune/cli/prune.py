@@ -69,7 +69,7 @@ def prune(
     max_memory: MaxMemory = None,
     recovery: Annotated[
         str | None,
-        in_after("--recover", help="Heal it: distill, lora, reconstruct or refine."),
+        in_after("--recover", help="Heal it: distill, lora, reconstruct, rescale or refine."),
     ] = None,
     eval_: Annotated[
         str | None,
