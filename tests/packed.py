@@ -13,6 +13,7 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tests import mixtures
 
@@ -34,20 +35,23 @@ def _repacked(folder: Path, pack: Callable[[str, Tensor], dict[str, Tensor]], sa
 
 def _inside(key: str) -> bool:
     """Whether a published checkpoint packs this tensor: matrices of attention and experts, no router."""
-    return key.endswith("_proj.weight") or (".experts." in key and key.endswith("weight"))
+    return key.endswith(("_proj.weight", "_with_mqa.weight")) or (
+        ".experts." in key and key.endswith("weight")
+    )
 
 
 def fp8(folder: Path) -> Path:
-    """DeepSeek-V3 with a scale for each block of a matrix."""
+    """DeepSeek-V3 with a scale for each block of a matrix; the last blocks of some are smaller."""
 
     def pack(key: str, tensor: Tensor) -> dict[str, Tensor]:
-        if not _inside(key) or any(size % BLOCK for size in tensor.shape):
+        if not _inside(key):
             return {key: tensor}
-        rows, columns = tensor.shape
-        blocks = tensor.float().reshape(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
+        short = [-size % BLOCK for size in tensor.shape]
+        filled = pad(tensor.float(), (0, short[1], 0, short[0]))
+        blocks = filled.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))
         scale = blocks.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max
-        packed = (blocks / scale[:, None, :, None]).reshape(rows, columns).to(torch.float8_e4m3fn)
-        return {key: packed, f"{key}_scale_inv": scale}
+        packed = (blocks / scale[:, None, :, None]).reshape(filled.shape)[: len(tensor), : tensor.shape[1]]
+        return {key: packed.to(torch.float8_e4m3fn), f"{key}_scale_inv": scale}
 
     said = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}
     return _repacked(mixtures.save("deepseek_v3", folder, torch.bfloat16), pack, said)

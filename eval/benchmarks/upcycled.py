@@ -169,7 +169,7 @@ def main() -> None:
         row["largest_change"] = copies_removed(exact, evaluation[:2], tokenizer)
         made = upcycled(dense)
         redraw(made)
-        train(made, dense, stories(dense, "training", BATCH * asked.steps), asked.steps)
+        train(made, dense, stories(dense, "training", 512), asked.steps)
         made.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write(asked.out, str(__doc__), str(asked.model), row)

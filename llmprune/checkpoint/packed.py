@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
+from llmprune.checkpoint import edge_blocks
 from llmprune.checkpoint.shards import Stored
 from llmprune.errors import RequestError
 
@@ -65,17 +66,6 @@ def require_scaled(name: str, tensors: Mapping[str, Stored], settings: Mapping[s
                 f"{name} lacks what unpacks {key}, scales in the grid that config.json gives; "
                 "download it again",
             )
-        if block and stored.type == "F8_E4M3" and _part_blocks(stored, block):
-            raise RequestError(
-                "model",
-                f"the last block of {key} in {name} is smaller than the others, which transformers would "
-                "unpack wrongly; prune a bfloat16 copy of the checkpoint",
-            )
-
-
-def _part_blocks(stored: Stored, block: list[int]) -> bool:
-    """Whether blocks at the edge of a tensor are smaller than the rest; transformers takes all for equal."""
-    return any(size % of and size > of for size, of in zip(stored.shape[-2:], block, strict=True))
 
 
 def _scales(key: str, stored: Stored) -> list[str]:
@@ -105,6 +95,7 @@ def quantizer_of(settings: Mapping[str, Any]) -> Any | None:
     kind = format_of(settings)
     if kind is None:
         return None
+    edge_blocks.install()
     asked = AUTO_QUANTIZATION_CONFIG_MAPPING[kind].from_dict({**settings[SETTING], "dequantize": True})
     made = AUTO_QUANTIZER_MAPPING[kind](asked, pre_quantized=True)
     made.validate_environment()

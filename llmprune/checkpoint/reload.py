@@ -44,6 +44,9 @@ def logits_of(folder: str, how: LoadOptions, ids: Tensor) -> Tensor:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     packed = getattr(config, "quantization_config", None)
     if packed:  # as the pruned model in memory, whatever kernels this machine has
+        from llmprune.checkpoint import edge_blocks
+
+        edge_blocks.install()
         config.quantization_config = {**packed, "dequantize": True}
     model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
     for parameter in model.parameters() if packed else ():  # some formats come out as bfloat16 in any case

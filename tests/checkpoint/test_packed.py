@@ -140,14 +140,17 @@ def test_packed_weights_that_no_config_tells_of_are_refused(folder: Any, tmp_pat
         prune(other, {"method": "magnitude"}, out=tmp_path / "out")
 
 
-def test_blocks_of_unequal_size_are_refused(folder: Any, tmp_path: Path) -> None:
-    other, key = tmp_path / "other", "model.layers.1.self_attn.kv_a_proj_with_mqa.weight"
-    shutil.copytree(folder("fp8"), other)
-    held = tensors(other)
-    rows, columns = held[key].shape
-    assert rows % packed.BLOCK
-    held[key] = held[key].to(torch.float8_e4m3fn)
-    held[f"{key}_scale_inv"] = torch.ones(-(-rows // packed.BLOCK), columns // packed.BLOCK)
-    save_file(held, other / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RequestError, match="kv_a_proj_with_mqa"):
-        prune(other, {"method": "magnitude"}, out=tmp_path / "out")
+def test_last_blocks_may_be_smaller(folder: Any) -> None:
+    """As those of DeepSeek-V3's low-rank projections."""
+    name = "model.layers.1.self_attn.kv_a_proj_with_mqa.weight"
+    numbers, scales = (tensors(folder("fp8"))[key] for key in (name, f"{name}_scale_inv"))
+    assert len(numbers) % packed.BLOCK
+    rows, columns = (torch.arange(size) // packed.BLOCK for size in numbers.shape)
+    found = source.find(str(folder("fp8")))
+    anatomy = reader.blueprint(found, LinearLayers())
+    store = reader.open_streamed(found, anatomy, torch.float32, torch.device("cpu"))
+    with store.resident(1):
+        read = anatomy.model.get_parameter(name)
+        torch.testing.assert_close(
+            read.data, numbers.float() * scales[rows[:, None], columns], rtol=2**-8, atol=0
+        )
