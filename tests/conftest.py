@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the plain run reaches for nothing; set before any import of it
@@ -23,6 +24,7 @@ from tests.disk import mounted
 from tests.reloading import check_here
 
 SHARED = Path(__file__).parents[2] / "shared"
+NUMBERS = itertools.count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,12 +49,14 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` takes milliseconds for the other devices
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture(autouse=True)
 def _texts_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    kept = tmp_path_factory.mktemp("texts")
+    kept = tmp_path_factory.getbasetemp() / f"texts-{next(NUMBERS)}"  # made by the first text that is kept
     monkeypatch.setattr("llmprune.text.cache.cache_folder", lambda: kept)
 
 

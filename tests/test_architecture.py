@@ -6,7 +6,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -95,7 +95,28 @@ def files() -> dict[str, Path]:
 
 
 FILES = files()
-every_file = pytest.mark.parametrize("module", sorted(FILES))
+
+
+def for_each(modules: Iterable[str]) -> Callable[[Callable[[str], None]], Callable[[], None]]:
+    """Make a rule for one module a test of many, which names every one that breaks it."""
+
+    def rules(rule: Callable[[str], None]) -> Callable[[], None]:
+        def test() -> None:
+            broken = []
+            for module in sorted(modules):
+                try:
+                    rule(module)
+                except AssertionError as error:
+                    broken.append(f"{module}: {error}")
+            assert not broken, "\n".join(broken)
+
+        test.__name__, test.__doc__ = rule.__name__, rule.__doc__
+        return test
+
+    return rules
+
+
+every_file = for_each(FILES)
 
 
 @cache
@@ -162,10 +183,10 @@ def test_a_file_imports_only_from_the_floors_below(module: str) -> None:
         assert same_folder or FLOOR[there] < FLOOR[here], f"{module} must not import {name}"
 
 
-@pytest.mark.parametrize(
-    ("package", "module"), [(p, m) for p in INNER for m in sorted(FILES) if m.startswith(f"{p}.")]
-)
-def test_a_package_with_folders_keeps_floors_of_its_own(package: str, module: str) -> None:
+@for_each(m for m in FILES if m.startswith(tuple(f"{package}." for package in INNER)))
+def test_a_package_with_folders_keeps_floors_of_its_own(module: str) -> None:
+    package = next(one for one in INNER if module.startswith(f"{one}."))
+
     def inside(name: str) -> str:
         return name.removeprefix(f"{package}.").split(".")[0]
 
@@ -184,7 +205,7 @@ def test_the_floors_carry_weight() -> None:
     assert ("run", "pruning") not in seen
 
 
-@pytest.mark.parametrize("module", sorted(m for m in FILES if m.startswith("llmprune.")))
+@for_each(m for m in FILES if m.startswith("llmprune."))
 def test_a_method_that_learns_is_named_in_its_own_folder_alone(module: str) -> None:
     if not module.startswith("llmprune.methods.prunenet."):
         assert "prunenet" not in FILES[module].read_text().lower()
@@ -295,7 +316,7 @@ def families_in(node: ast.Module) -> list[str]:
     return [text for text in spoken(node) if FAMILY.search(words(text)) or FAMILY.search(text)]
 
 
-@pytest.mark.parametrize("module", sorted(set(FILES) - KNOW_FAMILIES - C_NAMES))
+@for_each(set(FILES) - KNOW_FAMILIES - C_NAMES)
 def test_only_two_files_know_a_family_by_name(module: str) -> None:
     assert families_in(tree(module)) == []
 
