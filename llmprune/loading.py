@@ -25,7 +25,7 @@ def load(
 
     Args:
         path: as for `prune`.
-        device: `auto` is the GPU if there is one.
+        device: `auto` is the accelerator if there is one.
         dtype: a torch dtype by name; `auto` is the checkpoint's, or float32 on the CPU.
         kernels: `auto` times our kernels against the dense layers, uses those that win, and says which and
             why on stderr; such a model is for inference. `none` is plain transformers.

@@ -342,3 +342,65 @@ def test_a_family_is_recognised_in_every_guise(code: str) -> None:
 )
 def test_what_is_no_family_is_let_through(code: str) -> None:
     assert not families_in(ast.parse(code))
+
+
+# What Python has on Linux, and not on Windows or macOS; kernels are for Linux.
+LINUX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+LINUX_CALLS = re.compile(
+    r"os\.(sched_\w+|fork\w*|get[ei]?[ug]id|getpgid|killpg|setsid|wait\w*|uname|sysconf|statvfs|mkfifo|chown|"
+    r"getloadavg|sendfile|memfd_create|eventfd|posix_\w+|nice|sync)|"
+    r"signal\.(SIGKILL|SIGHUP|SIGUSR[12]|SIGALRM|SIGQUIT|alarm|setitimer|pause|pthread_\w+)|"
+    r"time\.(tzset|clock_gettime\w*|pthread_\w+)|(socket\.)?AF_UNIX|(multiprocessing\.)?get_context\('fork\w*'\)"
+)
+LINUX_PATHS = re.compile(r"/(proc|sys|dev|etc|tmp|usr|var|home)(/|$)")
+PORTABLE = sorted(module for module in FILES if room(module) != "llmprune_kernels")
+
+
+def of_linux(node: ast.AST) -> Iterator[str]:
+    """What of a piece of code only Linux has, outside functions that ask which system this is."""
+    asks = ("sys.platform", "os.name", "platform.system")
+    if isinstance(node, ast.FunctionDef) and any(word in ast.unparse(node) for word in asks):
+        return
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield from LINUX_MODULES & {name.split(".")[0] for name in imported(node)}
+    if isinstance(node, ast.Attribute | ast.Call | ast.Name) and LINUX_CALLS.fullmatch(ast.unparse(node)):
+        yield ast.unparse(node)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and LINUX_PATHS.match(node.value):
+        yield node.value
+    for child in ast.iter_child_nodes(node):
+        yield from of_linux(child)
+
+
+@pytest.mark.parametrize("module", PORTABLE)
+def test_nothing_outside_kernels_needs_linux(module: str) -> None:
+    assert list(of_linux(tree(module))) == []
+
+
+@pytest.mark.parametrize("module", sorted(set(PORTABLE) - {"llmprune.checkpoint.devices"}))
+def test_accelerators_are_those_that_torch_finds(module: str) -> None:
+    """One file asks for them; nothing is said of CUDA alone but in what a user reads."""
+    kinds = [ast.unparse(n) for n in ast.walk(tree(module)) if isinstance(n, ast.Attribute)]
+    assert not [said for said in kinds if re.match(r"torch\.(cuda|xpu|mps)\b", said)]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import resource",
+        "from fcntl import flock",
+        "n = len(os.sched_getaffinity(0))",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        "x = open('/proc/self/status')",
+        "c = multiprocessing.get_context('forkserver')",
+        "def f():\n return os.statvfs(x)",
+    ],
+)
+def test_what_needs_linux_is_recognised(code: str) -> None:
+    assert list(of_linux(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code", ["def f():\n if sys.platform != 'win32':\n  import resource", "os.replace(a, b)", "x = 'a/dev/b'"]
+)
+def test_what_every_system_has_is_let_through(code: str) -> None:
+    assert not list(of_linux(ast.parse(code)))

@@ -33,7 +33,7 @@ def compare(names: list[str], load: Load, *, device: str, dtype: str, trust: boo
     Args:
         names: folders, .gguf files or Hub ids; of two, the dense model is the first.
         load: what to measure.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, or as torch calls other accelerators.
         dtype: a torch dtype by name, or `auto`.
         trust: whether code that comes with a checkpoint may run.
 

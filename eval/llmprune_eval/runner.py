@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from llmprune.checkpoint import devices
 from llmprune.errors import JobError, RequestError
 from llmprune_eval.models import engine_file
 
@@ -120,8 +121,7 @@ class Runner:
         self._ids = ids.to(self._device)
         self._parameters = sum(p.numel() for p in self._model.parameters())
         self._kernels = str(accelerate(self._model)) if kernels else ""
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+        devices.forget_peak(self._device)
 
     def facts(self) -> dict[str, Any]:
         """What does not depend on the clock."""
@@ -137,8 +137,8 @@ class Runner:
         }
 
     def _device_name(self) -> str:
-        if self._device.type == "cuda":
-            return str(self._torch.cuda.get_device_name(self._device))
+        if self._device.type != "cpu":
+            return devices.name(self._device)
         return f"{self._device.type} with {self._torch.get_num_threads()} threads"
 
     def prefill(self) -> dict[str, float]:
@@ -167,8 +167,7 @@ class Runner:
             return {"decode": self._now() - start}
 
     def _now(self) -> float:
-        if self._device.type == "cuda":
-            self._torch.cuda.synchronize(self._device)
+        devices.settle(self._device)
         return time.perf_counter()
 
     def memory(self) -> dict[str, Any]:

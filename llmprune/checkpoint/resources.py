@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 from accelerate.utils import convert_file_size_to_int
 
 from llmprune import ranks
+from llmprune.checkpoint import devices
 from llmprune.errors import RequestError
 
-DEVICES = ("cpu", "cuda")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -26,9 +25,7 @@ class Resources:
     @property
     def name(self) -> str:
         """The hardware, as far as the rounding of a result depends on it."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        return devices.name(self.device)
 
     @property
     def dtype_name(self) -> str:
@@ -41,11 +38,11 @@ def resources(
 ) -> Resources:
     """Choose device, dtype and memory limit; resolve `auto` on this machine.
 
-    `auto` means the GPU if there is one, with the checkpoint's dtype. On the CPU, it means float32 if the
-    model runs on text, since half precision is slow there; for scores alone, the checkpoint's dtype.
+    `auto` means the accelerator if there is one, with the checkpoint's dtype. On the CPU, it means float32 if
+    the model runs on text, since half precision is slow there; for scores alone, the checkpoint's dtype.
 
     Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: as for `devices.named`.
         dtype: `auto`, or a torch dtype by name.
         max_memory: the most to use, such as `8GiB`; None for all free memory.
         stored: dtype of the checkpoint.
@@ -54,38 +51,28 @@ def resources(
     Raises:
         RequestError: the device, dtype or size is not valid.
     """
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        where = torch.device(name)
-    except RuntimeError as error:
-        raise RequestError("device", f"{device!r} is not auto, cpu, cuda or cuda:N") from error
-    if where.type not in DEVICES:
-        raise RequestError("device", f"{device!r} is not auto, cpu, cuda or cuda:N")
-    if ranks.count() > 1 and where.type == "cuda":
-        where = _own(device)
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        raise RequestError(
-            "device", f"{device!r} was asked, and {torch.cuda.device_count()} CUDA devices were found"
-        )
+    where = devices.named(device, "device")
+    if ranks.count() > 1 and where.type != "cpu":
+        where = _own(where)
     choices = DTYPES | {"auto": torch.float32 if where.type == "cpu" and text else stored}
     if dtype not in choices:
         raise RequestError("dtype", f"{dtype!r} is not one of auto, float32, bfloat16, float16")
-    here = psutil.virtual_memory().available // ranks.neighbours()
-    free = here if where.type == "cpu" else torch.cuda.mem_get_info(where)[0]
+    free = devices.free(where) // (ranks.neighbours() if where.type == "cpu" else 1)
     return Resources(where, choices[dtype], min(free, _bytes(max_memory)) if max_memory else free)
 
 
-def _own(device: str) -> torch.device:
-    """The GPU of this process, one of several.
+def _own(asked: torch.device) -> torch.device:
+    """The accelerator of this process, one of several.
 
     Raises:
-        RequestError: one GPU was asked for all of them.
+        RequestError: one was asked for all of them, or there are too few.
     """
-    if ":" in device:
+    if asked.index is not None:
         raise RequestError(
-            "device", f"{device!r} was asked, and each of {ranks.count()} processes has its own; give cuda"
+            "device",
+            f"'{asked}' was asked, and each of {ranks.count()} processes has its own; give {asked.type}",
         )
-    return torch.device("cuda", ranks.place())
+    return devices.named(ranks.place(), "device")
 
 
 def _bytes(size: str) -> int:

@@ -220,6 +220,8 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def sync_folder(folder: Path) -> None:
     """Write the entries of a folder to disk, so that a rename survives a power cut."""
+    if os.name == "nt":  # which opens no folder as a file
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -67,7 +67,7 @@ Column = Annotated[
     str | None,
     in_text(help="A table's column that holds the text (text)."),
 ]
-Device = Annotated[str, in_where(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, in_where(help="auto, cpu, cuda, cuda:N, xpu, mps.")]
 Dtype = Annotated[str, in_where(help="auto, float32, bfloat16 or float16.")]
 MaxMemory = Annotated[str | None, in_where(help="Plan with at most this much, such as 8GiB.")]
 Trust = Annotated[

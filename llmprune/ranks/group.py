@@ -54,7 +54,7 @@ def first() -> bool:
 
 
 def place() -> int:
-    """Which of the processes on this machine this is, from 0; it has the GPU of this number."""
+    """Which of the processes on this machine this is, from 0; it has the accelerator of this number."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -106,17 +106,17 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[None]:
 
 
 def _met(patience: timedelta) -> Group:
-    """Find the other ranks, and take the GPU of this one's place where there are GPUs."""
+    """Find the other ranks, and take the accelerator of this one's place where there are any."""
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    backend = "gloo"
-    if torch.cuda.is_available():
-        backend = "cpu:gloo,cuda:nccl"
-        if place() < torch.cuda.device_count():  # otherwise they can only work on the CPU
-            torch.cuda.set_device(place())
+    backend, accelerator = "gloo", torch.accelerator.current_accelerator(check_available=True)
+    if accelerator:
+        backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator)}"
+        if place() < torch.accelerator.device_count():  # otherwise they can only work on the CPU
+            torch.accelerator.set_device_index(place())
     store, rank, size = next(rendezvous("env://", timeout=patience))
     own = PrefixStore("ranks", store)
     dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=patience)

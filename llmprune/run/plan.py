@@ -23,7 +23,7 @@ from llmprune.walk.demand import Demand
 
 GIB = 1 << 30
 LENGTH = 2048  # tokens of a calibration window unless asked otherwise
-TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}  # small enough for the caches, large enough to be fast
+AT_ONCE_CPU, AT_ONCE = 2048, 16384  # tokens: few enough for a CPU's caches, enough for an accelerator
 SCRATCH = 6  # copies of the largest matrix, in float32, that scoring and selecting hold at a time
 SPARE = 0.8  # share of the available memory that a plan may fill
 
@@ -228,7 +228,7 @@ def make(anatomy: Anatomy, demand: Demand, how: Resources, checkpoint_bytes: int
     """
     sizes = _sizes(anatomy, how, checkpoint_bytes)
     tokens = demand.samples * length
-    batch = max(1, TOKENS_AT_ONCE[how.device.type] // length)
+    batch = max(1, (AT_ONCE_CPU if how.device.type == "cpu" else AT_ONCE) // length)
     statistic = _statistic_bytes(demand, anatomy)
     # Hidden states before and after the block. They wait in host memory between blocks.
     streams = 2 if demand.follows_dense else 1

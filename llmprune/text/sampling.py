@@ -91,9 +91,9 @@ def _until(row: Tensor, ends: list[int]) -> Tensor:
 
 def _sampled(model: PreTrainedModel, ids: Tensor, read: Tensor, how: GenerationConfig, seed: int) -> Tensor:
     """The ids [N, T] with what the model draws after them; `read` [N, T] is 0 where padding stands."""
-    devices = [model.device] if model.device.type == "cuda" else []
+    kind = model.device.type
     # `generate` draws from the global generator: seed it here and give the caller's state back.
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng([] if kind in ("cpu", "mps") else [model.device], device_type=kind):
         torch.manual_seed(seed)
         # Replaced rather than passed as an argument: `generate` fills what an argument leaves unset (such
         # as the end token) from the model's own config.

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import repeat
 
-import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from llmprune.checkpoint import devices
 from llmprune.errors import JobError
 from llmprune.methods.base import Propagation
 from llmprune.model.anatomy import Anatomy
@@ -141,9 +141,7 @@ class Stage:
 
     def _now(self) -> float:
         """The time in seconds, read when the device is idle."""
-        device = device_of(self.block)
-        if device.type == "cuda":  # calls return before the GPU has computed
-            torch.cuda.synchronize(device)
+        devices.settle(device_of(self.block))
         return time.perf_counter()
 
     def _new(self, site: Site, needs: type[Statistic]) -> Observation:

@@ -68,10 +68,10 @@ WRONG: dict[str, tuple[list[str], str, str]] = {
     "set without a value": ([*USUAL, "--set", "sparsity"], "set", "key=value"),
     "set of an unknown option": ([*USUAL, "--set", "method.dampening=1"], "method.dampening", "no such"),
     "set of broken yaml": ([*USUAL, "--set", "sparsity=["], "recipe", "not YAML"),
-    "absent GPU": ([*USUAL, "--device", "cuda:99"], "device", "CUDA devices were found"),
+    "absent GPU": ([*USUAL, "--device", "cuda:99"], "device", "torch finds cpu"),
     "BOS in other words": ([*USUAL, "--bos", "yes"], "calibration.bos", "give auto, true or false"),
-    "unknown device": ([*USUAL, "--device", "tpu"], "device", "auto, cpu, cuda"),
-    "device of another kind": ([*USUAL, "--device", "meta"], "device", "auto, cpu, cuda"),
+    "unknown device": ([*USUAL, "--device", "tpu"], "device", "torch finds cpu"),
+    "device of another kind": ([*USUAL, "--device", "meta"], "device", "or auto"),
     "unknown dtype": ([*USUAL, "--dtype", "int3"], "dtype", "bfloat16"),
     "memory in words": ([*USUAL, "--max-memory", "lots"], "max_memory", "8GiB"),
 }

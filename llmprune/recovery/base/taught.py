@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from llmprune.checkpoint import devices
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
 from llmprune.recovery.base import Recovery, Task
@@ -184,10 +185,7 @@ class Taught(Recovery):
         """The precision of matrix products."""
         if self.products != "auto":
             return torch.bfloat16 if self.products == "bfloat16" else torch.float32
-        if task.pruned.resources.device.type == "cuda":
-            able = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            able = torch.cpu.get_capabilities().get("avx512_bf16", False)
+        able = devices.computes_bfloat16(task.pruned.resources.device)
         return torch.bfloat16 if able else torch.float32
 
 
