@@ -180,7 +180,7 @@ def _ids(tokenizer: Any, text: str) -> Tensor:
 def speed(file: Path, base: Path) -> dict[str, Any]:
     """Over the dense f16 file, in turns."""
     both = [str(base), str(file)]
-    found = bench.compare(both, LOAD, device="auto", dtype="auto", trust=False)
+    found = bench.compare(both, LOAD, {})
     return {"ratios": found["ratios"], "models": found["models"], "speed_protocol": found["protocol"]}
 
 

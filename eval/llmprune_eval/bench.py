@@ -27,15 +27,13 @@ DECIDING = ("prefill_tokens_per_s", "decode_tokens_per_s")
 Seconds = dict[str, float]  # of one model in one turn: prefill, first_token, decode
 
 
-def compare(names: list[str], load: Load, *, device: str, dtype: str, trust: bool) -> dict[str, Any]:
+def compare(names: list[str], load: Load, where: dict[str, Any]) -> dict[str, Any]:
     """Measure one model, or two in turns until the ratio of their speeds is known or the time is over.
 
     Args:
         names: folders, .gguf files or Hub ids; of two, the dense model is the first.
         load: what to measure.
-        device: `auto`, `cpu`, `cuda`, `cuda:N`, or as torch calls other accelerators.
-        dtype: a torch dtype by name, or `auto`.
-        trust: whether code that comes with a checkpoint may run.
+        where: arguments of `llmprune.load`.
 
     Returns:
         The load, the protocol in words, and for each model its figures (`measured.FIGURES`: medians, with
@@ -46,13 +44,12 @@ def compare(names: list[str], load: Load, *, device: str, dtype: str, trust: boo
         RequestError: there is no such checkpoint, or it has no positions for so many tokens.
         JobError: a model's process died.
     """
-    require_device(names, device)
+    require_device(names, where)
     for name in names:
         if not engine_file(name):  # a wrong name is refused before any process is started
-            source.find(name, trust_remote_code=trust)
+            source.find(name, trust_remote_code=bool(where.get("trust_remote_code")))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the processes inherit it
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    where = {"device": device, "dtype": dtype, "trust_remote_code": trust}
     # the dense model is measured as transformers runs it
     workers = [Worker(name, load, where, kernels=n == len(names)) for n, name in enumerate(names, 1)]
     try:

@@ -57,8 +57,7 @@ def measure(draft: str, dense: str, where: dict[str, Any]) -> dict[str, Any]:
     big, small = (one.opened(0, where) for one in named)
     shares = {how: _shares(big, small, theirs, drawn=how == "drawn") for how in HOW}
     del big, small
-    device, dtype = where.get("device", "auto"), where.get("dtype", "auto")
-    speeds = compare([dense, draft], LOAD, device=device, dtype=dtype, trust=trust)
+    speeds = compare([dense, draft], LOAD, where)
     ratio = speeds["ratios"]["decode_tokens_per_s"]
     cost, costs = 1 / ratio["ratio"], ratio["interval"] and [1 / end for end in reversed(ratio["interval"])]
     told: dict[str, Any] = {"for": dense, "cost": cost, "cost_interval": costs}

@@ -85,7 +85,7 @@ def _found(
             "perplexity", "it reads logits, which no server tells; leave out --perplexity, or --served"
         )
     if asked is None:  # else transformers runs them all
-        models.require_device(names.values(), where.get("device", "auto"))
+        models.require_device(names.values(), where)
     trust, scored = bool(where.get("trust_remote_code")), asked is not None
     named = {role: models.find(name, trust=trust, scored=scored) for role, name in names.items()}
     for one in named.values() if asked is not None and asked.chat else ():

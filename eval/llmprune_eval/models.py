@@ -65,16 +65,22 @@ def find(name: str | Served, *, trust: bool, scored: bool = False) -> Named:
     return Named(name, tokenizer, found.config)
 
 
-def require_device(names: Iterable[str | Served], device: str) -> None:
-    """Refuse another device than the CPU for a file that llama.cpp runs.
+def require_device(names: Iterable[str | Served], where: dict[str, Any]) -> None:
+    """Refuse another device than the CPU, and a device map, for a file that llama.cpp runs.
+
+    Args:
+        names: of the models.
+        where: arguments of `llmprune.load`.
 
     Raises:
         RequestError: it names the file.
     """
-    for name in names if device not in ("auto", "cpu") else ():
+    device, places = where.get("device", "auto"), where.get("device_map")
+    asked = device if device not in ("auto", "cpu") else places and "a device map"
+    for name in names if asked else ():
         if not isinstance(name, Served) and engine_file(name):
             raise RequestError(
-                "device", f"{device} was asked, and llama.cpp runs {name} on the CPU here; leave it out"
+                "device", f"{asked} was asked, and llama.cpp runs {name} on the CPU here; leave it out"
             )
 
 

@@ -120,7 +120,7 @@ class Runner:
         ids = torch.randint(0, vocabulary, (load.batch, load.prompt), generator=generator)
         self._ids = ids.to(self._device)
         self._parameters = sum(p.numel() for p in self._model.parameters())
-        self._kernels = str(accelerate(self._model)) if kernels else ""
+        self._kernels = str(accelerate(self._model)) if kernels and not where.get("device_map") else ""
         devices.forget_peak(self._device)
 
     def facts(self) -> dict[str, Any]:

@@ -39,6 +39,11 @@ def named(asked: str | int, field: str) -> torch.device:
     return torch.device(name)
 
 
+def numbered(device: torch.device) -> str:
+    """The same device with its number, as a user may name it."""
+    return device.type if device.type == "cpu" else f"{device.type}:{device.index or 0}"
+
+
 def name(device: torch.device) -> str:
     """The hardware, as far as the rounding of a result depends on it."""
     if device.type == "cpu":

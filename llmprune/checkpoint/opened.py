@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmprune.checkpoint import reader, source, versions
+from llmprune.checkpoint import placement, reader, source, versions
+from llmprune.checkpoint.placement import Places, place_of
 from llmprune.checkpoint.resources import Resources
 from llmprune.checkpoint.source import Source
 from llmprune.checkpoint.store import Store
@@ -31,6 +32,8 @@ class Opened:
 
     resources: Resources
     trust_remote_code: bool = False
+    places: Places | None = None
+    """Where blocks wait between walks; None for the files of the checkpoint."""
 
     @property
     def name(self) -> str:
@@ -62,7 +65,19 @@ class Opened:
         """The model, ready to be walked."""
         if self.source is None:
             return Store(self.anatomy)
-        return reader.open_streamed(self.source, self.anatomy, self.resources.dtype, self.resources.device)
+        where = self.resources
+        opened = reader.open_streamed(self.source, self.anatomy, where.dtype, where.device)
+        opened.hold(self.places or {})
+        return opened
+
+    def waits_on(self, device: str) -> int:
+        """Bytes of the blocks that wait on a device."""
+        if not self.source or not self.places:
+            return 0
+        inside, width = f"{self.anatomy.prefix}.", self.source.size[1].itemsize
+        named = self.anatomy.model.named_parameters()
+        here = [p for name, p in named if name.startswith(inside) and place_of(name, self.places) == device]
+        return int(sum(p.numel() for p in here) * width)
 
     def whole(self) -> PreTrainedModel:
         """The whole model in memory, to generate text with.
@@ -72,7 +87,7 @@ class Opened:
         """
         if self.source is None:
             return self.anatomy.model
-        if not self.fits_whole():
+        if not self.places and not self.fits_whole():
             raise JobError(
                 "the model generates calibration text only where it fits into memory as a whole; use "
                 "--calibration synthetic, which needs one block at a time, or give a text"
@@ -82,6 +97,8 @@ class Opened:
     def loaded(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """The whole checkpoint as plain transformers loads it, in the dtype of the computation or another."""
         assert self.source is not None
+        if self.places:
+            return placement.dispatched(self.source, dtype or self.resources.dtype, self.places)
         self.source.fetch()
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             self.source.folder,

@@ -24,17 +24,26 @@ def blueprint(source: Source, kind: Sites) -> Anatomy:
     Raises:
         RequestError: it is not a decoder, or too few of its weights belong to sites.
     """
+    anatomy = Anatomy(without_weights(source), kind)
+    kind.require_coverage(anatomy)
+    _require_apart(anatomy)
+    return anatomy
+
+
+def without_weights(source: Source) -> PreTrainedModel:
+    """The model of a checkpoint, on the meta device.
+
+    Raises:
+        RequestError: transformers cannot build it.
+    """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 _unpacked(source.config), trust_remote_code=source.trust_remote_code, dtype=torch.float32
             )
     except Exception as error:
         raise RequestError("model", f"transformers cannot build {source.name}: {one_line(error)}") from error
-    anatomy = Anatomy(model, kind)
-    kind.require_coverage(anatomy)
-    _require_apart(anatomy)
-    return anatomy
+    return model
 
 
 def _require_apart(anatomy: Anatomy) -> None:

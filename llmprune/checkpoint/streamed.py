@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llmprune.checkpoint.conversion import Conversion
+from llmprune.checkpoint.placement import DISK, Places, place_of
 from llmprune.checkpoint.shards import DTYPES, Stored
 from llmprune.checkpoint.store import Store
 from llmprune.model.anatomy import Anatomy
@@ -36,6 +37,8 @@ class CheckpointStore(Store):
             self._reading = Conversion(anatomy.model, source, quantizer)
         # Parameters that are not one tensor of the checkpoint, while the block is resident.
         self._joined: dict[str, Tensor] = {}
+        self._places: Places = {}
+        self._held: dict[str, Tensor] = {}
 
     @property
     def names(self) -> set[str]:
@@ -45,6 +48,10 @@ class CheckpointStore(Store):
     def misfit(self) -> str | None:
         """The first parameter that is not as large as the tensors it is made of; None where all fit."""
         return self._conversion.misfit(self._source)
+
+    def hold(self, places: Places) -> None:
+        """Keep what is read from here on where a device map puts it, and do not read it again."""
+        self._places = places
 
     def load(self, modules: Mapping[str, nn.Module]) -> dict[tuple[nn.Module, str], nn.Parameter]:
         """Load the parameters and buffers of modules, given by their paths, in the dtypes that they have.
@@ -66,6 +73,15 @@ class CheckpointStore(Store):
 
     def _value(self, name: str) -> Tensor:
         """A parameter or buffer in the dtype of the checkpoint, or unpacked into that of the computation."""
+        place = place_of(name, self._places) or DISK
+        if place == DISK:
+            return self._read(name)
+        if name not in self._held:
+            self._held[name] = self._read(name).to(place)
+        return self._held[name]
+
+    def _read(self, name: str) -> Tensor:
+        """The same from the checkpoint's files."""
         if self._reading.key(name):
             return self._reading.read(name, self._source)[name]
         if name not in self._joined:
@@ -74,7 +90,7 @@ class CheckpointStore(Store):
 
     def _as_written(self, name: str) -> Tensor:
         """A parameter or buffer in the dtype in which a changed one is written."""
-        value = self._value(name)
+        value = self._value(name).cpu()  # as from a file, wherever it waited
         packed = any(self._source[key].type not in DTYPES for key in self._reading.keys(name))
         return value.bfloat16() if packed else value
 

@@ -10,7 +10,7 @@ import typer
 
 from llmprune.cli import display
 from llmprune.cli.app import app
-from llmprune.cli.options import Device, Dtype, Json, Measured, Save, Trust
+from llmprune.cli.options import Device, DeviceMap, Dtype, Json, Measured, Save, Trust
 
 
 @app.command()
@@ -23,6 +23,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Measurements, or the fewest pairs of them.")] = 6,
     seconds: Annotated[float, typer.Option(min=0, help="After which no further pair is measured.")] = 120.0,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     save: Save = False,
     trust_remote_code: Trust = False,
@@ -41,7 +42,8 @@ def bench(
     display.quiet()
     names = [model] if baseline is None else [baseline, model]
     load = Load(batch, prompt, new_tokens, repeats, seconds)
-    found = compare(names, load, device=device, dtype=dtype, trust=trust_remote_code)
+    where = {"device": device, "device_map": device_map, "dtype": dtype}
+    found = compare(names, load, where | {"trust_remote_code": trust_remote_code})
     if as_json:
         display.print_json(found)
     else:

@@ -79,7 +79,7 @@ def _measure(dense: str, out: Path) -> None:
     if "bench" not in known:
         say(f"measuring speed for up to {demo_model.LOAD['seconds']:.0f} s")
         both, load = [dense, str(out)], Load(**demo_model.LOAD)
-        keeping.keep_speed(out, bench.compare(both, load, device="auto", dtype="auto", trust=False))
+        keeping.keep_speed(out, bench.compare(both, load, {}))
 
 
 def _answer(name: str) -> str:

@@ -12,7 +12,7 @@ import typer
 
 from llmprune.cli import display
 from llmprune.cli.app import app
-from llmprune.cli.options import Bos, Column, Device, Dtype, Json, Length, Save, Trust
+from llmprune.cli.options import Bos, Column, Device, DeviceMap, Dtype, Json, Length, Save, Trust
 from llmprune.errors import RequestError
 
 
@@ -54,6 +54,7 @@ def evaluate(
     ] = None,
     text_column: Column = None,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     out: Annotated[Path | None, typer.Option(help="Write the JSON object here as well.")] = None,
     fail_if: Annotated[
@@ -93,7 +94,8 @@ def evaluate(
     )
     display.quiet()
     protocol = Protocol(length, windows, stride, parse("auto" if bos is None else bos, "bos"), text_column)
-    where = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    where: dict[str, Any] = {"device": device, "device_map": device_map, "dtype": dtype}
+    where |= {"trust_remote_code": trust_remote_code}
     prompts = min(limit or talk.PROMPTS, talk.PROMPTS) if talks else None
     # Drafts first: what they refuse must not lose what took hours.
     drafts = {} if draft_for is None else {name: draft.measure(name, draft_for, where) for name in models}

@@ -15,6 +15,7 @@ from llmprune.cli.options import (
     Bos,
     Column,
     Device,
+    DeviceMap,
     Dtype,
     Json,
     Layout,
@@ -60,6 +61,7 @@ def inspect(
     bos: Bos = None,
     text_column: Column = None,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     max_memory: MaxMemory = None,
     trust_remote_code: Trust = False,
@@ -80,7 +82,7 @@ def inspect(
     if for_ is not None:
         _show_fits(model, for_, as_json)
         return
-    run = Run(None, False, device, dtype, max_memory, trust_remote_code)
+    run = Run(None, False, device, dtype, max_memory, trust_remote_code, device_map)
     name, asked = from_options(context.params, method="wanda")
     display.quiet()
     require_steps(name, asked, run)

@@ -68,6 +68,10 @@ Column = Annotated[
     in_text(help="A table's column that holds the text (text)."),
 ]
 Device = Annotated[str, in_where(help="auto, cpu, cuda, cuda:N, xpu, mps.")]
+DeviceMap = Annotated[
+    str | None,
+    in_where(help="Where modules wait: auto, or a file of module: device, cpu or disk."),
+]
 Dtype = Annotated[str, in_where(help="auto, float32, bfloat16 or float16.")]
 MaxMemory = Annotated[str | None, in_where(help="Plan with at most this much, such as 8GiB.")]
 Trust = Annotated[

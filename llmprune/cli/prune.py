@@ -16,6 +16,7 @@ from llmprune.cli.options import (
     Bos,
     Column,
     Device,
+    DeviceMap,
     Dtype,
     Json,
     Layout,
@@ -65,6 +66,7 @@ def prune(
     bos: Bos = None,
     text_column: Column = None,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     max_memory: MaxMemory = None,
     recovery: Annotated[
@@ -127,6 +129,7 @@ def prune(
         out=out,
         resume=resume,
         max_memory=max_memory,
+        device_map=device_map,
         on_plan=lambda plan: display.table(plan.rows(), sys.stderr) if ranks.first() else None,
         on_text=None if judged is None else keeping.require_unseen(name, trust_remote_code),
         **where,

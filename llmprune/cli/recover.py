@@ -15,6 +15,7 @@ from llmprune.cli.options import (
     Bos,
     Column,
     Device,
+    DeviceMap,
     Dtype,
     Json,
     Length,
@@ -45,6 +46,7 @@ def recover_(
     bos: Bos = None,
     text_column: Column = None,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     max_memory: MaxMemory = None,
     resume: Resume = False,
@@ -70,7 +72,7 @@ def recover_(
         else:  # which may be named as `prune` names it, too
             how[key.removeprefix("recovery.")] = value
     display.quiet()
-    run = Run(out, resume, device, dtype, max_memory, trust_remote_code)
+    run = Run(out, resume, device, dtype, max_memory, trust_remote_code, device_map)
     report = recovering.recover(model, how, baseline=baseline, calibration=text, **dataclasses.asdict(run))
     if ranks.first():
         display.show_report(report, out or recovering.beside(model), as_json)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from llmprune.checkpoint import draft, reader, source
 from llmprune.checkpoint.opened import Opened
+from llmprune.checkpoint.placement import Asked
 from llmprune.checkpoint.resources import resources
 from llmprune.checkpoint.source import Source
 from llmprune.errors import JobError, RequestError, of_step
@@ -28,6 +29,7 @@ from llmprune.recipe.text import load_data
 from llmprune.report import ModelFacts, Report
 from llmprune.run import learned, plan, tokens
 from llmprune.run.plan import Plan
+from llmprune.run.waiting import placed, with_waiting
 from llmprune.text.windows import Windows
 from llmprune.vocabulary.choice import Kept
 from llmprune.walk.pausing import device_of
@@ -43,6 +45,9 @@ class Run:
     dtype: str = "auto"
     max_memory: str | None = None
     trust_remote_code: bool = False
+    device_map: Asked | None = None
+    """Where blocks wait between walks: `auto`, a file, or a mapping; of a recovery, the dense model's."""
+
     on_text: Callable[[Tensor], None] | None = None
     """Called with the calibration windows [N, L] before they are used; may refuse them."""
 
@@ -119,7 +124,12 @@ def request(recipe: Recipe | Options | str | Path | None, options: Options) -> t
         data = recipe.resolved()
     else:
         data = dict(recipe) if isinstance(recipe, dict) else load_data(str(recipe))
-    return Recipe.parse({**data, **wanted}), run
+    asked = Recipe.parse({**data, **wanted})
+    if run.device_map not in (None, "auto") and (asked.before or asked.recovery):
+        raise RequestError(
+            "device_map", "a map names the modules of one model, and this recipe makes several; give auto"
+        )
+    return asked, run
 
 
 def run_of(options: Options) -> Run:
@@ -202,16 +212,36 @@ def _require_live(model: PreTrainedModel, recipe: Recipe, run: Run) -> None:
         )
     if run.resume:
         raise RequestError("resume", "only a checkpoint can be resumed, and a model in memory was given")
-    if (run.device, run.dtype) != ("auto", "auto"):
+    if (run.device, run.dtype, run.device_map) != ("auto", "auto", None):
         raise RequestError(
             "device", "a model in memory computes where it is, in its own dtype; move it first"
         )
+    _require_whole(model)
     if getattr(model.config, "quantization_config", None):
         raise RequestError("model", "the model is quantised; prune the one it was quantised from")
     if recipe.sites.changes_sizes and any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise RequestError(
             "model",
             f"{recipe.pattern} cannot be cut out of a model that accelerate has dispatched; give its folder",
+        )
+
+
+def _require_whole(model: PreTrainedModel) -> None:
+    """Refuse a model of which this process holds a part.
+
+    Raises:
+        RequestError: it is sharded.
+    """
+    from torch.distributed.fsdp import FullyShardedDataParallel  # takes a second
+    from torch.distributed.tensor import DTensor
+
+    parts = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    wrapped = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+    if parts or wrapped or getattr(model, "tp_size", None):
+        raise RequestError(
+            "model",
+            "tensor parallelism or FSDP has sharded it, and each process holds a part of every matrix; give "
+            "its folder, whose calibration text several processes share",
         )
 
 
@@ -235,6 +265,9 @@ def _job(recipe: Recipe, run: Run, model: Opened, allowed: Allowed, length: int,
     settled = recipe.model_copy(update={"model": name, "calibration": text, "sparsity": share})
     demand = settled.demand(len(model.anatomy.blocks), length)
     made = plan.make(model.anatomy, demand, model.resources, model.bytes, length)
+    if run.device_map is not None:
+        model = placed(model, run.device_map, made.needed_bytes, made.host_bytes)
+        made = with_waiting(made, model)
     return Job(settled, run, model, made, allowed)
 
 

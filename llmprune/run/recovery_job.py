@@ -18,6 +18,7 @@ from llmprune.report import Report
 from llmprune.run import plan
 from llmprune.run.job import Run, require_apart
 from llmprune.run.plan import Plan
+from llmprune.run.waiting import placed, with_waiting
 from llmprune.text.calibration import Calibration
 from llmprune.vocabulary.shared import Shared, shared
 from llmprune.walk.demand import Demand
@@ -46,11 +47,16 @@ class RecoveryJob:
     @property
     def plan(self) -> Plan:
         """What walking both models side by side takes; a recovery that holds them whole checks for itself."""
-        demand = Demand(self.recovery.needs, "layer", self.text.samples, walks=self.recovery.streams)
-        anatomy, where = self.pruned.anatomy, self.pruned.resources
-        length = plan.require_length(anatomy, self.text.length)
-        one = plan.make(anatomy, demand, where, self.pruned.bytes, length)
-        return dataclasses.replace(one, needed_bytes=2 * one.needed_bytes, host_bytes=2 * one.host_bytes)
+        made = _plan(self.pruned, self.recovery, self.text)
+        return with_waiting(made, self.dense) if self.recovery.streams else made
+
+
+def _plan(pruned: Opened, recovery: Recovery, text: Calibration) -> Plan:
+    """What walking both models takes, without what waits of them in memory."""
+    demand = Demand(recovery.needs, "layer", text.samples, walks=recovery.streams)
+    length = plan.require_length(pruned.anatomy, text.length)
+    one = plan.make(pruned.anatomy, demand, pruned.resources, pruned.bytes, length)
+    return dataclasses.replace(one, needed_bytes=2 * one.needed_bytes, host_bytes=2 * one.host_bytes)
 
 
 def opened(
@@ -74,6 +80,11 @@ def opened(
             "recover before that",
         )
     _require_alike(pruned, dense, cut=both.cut)
+    if run.device_map is not None:
+        made = _plan(pruned, recovery, text)
+        # What trains must fit into half of what is free.
+        needed = made.needed_bytes if recovery.streams else pruned.resources.available // 2
+        dense = placed(dense, run.device_map, needed, made.host_bytes)
     return pruned, dense, both
 
 

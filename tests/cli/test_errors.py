@@ -128,6 +128,21 @@ COMMANDS: dict[str, tuple[list[str], str, str]] = {
         "bos",
         "'yes' was asked; give auto, true or false",
     ),
+    "prune by a map that is not there": (
+        ["prune", MODEL, "--out", OUT, *USUAL, "--device-map", "{tmp}/absent.yaml"],
+        "device_map",
+        "cannot be read",
+    ),
+    "eval by a map of no modules": (
+        ["eval", MODEL, "--perplexity", "builtin", "--device-map", "{tmp}/list.yaml"],
+        "device_map",
+        "maps no modules",
+    ),
+    "bench by a map of another model": (
+        ["bench", MODEL, "--device-map", "{tmp}/wrong.yaml"],
+        "device_map",
+        "the model has no such module",
+    ),
     "eval on no device": (["eval", MODEL, "--perplexity", "builtin", "--device", "tpu"], "device", "tpu"),
     "eval in no dtype": (["eval", MODEL, "--perplexity", "builtin", "--dtype", "int3"], "dtype", "int3"),
     "eval into no folder": (

@@ -102,7 +102,7 @@ def test_speed_and_quality_are_kept_beside_each_other(checkpoints, tmp_path):
 
 def test_a_model_beside_itself_shows_what_the_kernels_do(checkpoints):
     same = [str(checkpoints("llama"))] * 2
-    found = compare(same, Load(1, 8, 2, 1, seconds=0), device="cpu", dtype="auto", trust=False)
+    found = compare(same, Load(1, 8, 2, 1, seconds=0), {"device": "cpu"})
     without, with_them = found["models"]
     assert found["ratios"]["decode_tokens_per_s"]["interval"] is None
     assert "of 1 pairs" in found["protocol"] and "until 0 s had passed" in found["protocol"]
@@ -113,7 +113,7 @@ def test_a_model_beside_itself_shows_what_the_kernels_do(checkpoints):
 def test_more_tokens_than_a_model_has_positions_for_are_refused(checkpoints):
     asked, said = Load(1, tiny.CONTEXT, 1, 1), "prompt: 64 tokens and 1 after them were asked"
     with pytest.raises(RequestError, match=said):
-        compare([str(checkpoints("gpt2"))], asked, device="cpu", dtype="auto", trust=False)
+        compare([str(checkpoints("gpt2"))], asked, {"device": "cpu"})
     with pytest.raises(RequestError, match=said):
         runner.require_positions(tiny.model("opt"), "opt", asked)
     runner.require_positions(tiny.model("opt"), "opt", Load(1, tiny.CONTEXT - 1, 1, 1))
@@ -121,7 +121,7 @@ def test_more_tokens_than_a_model_has_positions_for_are_refused(checkpoints):
 
 
 def test_a_model_on_its_own_has_quartiles(checkpoints):
-    found = compare([str(checkpoints("llama"))], Load(2, 8, 2, 3), device="cpu", dtype="auto", trust=False)
+    found = compare([str(checkpoints("llama"))], Load(2, 8, 2, 3), {"device": "cpu"})
     (model,) = found["models"]
     first, third = model["quartiles"]["decode_tokens_per_s"]
     shown = dict(rows(found))["decode, tokens per second"]

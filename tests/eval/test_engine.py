@@ -125,13 +125,13 @@ def test_several_prompts_at_a_time_are_refused(dense: Path, tmp_path: Path) -> N
     with pytest.raises(RequestError, match="batch: 2 prompts"):
         FileRunner(file, Load(batch=2, prompt=8, new_tokens=2))
     with pytest.raises(RequestError, match="batch: 2 prompts"):
-        bench.compare([str(file)], Load(2, 8, 2, 1, 1.0), device="cpu", dtype="auto", trust=False)
+        bench.compare([str(file)], Load(2, 8, 2, 1, 1.0), {"device": "cpu"})
 
 
 def test_another_device_than_the_cpu_is_refused(dense: Path, tmp_path: Path) -> None:
     file = export(dense, tmp_path / "f.gguf", "f32")
     with pytest.raises(RequestError, match="cuda was asked, and"):
-        bench.compare([str(file)], Load(1, 8, 2, 1, 1.0), device="cuda", dtype="auto", trust=False)
+        bench.compare([str(file)], Load(1, 8, 2, 1, 1.0), {"device": "cuda"})
     with pytest.raises(RequestError, match="cuda was asked, and"):
         evaluate({"model": str(file)}, ["builtin"], PROTOCOL, None, {"device": "cuda"})
 
