@@ -16,12 +16,23 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmprune.errors import LlmpruneError, RequestError
-from llmprune.ranks.group import alone, count, exchange, first, joined, meet_first, neighbours, number, place
+from llmprune.ranks.group import (
+    advance,
+    alone,
+    count,
+    exchange,
+    first,
+    joined,
+    meet_first,
+    neighbours,
+    number,
+    place,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["alone", "count", "first", "joined", "neighbours", "number", "place"]
+__all__ = ["advance", "alone", "count", "exchange", "first", "joined", "neighbours", "number", "place"]
 
 T = TypeVar("T")
 CHUNK = 1 << 23  # elements that are added up at a time, in float64

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from llmprune.errors import JobError, LlmpruneError, RequestError, one_line
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PATIENCE = timedelta(minutes=30)  # that a rank waits for the others, which have as much to do as it has
 LOOK = 0.05  # seconds between two looks at whether the first rank is done
 FAILED = "failed"  # what a rank that ends says to the others, in the store that all of them see
+T = TypeVar("T")
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -123,15 +124,21 @@ def _met(patience: timedelta) -> Group:
     return Group(rank, size, PrefixStore("llmprune", store))
 
 
-def exchange(call: Callable[[], object]) -> None:
-    """Make a call in which all ranks take part.
+def exchange(call: Callable[[], T]) -> T:
+    """What a call gives in which all ranks take part.
 
     Raises:
         LlmpruneError: one of them does not.
     """
+    if count() == 1:
+        return call()
+    import torch
+
     try:
-        _step()
-        call()
+        advance()
+        return call()
+    except torch.OutOfMemoryError:  # a RuntimeError, too
+        raise
     except RuntimeError as error:  # the connection broke, or nobody answered in time
         try:
             lost()
@@ -142,7 +149,7 @@ def exchange(call: Callable[[], object]) -> None:
 def meet_first() -> None:
     """Say on the first rank that it is done with what it did alone; wait for that on the others."""
     assert _group is not None
-    _step()
+    advance()
     done = f"done-{_group.step}"
     if first():
         _group.store.set(done, "")
@@ -152,11 +159,11 @@ def meet_first() -> None:
         time.sleep(LOOK)
 
 
-def _step() -> None:
-    """Note for the others how far this rank has come."""
-    assert _group is not None
-    _group.step += 1
-    _group.store.set(f"step-{_group.number}", str(_group.step))
+def advance() -> None:
+    """Note for the others how far this rank has come, so that they can name one that does not come."""
+    if _group and not _alone:
+        _group.step += 1
+        _group.store.set(f"step-{_group.number}", str(_group.step))
 
 
 def lost() -> NoReturn:

@@ -5,6 +5,7 @@ pruned language models Minitron, arXiv:2407.14679: temperature 1, and no loss of
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ from llmprune.training.teacher import Lesson
 
 SCALE = 2.0  # of the adapters' products
 SEEN = 8  # windows that masks are chosen by
+SHARDING = ("FSDP", "DeepSpeed")  # of accelerate; its FSDP knows no CPU, where it could be tested
 UNITS = {"k": 1_000, "M": 1_000_000}
 
 
@@ -80,12 +82,13 @@ class Distill(Taught):
             )
 
     def require(self, pruned: Opened, dense: Opened, samples: int, length: int) -> None:
-        """Refuse a schedule for what did not lose single weights alone, or lost as many already.
+        """Refuse a schedule for what did not lose single weights alone, or lost as many; and sharding.
 
         Raises:
             RequestError: it says which.
         """
         super().require(pruned, dense, samples, length)
+        _require_ddp()
         if self.at_once(length) % ranks.count():
             raise RequestError(
                 "recovery.batch_tokens",
@@ -194,6 +197,21 @@ class Distill(Taught):
         taken = mean if loss < min(losses) else best
         found = {"member_losses": losses, "average_loss": loss}
         return Recovered({**record, **found}, task.write(taken))
+
+
+def _require_ddp() -> None:
+    """Refuse a launcher that would shard the student.
+
+    Raises:
+        RequestError: it names what was asked.
+    """
+    for name in SHARDING:
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() in ("true", "1"):
+            raise RequestError(
+                "ranks",
+                f"accelerate was asked for {name}, and a distillation is shared by DDP, with the whole "
+                "student in every process; launch it with --multi_gpu alone",
+            )
 
 
 def _sites(student: Any) -> list[Site]:

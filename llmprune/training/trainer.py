@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def train(
     trainer.args.eval_on_start = last is None
     try:
         with torch.enable_grad():
-            trainer.train(resume_from_checkpoint=last)
+            ranks.exchange(partial(trainer.train, resume_from_checkpoint=last))
     except torch.OutOfMemoryError as error:
         raise JobError(
             f"memory ran out on a window of {windows.shape[1]} tokens; start again with a smaller --length"
@@ -159,6 +160,7 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Take the gradients of a batch; those that other ranks added know no zeros."""
+        ranks.advance()
         loss: Tensor = super().training_step(model, *args, **kwargs)
         if ranks.count() > 1:
             self._zeros.mask_gradients(self.model)

@@ -16,6 +16,8 @@ import torch
 from llmprune import prune, ranks, recover
 from llmprune.checkpoint import reload
 from llmprune.errors import LlmpruneError
+from llmprune.training import pace
+from llmprune.training.trainer import _Trainer
 from llmprune.walk.walk import Walk
 from tests.program import forking
 from tests.reloading import check_here
@@ -36,7 +38,8 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
         rank: its number.
         count: how many there are.
         port: where they meet.
-        asked: `only` holds what this rank is asked otherwise; `ends` which rank ends how, in block 1.
+        asked: `only` holds what this rank is asked otherwise; `ends` which rank ends how, in block 1 of what
+            it prunes, or step 6 of what it trains.
         patience: seconds to wait for the others.
     """
     place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
@@ -45,11 +48,13 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
     log = (notes / f"log-{rank}").open("w")
     os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
+    pace.SAVE_EVERY, pace.SHARE = 0.0, 1e9  # a checkpoint after every step
     reload.check = check_here  # a fresh process takes seconds to start
     with ranks.joined(timedelta(seconds=patience)):
         for number, one in enumerate(asked):
             request = {key: value for key, value in one.items() if key not in ("only", "ends")}
-            _end(rank, *one.get("ends", (None, "")))
+            if rank == one.get("ends", (None, ""))[0]:
+                _end(one["ends"][1])
             said = notes / f"said-{number}-{rank}"
             try:
                 call = recover if "how" in request else prune
@@ -61,9 +66,9 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
                     raise
 
 
-def _end(rank: int, who: int | None, how: str) -> None:
-    """Let a rank end when it comes to block 1 of its pruning."""
-    own = Walk.stages
+def _end(how: str) -> None:
+    """Let this rank end when it comes to block 1 of its pruning, or to step 6 of its training."""
+    own, step = Walk.stages, _Trainer.training_step
 
     def stages(self: Walk, label: str) -> Iterator[Any]:
         for stage in own(self, label):
@@ -71,8 +76,13 @@ def _end(rank: int, who: int | None, how: str) -> None:
                 ENDS[how]()
             yield stage
 
-    if who == rank:
-        Walk.stages = stages  # type: ignore[method-assign]
+    def training_step(self: _Trainer, *rest: Any) -> Any:
+        if self.state.global_step == 5:
+            ENDS[how]()
+        return step(self, *rest)
+
+    Walk.stages = stages  # type: ignore[method-assign]
+    _Trainer.training_step = training_step  # type: ignore[method-assign]
 
 
 class Ranks:

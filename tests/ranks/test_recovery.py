@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.ranks.children import Ranks
+from tests.ranks.test_ends import written
 
 TEXT = {"samples": 48, "length": 32}
 HOW = {"name": "distill", "tokens": 1024, "batch_tokens": 128, "learning_rate": 1e-3, "products": "float32"}
@@ -49,6 +50,17 @@ def test_zeros_stay(taught: Path) -> None:
     for file in (taught / "weights" / "2").glob("*.safetensors"):
         for key, weight in load_file(file).items():
             assert bool((weight[pruned[key] == 0] == 0).all())
+
+
+def test_a_training_that_lost_a_rank_resumes(taught: Path, ranks: Ranks, tmp_path: Path) -> None:
+    how = {"model": taught / "pruned", "how": HOW, "calibration": TEXT, "out": tmp_path / "out"}
+    said = ranks(how | {"ends": (1, "killed")})[0]
+    assert said[0] == "JobError: process 1 of this run has ended or does not answer; rerun with --resume"
+    assert list(tmp_path.glob("out/.unfinished/**/complete"))
+    assert ranks(how | {"resume": True}) == [["done"] * 2]
+    whole, cut = (_recovery(folder) for folder in (taught / "weights" / "2", tmp_path / "out"))
+    assert whole["losses"] == cut["losses"]
+    assert written(tmp_path / "out") == written(taught / "weights" / "2")
 
 
 def test_a_step_that_they_cannot_share_is_refused(taught: Path, ranks: Ranks, tmp_path: Path) -> None:

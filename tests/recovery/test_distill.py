@@ -161,6 +161,15 @@ def test_killed_while_it_trains_it_resumes_to_the_same_bytes(pruned: Path) -> No
     require_same(cut, whole)
 
 
+def test_a_launcher_that_would_shard_the_student_is_refused(
+    pruned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RequestError, match=r"accelerate was asked for FSDP, and .* is shared by DDP"):
+        recover(pruned, HOW, out=pruned.with_name("sharded"))
+    assert not pruned.with_name("sharded").exists()
+
+
 def test_a_loss_that_is_no_number_is_a_sentence(pruned: Path) -> None:
     with pytest.raises(
         JobError, match=r"the loss of step \d+ is nan; start again with a lower learning rate"
