@@ -43,7 +43,7 @@ class Allocator:
     """True if it removes what the pattern lists."""
 
     spreads: ClassVar[bool] = False
-    """True if all that it measures it gets from `Problem`, so that ranks can share it; else one does it."""
+    """True if ranks share what it measures; else the first one does it alone."""
 
     serves: ClassVar[tuple[str, ...]] = ("weights",)
     """What it can allocate (`Sites.shares`)."""

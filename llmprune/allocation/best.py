@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
-from llmprune import plugins
+from llmprune import plugins, ranks
 from llmprune.allocation.base import Allocation, Allocator, Problem
 from llmprune.allocation.uniform import Uniform
 from llmprune.errors import RequestError
@@ -38,6 +38,7 @@ class Best(Allocator):
     needs_text: ClassVar = True
     holds_out: ClassVar = True
     serves: ClassVar = ("weights", "units")
+    spreads: ClassVar = True
 
     candidates: list[str | dict[str, Any]] | None = None
     """Allocations to compare with `uniform`: names, or mappings of a `name` and options. By default, those
@@ -91,13 +92,10 @@ class Best(Allocator):
             RequestError: there is one window.
         """
         contest = Contest(problem)
-        budgets: list[Budget] = []
-        tried: list[BudgetTrial] = []
-        for part in self.settled(problem.method, contest.kind, problem.sparsity).parts:
-            budget = part.allocate(contest.problem).budget
-            budgets.append(budget)
-            tried.append(contest.trial(plugins.plain(part), budget))
-        return Allocation(budgets[lowest(tried)], tried=tried)
+        parts = self.settled(problem.method, contest.kind, problem.sparsity).parts
+        found = ranks.divided(parts, contest.by_rule)
+        tried = [trial for _, trial in found]
+        return Allocation(found[lowest(tried)][0], tried=tried)
 
 
 class Contest:
@@ -119,8 +117,12 @@ class Contest:
         """What is removed (`Sites.shares`)."""
         return "units" if self.problem.units else "weights"
 
-    def trial(self, named: dict[str, Any], budget: Budget) -> BudgetTrial:
-        """What a budget is worth.
+    def by_rule(self, part: Allocator) -> tuple[Budget, BudgetTrial]:
+        """The budget of an allocation, and what it is worth."""
+        return self.worth(plugins.plain(part), part.allocate(self.problem).budget)
+
+    def worth(self, named: dict[str, Any], budget: Budget) -> tuple[Budget, BudgetTrial]:
+        """A budget, and what it is worth.
 
         Args:
             named: where it comes from: the name of an allocation, and its options.
@@ -130,4 +132,4 @@ class Contest:
         kl = self._trials.divergence(prune, f"trying {spelled(named)}")
         tried: BudgetTrial = {"allocation": named, "kl": kl if math.isfinite(kl) else None}
         say(f"{trial_in_words(tried)} to the dense model on held-out windows")
-        return tried
+        return budget, tried

@@ -21,8 +21,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from llmprune import plugins
-from llmprune.allocation.base import Allocation, Allocator, Problem
+from llmprune import ranks
+from llmprune.allocation.base import Allocation, Problem
 from llmprune.allocation.best import Best, Contest
 from llmprune.checkpoint.once import Once
 from llmprune.measured import BudgetTrial, SearchStep, lowest
@@ -83,6 +83,10 @@ class Search(Best):
         """
         if problem.scratch is not None:
             return _Running(self, problem, problem.scratch).found()
+        return ranks.from_first(lambda: self._in_passing(problem))
+
+    def _in_passing(self, problem: Problem) -> Allocation:
+        """The same where the run writes no files."""
         with tempfile.TemporaryDirectory(prefix="llmprune-search-") as folder:
             return _Running(self, problem, Path(folder)).found()
 
@@ -102,17 +106,20 @@ class _Running:
     def found(self) -> Allocation:
         """Try the candidates, then search round by round around the best."""
         steps: list[SearchStep] = []
-        for number, part in enumerate(self._asked.parts):
-            self._found.append(self._once(f"candidate-{number}", partial(self._by_rule, part)))
+        rule = self._contest.by_rule
+        self._found = ranks.divided(
+            list(enumerate(self._asked.parts)),
+            lambda one: self._once(f"candidate-{one[0]}", partial(rule, one[1])),
+        )
         for number in range(1, self._asked.rounds + 1):
             step = self._asked.step / 2 ** (number - 1)
             grid = grid_around(self._problem, self._best, step, self._asked.levels)
             levels = Levels(self._folder / f"levels-{number}")
             done = self._once(f"round-{number}", partial(self._round, grid, levels, number))
-            shutil.rmtree(levels.folder)
+            ranks.from_first(partial(shutil.rmtree, levels.folder))
             steps += done["steps"]
-            compute = partial(self._worth, {"name": "search", "rounds": number}, done["budget"])
-            self._found.append(self._once(f"result-{number}", compute))
+            compute = partial(self._contest.worth, {"name": "search", "rounds": number}, done["budget"])
+            self._found.append(ranks.from_first(partial(self._once, f"result-{number}", compute)))
         return Allocation(self._best, tried=self._tried, searched=steps)
 
     @property
@@ -123,15 +130,9 @@ class _Running:
     def _best(self) -> Budget:
         return self._found[lowest(self._tried)][0]
 
-    def _by_rule(self, part: Allocator) -> tuple[Budget, BudgetTrial]:
-        return self._worth(plugins.plain(part), part.allocate(self._problem).budget)
-
-    def _worth(self, named: dict[str, Any], budget: Budget) -> tuple[Budget, BudgetTrial]:
-        return budget, self._contest.trial(named, budget)
-
     def _round(self, grid: Grid, levels: Levels, number: int) -> dict[str, Any]:
         """Make the levels, and search among them."""
-        prune_to_levels(self._problem, self._makes, grid, levels)
+        ranks.from_first(lambda: prune_to_levels(self._problem, self._makes, grid, levels))
         population = Population(self._problem.store, self._problem.probe, levels)
         steps: list[SearchStep] = []
         chosen = (0,) * len(grid.rows)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmprune import ranks
 from llmprune.checkpoint.files import write_atomically
 
 
@@ -28,6 +29,8 @@ class Once:
             JobError: it cannot be written.
         """
         file = self._folder / f"{name}.json"
-        if not file.is_file():
-            write_atomically({file: json.dumps(compute())})
-        return json.loads(file.read_text())
+        known = ranks.from_first(lambda: file.read_text() if file.is_file() else None)
+        if known is None:
+            known = found = json.dumps(compute())
+            ranks.from_first(lambda: write_atomically({file: found}))
+        return json.loads(known)

@@ -23,7 +23,7 @@ from llmprune.ranks.group import (
     exchange,
     first,
     joined,
-    meet_first,
+    meet,
     neighbours,
     number,
     place,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["advance", "alone", "count", "exchange", "first", "joined", "neighbours", "number", "place"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 CHUNK = 1 << 23  # elements that are added up at a time, in float64
 _before = 0
 
@@ -123,7 +124,7 @@ def from_first(compute: Callable[[], T]) -> T:
     if first():
         with alone():
             outcome = [_packed(_attempt(compute))]
-    meet_first()
+    meet([0])
     exchange(lambda: dist.broadcast_object_list(outcome))
     done: tuple[T, LlmpruneError | None] = pickle.loads(outcome[0])
     return _settled(done)
@@ -138,6 +139,21 @@ def everywhere(compute: Callable[[], T]) -> T:
     value, error = _attempt(compute)
     failed = [one for one in gathered([error]) if one is not None]
     return _settled((value, failed[0] if failed else None))
+
+
+def divided(items: Sequence[T], compute: Callable[[T], R]) -> list[R]:
+    """What is computed of every item, each by one rank alone, in the order of the items.
+
+    Raises:
+        LlmpruneError: that of the first rank that failed, on every rank.
+    """
+    if count() == 1:
+        return [compute(item) for item in items]
+    own = items[part(len(items))]
+    with alone():
+        outcome = _attempt(lambda: [compute(item) for item in own])
+    meet(range(count()))
+    return gathered(everywhere(lambda: _settled(outcome)))
 
 
 def require_same(facts: Mapping[str, object]) -> None:

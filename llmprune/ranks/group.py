@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 PATIENCE = timedelta(minutes=30)  # that a rank waits for the others, which have as much to do as it has
-LOOK = 0.05  # seconds between two looks at whether the first rank is done
+LOOK = 0.05  # seconds between two looks at whether another rank is done
 FAILED = "failed"  # what a rank that ends says to the others, in the store that all of them see
 T = TypeVar("T")
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -146,14 +146,14 @@ def exchange(call: Callable[[], T]) -> T:
             raise ended from error
 
 
-def meet_first() -> None:
-    """Say on the first rank that it is done with what it did alone; wait for that on the others."""
+def meet(working: Sequence[int]) -> None:
+    """Wait for the ranks that did something alone, however long that took them."""
     assert _group is not None
     advance()
-    done = f"done-{_group.step}"
-    if first():
-        _group.store.set(done, "")
-    while not _group.store.check([done]):
+    done = [f"done-{_group.step}-{rank}" for rank in working]
+    if _group.number in working:
+        _group.store.set(f"done-{_group.step}-{_group.number}", "")
+    while not _group.store.check(done):
         if _group.store.check([FAILED]):
             lost()
         time.sleep(LOOK)

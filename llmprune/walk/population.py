@@ -6,10 +6,12 @@ is computed once.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from llmprune import ranks
 from llmprune.checkpoint.store import Store
 from llmprune.walk.levels import BlockLevels, Level, Levels
 from llmprune.walk.predictions import States, divergences
@@ -44,11 +46,15 @@ class Population:
         """
         at_once = max(1, HELD // sum(batch.numel() for batch in batches))
         distinct = list(dict.fromkeys(candidates))
-        found: dict[Candidate, float] = {}
-        for start in range(0, len(distinct), at_once):
+        size = min(at_once, -(-len(distinct) // ranks.count()))
+        parts = [distinct[start : start + size] for start in range(0, len(distinct), size)]
+
+        def measured(part: list[Candidate]) -> dict[Candidate, float]:
             walk = Walk(self._store, batches, self._probe)
-            dense, ends = self._ends(walk, distinct[start : start + at_once], label)
-            found |= divergences(self._store, walk, dense, ends)
+            dense, ends = self._ends(walk, part, label)
+            return divergences(self._store, walk, dense, ends)
+
+        found = dict(ChainMap(*ranks.divided(parts, measured)))
         return [found[candidate] for candidate in candidates]
 
     def _ends(

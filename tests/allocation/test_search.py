@@ -166,7 +166,7 @@ def test_interrupted_at_any_moment_it_resumes_to_the_same_bytes(
 ) -> None:
     folder, asked = tiny.save("llama", tmp_path / "dense"), asked | {"allocation": QUICK}
     prune(folder, asked, tokens=TOKENS, out=tmp_path / "whole")
-    measured, written, tried = Population.cost, Levels.put, Contest.trial
+    measured, written, tried = Population.cost, Levels.put, Contest.worth
     lots, left = random.Random(asked["method"]), [0]
 
     def counted(do: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,7 +180,7 @@ def test_interrupted_at_any_moment_it_resumes_to_the_same_bytes(
 
     monkeypatch.setattr(Population, "cost", counted(measured))
     monkeypatch.setattr(Levels, "put", counted(written))
-    monkeypatch.setattr(Contest, "trial", counted(tried))
+    monkeypatch.setattr(Contest, "worth", counted(tried))
     kills = 0
     while not (tmp_path / "out" / "config.json").exists():
         left[0] = lots.randint(2, 6)

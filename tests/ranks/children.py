@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -34,7 +34,7 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
     """One of several processes: prune as asked, one after another, and note what each call said.
 
     Args:
-        notes: a folder for what it has to say.
+        notes: a folder for what it has to say, and what it walked the model for.
         rank: its number.
         count: how many there are.
         port: where they meet.
@@ -48,6 +48,7 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
     log = (notes / f"log-{rank}").open("w")
     os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
+    _note_walks((notes / f"walks-{rank}").open("w", buffering=1))
     pace.SAVE_EVERY, pace.SHARE = 0.0, 1e9  # a checkpoint after every step
     reload.check = check_here  # a fresh process takes seconds to start
     with ranks.joined(timedelta(seconds=patience)):
@@ -64,6 +65,17 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
                 said.write_text(f"{type(error).__name__}: {error}")
                 if "ends" in one:
                     raise
+
+
+def _note_walks(file: TextIO) -> None:
+    """Write down what this rank walks the model for."""
+    own = Walk.stages
+
+    def stages(self: Walk, label: str) -> Iterator[Any]:
+        file.write(f"{label}\n")
+        return own(self, label)
+
+    Walk.stages = stages  # type: ignore[method-assign]
 
 
 def _end(how: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ SAME: dict[str, dict[str, Any]] = {
     "owl": {"method": "wanda", "allocation": "owl"},
     "global": {"method": "wanda", "allocation": "global"},
     "best": {"method": "wanda", "allocation": "best"},
+    "search": {
+        "method": "wanda",
+        "allocation": {"name": "search", "rounds": 1, "generations": 2, "offspring": 5, "tokens": 128},
+        "calibration": {"samples": 70, "length": 64},
+    },
     "sleb": {**BLOCKS, "allocation": "sleb"},
     "shortgpt": {**BLOCKS, "allocation": "shortgpt"},
     "mixture, wanda": {"method": "wanda", "calibration": FEW},
@@ -81,6 +87,18 @@ def test_matrices_give_nearly_the_same_weights(pruned: Path, name: str) -> None:
     for key, weight in one.items():
         assert bool(((weight == 0) == (two[key] == 0)).all())
         assert float((weight - two[key]).abs().max()) < 1e-4
+
+
+def test_candidates_are_measured_on_different_ranks(pruned: Path, ranks: Ranks) -> None:
+    def walks(launch: int, rank: int) -> Counter[str]:
+        return Counter((ranks.folder / f"launch-{launch}" / f"walks-{rank}").read_text().splitlines())
+
+    alone, first, second = walks(1, 0), walks(2, 0), walks(2, 1)
+    trials = {label for label in alone if label.startswith("trying ")}
+    assert all(first[label] + second[label] == alone[label] for label in trials)
+    assert trials & first.keys() and trials & second.keys()
+    for label in ("pruning sites one by one", "measuring mutations"):
+        assert first[label] == second[label] == alone[label] > 0
 
 
 def test_the_first_rank_alone_speaks(pruned: Path, ranks: Ranks, model: Path, tmp_path: Path) -> None:
