@@ -118,10 +118,29 @@ def _met(patience: timedelta) -> Group:
         backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator)}"
         if place() < torch.accelerator.device_count():  # otherwise they can only work on the CPU
             torch.accelerator.set_device_index(place())
-    store, rank, size = next(rendezvous("env://", timeout=patience))
-    own = PrefixStore("ranks", store)
-    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=patience)
-    return Group(rank, size, PrefixStore("llmprune", store))
+    group = None
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=patience))
+        group = Group(rank, size, PrefixStore("llmprune", store))
+        group.store.set(f"step-{rank}", "0")
+        own = PrefixStore("ranks", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=patience)
+    except RuntimeError as error:
+        raise _not_met(group, patience) from error
+    return group
+
+
+def _not_met(group: Group | None, patience: timedelta) -> JobError:
+    """What to say where not all ranks came together; the first one learns only that."""
+    absent: list[str] = []
+    with suppress(RuntimeError):  # the store went with its process
+        numbers = range(group.count) if group else ()
+        absent = [str(one) for one in numbers if group and not group.store.check([f"step-{one}"])]
+    who = f"process {' and '.join(absent)}" if absent else "another process"
+    return JobError(
+        f"{who} of {os.environ['WORLD_SIZE']} did not come to {os.environ['MASTER_ADDR']}:"
+        f"{os.environ['MASTER_PORT']} within {patience.total_seconds():g} s; start all of them"
+    )
 
 
 def exchange(call: Callable[[], T]) -> T:
@@ -147,13 +166,20 @@ def exchange(call: Callable[[], T]) -> T:
 
 
 def meet(working: Sequence[int]) -> None:
-    """Wait for the ranks that did something alone, however long that took them."""
+    """Wait for the ranks that did something alone, however long that took them.
+
+    Raises:
+        LlmpruneError: one of them has ended.
+    """
+    exchange(lambda: _wait(working))
+
+
+def _wait(working: Sequence[int]) -> None:
     assert _group is not None
-    advance()
-    done = [f"done-{_group.step}-{rank}" for rank in working]
-    if _group.number in working:
-        _group.store.set(f"done-{_group.step}-{_group.number}", "")
-    while not _group.store.check(done):
+    done = {rank: f"done-{_group.step}-{rank}" for rank in working}
+    if _group.number in done:
+        _group.store.set(done[_group.number], "")
+    while not _group.store.check(list(done.values())):
         if _group.store.check([FAILED]):
             lost()
         time.sleep(LOOK)

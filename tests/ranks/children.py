@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -16,8 +17,10 @@ import torch
 from llmprune import prune, ranks, recover
 from llmprune.checkpoint import reload
 from llmprune.errors import LlmpruneError
+from llmprune.tensors.statistics import Gram
 from llmprune.training import pace
 from llmprune.training.trainer import _Trainer
+from llmprune.walk.observation import Observation
 from llmprune.walk.walk import Walk
 from tests.program import forking
 from tests.reloading import check_here
@@ -28,6 +31,7 @@ ENDS: dict[str, Callable[[], object]] = {
     "out of memory": lambda: (_ for _ in ()).throw(MemoryError),
     "asleep": lambda: time.sleep(20),
 }
+AT = "killed at "  # a second after its start
 
 
 def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], patience: int) -> None:
@@ -39,7 +43,7 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
         count: how many there are.
         port: where they meet.
         asked: `only` holds what this rank is asked otherwise; `ends` which rank ends how, in block 1 of what
-            it prunes, or step 6 of what it trains.
+            it prunes, in step 6 of what it trains, or at a time; `grams` where to keep block 0's matrices.
         patience: seconds to wait for the others.
     """
     place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
@@ -51,20 +55,44 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
     _note_walks((notes / f"walks-{rank}").open("w", buffering=1))
     pace.SAVE_EVERY, pace.SHARE = 0.0, 1e9  # a checkpoint after every step
     reload.check = check_here  # a fresh process takes seconds to start
-    with ranks.joined(timedelta(seconds=patience)):
-        for number, one in enumerate(asked):
-            request = {key: value for key, value in one.items() if key not in ("only", "ends")}
-            if rank == one.get("ends", (None, ""))[0]:
-                _end(one["ends"][1])
-            said = notes / f"said-{number}-{rank}"
-            try:
-                call = recover if "how" in request else prune
-                call(**(request | one.get("only", {}).get(rank, {})))
-                said.write_text("done")
-            except LlmpruneError as error:
-                said.write_text(f"{type(error).__name__}: {error}")
-                if "ends" in one:
-                    raise
+    said = notes / f"said-0-{rank}"
+    try:
+        with ranks.joined(timedelta(seconds=patience)):
+            for number, one in enumerate(asked):
+                said = notes / f"said-{number}-{rank}"
+                _do(one, rank, said)
+    except LlmpruneError as error:
+        said.write_text(f"{type(error).__name__}: {error}")
+
+
+def _do(one: Asked, rank: int, said: Path) -> None:
+    """Do what was asked of a rank, and note what it said."""
+    request = {key: value for key, value in one.items() if key not in ("only", "ends", "grams")}
+    if rank == one.get("ends", (None, ""))[0]:
+        _end(one["ends"][1])
+    if rank == 0 and "grams" in one:
+        _keep_grams(one["grams"])
+    try:
+        call = recover if "how" in request else prune
+        call(**(request | one.get("only", {}).get(rank, {})))
+        said.write_text("done")
+    except LlmpruneError as error:
+        said.write_text(f"{type(error).__name__}: {error}")
+        if "ends" in one:
+            raise
+
+
+def _keep_grams(file: Path) -> None:
+    """Keep the first four Gram matrices that are complete: those of block 0."""
+    own, found = Observation.complete, []
+
+    def complete(self: Observation) -> None:
+        own(self)
+        if len(found) < 4:
+            found.append(self.statistic.of(Gram).value.clone())
+            torch.save(found, file)
+
+    Observation.complete = complete  # type: ignore[method-assign]
 
 
 def _note_walks(file: TextIO) -> None:
@@ -80,6 +108,9 @@ def _note_walks(file: TextIO) -> None:
 
 def _end(how: str) -> None:
     """Let this rank end when it comes to block 1 of its pruning, or to step 6 of its training."""
+    if how.startswith(AT):
+        threading.Timer(float(how.removeprefix(AT)), ENDS["killed"]).start()
+        return
     own, step = Walk.stages, _Trainer.training_step
 
     def stages(self: Walk, label: str) -> Iterator[Any]:
@@ -104,15 +135,24 @@ class Ranks:
         self.folder, self._launches = folder, 0
         self._context = forking()
 
-    def __call__(self, *asked: Asked, count: int = 2, patience: int = 20) -> list[list[str]]:
-        """What every rank said to every request; nothing where it came to no end."""
+    def __call__(
+        self, *asked: Asked, count: int = 2, patience: int = 20, started: int | None = None
+    ) -> list[list[str]]:
+        """What every rank said to every request; nothing where it came to no end.
+
+        Args:
+            asked: the requests.
+            count: how many ranks there are to be.
+            patience: seconds to wait for one another.
+            started: how many are started, if not all.
+        """
         self._launches += 1
         notes = self.folder / f"launch-{self._launches}"
         notes.mkdir()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        arguments = [(notes, rank, count, port, list(asked), patience) for rank in range(count)]
+        arguments = [(notes, rank, count, port, list(asked), patience) for rank in range(started or count)]
         processes = [self._context.Process(target=child, args=one) for one in arguments]
         for process in processes:
             process.start()

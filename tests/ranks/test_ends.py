@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.ranks.children import Ranks
+from tests.ranks.children import AT, Ranks
 
 ASKED: dict[str, Any] = {"method": "wanda", "calibration": {"samples": 100, "length": 64}}
 
@@ -59,6 +61,28 @@ def test_a_rank_that_does_not_answer_is_named(ranks: Ranks, model: Path, tmp_pat
     asked = {"model": model, **ASKED, "out": tmp_path / "out", "ends": (1, "asleep")}
     said = ranks(asked, patience=4)[0]
     assert said[0] == "JobError: process 1 of this run has ended or does not answer; rerun with --resume"
+
+
+def test_a_rank_that_never_comes_is_missed(ranks: Ranks, model: Path, tmp_path: Path) -> None:
+    asked = {"model": model, **ASKED, "out": tmp_path / "out"}
+    said = ranks(asked, count=3, patience=2, started=1)[0]
+    assert re.fullmatch(
+        r"JobError: another process of 3 did not come to 127.0.0.1:\d+ within 2 s; .*", said[0]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_at_any_moment_the_rest_end_and_two_resume(
+    ranks: Ranks, model: Path, tmp_path: Path, undisturbed: dict[str, bytes], seed: int
+) -> None:
+    lots = random.Random(seed)
+    who, when = lots.randrange(2), lots.uniform(0, 2)
+    asked = {"model": model, **ASKED, "out": tmp_path / "out"}
+    said = ranks(asked | {"ends": (who, f"{AT}{when}")})[0]
+    assert said[1 - who] == "done" or said[1 - who].endswith("rerun with --resume")
+    assert ranks(asked | {"resume": True}) == [["done"] * 2]
+    assert written(tmp_path / "out") == undisturbed
 
 
 def test_ranks_that_were_not_asked_the_same_do_nothing(ranks: Ranks, model: Path, tmp_path: Path) -> None:
