@@ -51,7 +51,7 @@ Target = Annotated[
 ]
 Text = Annotated[
     str | None,
-    in_text(help="builtin, wikitext2, c4, self, synthetic, FILE, PROMPTS:answers or a Hub id."),
+    in_text(help="builtin, wikitext2, c4, self, synthetic, FILE, FILE:answers, Hub id."),
 ]
 Samples = Annotated[int | None, in_text(help="Calibration windows (128, or the method's own).")]
 Length = Annotated[
@@ -70,7 +70,7 @@ Column = Annotated[
 Device = Annotated[str, in_where(help="auto, cpu, cuda, cuda:N, xpu, mps.")]
 DeviceMap = Annotated[
     str | None,
-    in_where(help="Where modules wait: auto, or a file of module: device, cpu or disk."),
+    in_where(help="Where modules wait: auto, or a file of module: device."),
 ]
 Dtype = Annotated[str, in_where(help="auto, float32, bfloat16 or float16.")]
 MaxMemory = Annotated[str | None, in_where(help="Plan with at most this much, such as 8GiB.")]
