@@ -96,7 +96,7 @@ def _known(asked: Mapping[str, str | int], model: PreTrainedModel) -> Places:
         path: DISK if place == DISK else devices.numbered(devices.named(place, "device_map"))
         for path, place in asked.items()
     }
-    for name, _ in model.named_parameters():
+    for name in model.state_dict():  # a head that is tied as well: accelerate asks for its place
         if place_of(name, places) is None:
             raise RequestError(
                 "device_map", f"{name} is in none of the modules that were named; name one that holds it"

@@ -50,7 +50,7 @@ class CheckpointStore(Store):
         return self._conversion.misfit(self._source)
 
     def hold(self, places: Places) -> None:
-        """Keep what is read from here on where a device map puts it, and do not read it again."""
+        """Keep what is read of the blocks where a device map puts it, and do not read it again."""
         self._places = places
 
     def load(self, modules: Mapping[str, nn.Module]) -> dict[tuple[nn.Module, str], nn.Parameter]:
@@ -73,8 +73,9 @@ class CheckpointStore(Store):
 
     def _value(self, name: str) -> Tensor:
         """A parameter or buffer in the dtype of the checkpoint, or unpacked into that of the computation."""
-        place = place_of(name, self._places) or DISK
-        if place == DISK:
+        inside = name.startswith(f"{self.anatomy.prefix}.")
+        place = place_of(name, self._places) if inside else None
+        if place in (None, DISK):
             return self._read(name)
         if name not in self._held:
             self._held[name] = self._read(name).to(place)

@@ -166,6 +166,13 @@ def test_what_reads_the_tokens_must_be_where_it_computes(checkpoints: tiny.Check
         load(str(checkpoints("llama")), device_map=PLACES | {"model.embed_tokens": "disk"})
 
 
+def test_a_tied_head_has_a_place_too(checkpoints: tiny.Checkpoints) -> None:
+    places = {"model": "cpu"}
+    with pytest.raises(RequestError, match=r"device_map: lm_head.weight is in none of the modules"):
+        load(str(checkpoints("phi3")), device_map=places)
+    assert load(str(checkpoints("phi3")), device_map=places | {"lm_head": "cpu"})
+
+
 def test_a_device_and_a_map_are_one_too_many(checkpoints: tiny.Checkpoints) -> None:
     with pytest.raises(RequestError, match="device: cpu was asked, and a device map too"):
         load(str(checkpoints("llama")), device="cpu", device_map="auto")
