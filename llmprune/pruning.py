@@ -27,6 +27,7 @@ from llmprune.repair.span import Span
 from llmprune.report import Report
 from llmprune.run import finish, job, learned, settings, warning
 from llmprune.run.job import Job, Run
+from llmprune.run.mtp_heads import MtpHeads
 from llmprune.run.plan import Plan
 from llmprune.run.seam import Seams
 from llmprune.run.windows import windows
@@ -186,23 +187,26 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
         header = ranks.from_first(lambda: _begun(todo, fingerprint, batch, found, draft))
     if draft and ranks.first():
         learned.keep(method, draft.folder)
-    warning.show(warning.overpruned(todo, header.budget))
+    shapes = todo.shapes(header.budget)
+    heads = MtpHeads(todo, shapes)
+    warning.show([*warning.overpruned(todo, header.budget), *heads.warnings])
     seams = _seams(problem, header)
     measures = seams is not None or (recipe.needs is not Nothing and not found.observed.seen)
     walk = Walk(model.store, ranks.share(problem.batches) if measures else [], problem.probe)
-    shapes = todo.shapes(header.budget)
     earlier = len(draft.done) if draft else 0
     dense = DenseStream(model.anatomy) if recipe.target == "dense" else None
     work = Work(
         recipe, method, model.store, header, shapes, draft, found.observed, found.solved, seams, dense
     )
-    records = [work.pruned(stage) for stage in walk.stages("pruning")]
+    records = [work.pruned(stage) for stage in walk.stages("pruning", ends=heads.lose_experts)]
+    if heads.lose_experts:
+        heads.prune(walk, work)
     warning.show(warning.starved(site for record in records for site in record.sites))
     spent = finish.time_of(records, earlier, time.perf_counter() - start)
     result = finish.report_of(todo, text, records, shapes, header, spent)
     result.learned = cast(Learned, method.facts()) or None
     if draft:
-        result = ranks.from_first(lambda: finish.publish(todo, shapes, draft, walk, result, tokenizer))
+        result = ranks.from_first(lambda: finish.publish(todo, heads, draft, walk, result, tokenizer))
     if model.source is None:
         shapes.apply(work.keeps, settings.mark(todo, shapes))
     return result

@@ -191,6 +191,8 @@ class Report(BaseModel):
     """What the method says of itself."""
     calibration: CalibrationRecord | None
     sites: list[SiteRecord] = Field(min_length=1)
+    mtp_heads: list[SiteRecord] | None = None
+    """Those of heads for multi-token prediction that lost experts; empty where heads were left out."""
     totals: Totals
     time: Time
     memory: Memory
@@ -210,7 +212,6 @@ class Report(BaseModel):
     warnings: list[str] = []
     """What the user should know before the result is used, in sentences."""
     steps: list[StepRecord] | None = None
-    """The steps before the last one."""
     versions: dict[str, str]
     fingerprint: dict[str, Any] | None = None
 

@@ -1,8 +1,7 @@
-"""What mixtures have that others lack: starved experts, heads for further tokens, counts that cannot be."""
+"""What mixtures have that others lack: starved experts, counts that cannot be."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -142,47 +141,6 @@ def test_masks_of_experts_are_refined(family: str, checkpoints: tiny.Checkpoints
     for name in moved:
         assert torch.equal(after[name], dense[name].where(after[name] != 0, 0)), name
         assert int((after[name] == 0).sum()) == int((before[name] == 0).sum())
-
-
-def with_mtp(folder: Path, to: Path) -> Path:
-    """A checkpoint with a block behind the last, as DeepSeek-V3 publishes it."""
-    to.mkdir()
-    for file in folder.iterdir():
-        (to / file.name).write_bytes(file.read_bytes())
-    stored = load_file(to / "model.safetensors")
-    behind = {
-        k.replace(".layers.1.", ".layers.2."): t.clone() for k, t in stored.items() if ".layers.1." in k
-    }
-    behind["model.layers.2.eh_proj.weight"] = torch.ones(32, 64)
-    save_file(stored | behind, to / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((to / "config.json").read_text())
-    (to / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
-    return to
-
-
-@pytest.mark.usefixtures("check_in_process")
-@pytest.mark.parametrize(
-    ("recipe", "number"),
-    [
-        ({"method": "wanda", "sparsity": 0.5}, 2),
-        ({"pattern": {"name": "blocks", "remove": [0], "keep_ends": False}}, 1),
-        ({"method": "reap", "sparsity": 0.25}, None),
-    ],
-)
-def test_heads_for_further_tokens(
-    recipe: dict[str, Any], number: int | None, checkpoints: tiny.Checkpoints, tmp_path: Path
-) -> None:
-    """They stay where their sizes do, behind the last block; else they go, and the report says so."""
-    report = prune(
-        with_mtp(checkpoints("deepseek_v3"), tmp_path / "with"), asked(**recipe), out=tmp_path / "out"
-    )
-    heads = {key.split(".")[2] for key in layout_of(tmp_path / "out") if "eh_proj" in key}
-    assert heads == ({str(number)} if number else set())
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["num_nextn_predict_layers"] == int(number is not None)
-    assert any("multi-token" in warning for warning in report.warnings) == (number is None)
-    loaded = load(tmp_path / "out")
-    assert report.totals["parameters_after"] - sum(p.numel() for p in loaded.parameters()) <= 32  # buffers
 
 
 @pytest.mark.parametrize(

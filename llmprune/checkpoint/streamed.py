@@ -144,6 +144,19 @@ class CheckpointStore(Store):
         """The tensors of a block as its checkpoint has them, packed ones too, by their keys."""
         return {key: self._source[key].read() for key in self._keys(f"{self.anatomy.prefix}.{block}.")}
 
+    def shapes(self, block: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of a block's tensors as its checkpoint has them, by their keys."""
+        return {key: self._source[key].shape for key in self._keys(f"{self.anatomy.prefix}.{block}.")}
+
+    @contextmanager
+    def standing_in(self, tensors: Mapping[str, Stored]) -> Iterator[None]:
+        """Read other tensors under the keys of the checkpoint's own, while the context is open."""
+        own, self._source = self._source, {**self._source, **tensors}
+        try:
+            yield
+        finally:
+            self._source = own
+
     def owner(self, key: str) -> str:
         """The (first) parameter that a tensor of the checkpoint belongs to."""
         return self._reading.owner(key)

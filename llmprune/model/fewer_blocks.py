@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor
 
@@ -34,9 +35,9 @@ class _Fewer(Shapes):
         return not self._refits
 
     @property
-    def keeps_mtp(self) -> bool:
+    def mtp(self) -> Literal["stay"]:
         """Their sizes stay."""
-        return True
+        return "stay"
 
     def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
         """All parameters of the site, or none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor
 
@@ -41,6 +42,11 @@ class FewerExperts(Shapes):
     def copies(self) -> bool:
         """No weight that stays changes."""
         return True
+
+    @property
+    def mtp(self) -> Literal["shrink"]:
+        """One field of the config counts their experts and those of the blocks."""
+        return "shrink"
 
     def cut_stored(self, stored: StoredBlock, keeps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The experts that stay, renumbered where each has its own keys, and routers without the others."""

@@ -80,9 +80,9 @@ class Shapes:
         return tensors
 
     @property
-    def keeps_mtp(self) -> bool:
-        """Whether heads for multi-token prediction fit the pruned model (`llmprune.model.mtp`)."""
-        return self.layout is None
+    def mtp(self) -> Literal["stay", "shrink", "go"]:
+        """What becomes of heads for multi-token prediction: they stay as they are, lose experts, or go."""
+        return "stay" if self.layout is None else "go"
 
     @property
     def copies(self) -> bool:

@@ -16,7 +16,7 @@ from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError, first_line
 from llmprune.measured import lowest, spelled
 from llmprune.patterns import base as patterns
-from llmprune.report import CalibrationRecord, Choice, RecoveryRecord, Report, StepRecord
+from llmprune.report import CalibrationRecord, Choice, RecoveryRecord, Report, SiteRecord, StepRecord
 from llmprune.run import card_picture, card_serving
 
 TEXT = """---
@@ -53,7 +53,7 @@ tokenizer = AutoTokenizer.from_pretrained({place})
 | pattern | {pattern} |
 | allocation, repair | {allocation}, {repair} |
 | sparsity of the pruned layers | {sparsity:.2%} of {prunable:,} weights, {model_sparsity:.2%} of the model |
-| calibration | {calibration} |{recovered}
+| calibration | {calibration} |{mtp_heads}{recovered}
 
 {about}Checked after writing, in a fresh process with transformers {transformers}: {checked}.
 
@@ -114,6 +114,7 @@ def make(report: Report, source: Source | None, out: Path, written: Path) -> str
         bytes_before=totals["bytes_before"],
         bytes_after=totals["bytes_after"],
         calibration=_counted(report) or _calibration(report.calibration),
+        mtp_heads=_mtp_heads(report.mtp_heads),
         recovered=_recovered(report.recovery),
         line=_line(folder, checked["line"]),
         place=_literal(folder),
@@ -240,6 +241,15 @@ def _counted(report: Report) -> str:
         return ""
     before, after = said["text_tokens_before"], said["text_tokens_after"]
     return f"{said['text']}, read whole: {before:,} tokens before, {after:,} now"
+
+
+def _mtp_heads(records: Sequence[SiteRecord] | None) -> str:
+    """A table row about heads for multi-token prediction, unless they are as before."""
+    if records is None:
+        return ""
+    before, after = (records[0].units if records else None) or (0, 0)
+    said = f"{len(records)}, with {after} of {before} experts" if records else "left out"
+    return f"\n| heads for multi-token prediction | {said} |"
 
 
 def _recovered(record: RecoveryRecord | None) -> str:

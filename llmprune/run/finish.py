@@ -17,7 +17,6 @@ from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import BlockRecord, RunHeader
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
-from llmprune.model import mtp
 from llmprune.model.shapes import Shapes
 from llmprune.plugins import Options
 from llmprune.progress import say
@@ -26,15 +25,11 @@ from llmprune.recipe.text import write_yaml
 from llmprune.report import RecipeRecord, Report, StepRecord, Time
 from llmprune.run import card, card_picture, memory, settings, tokens
 from llmprune.run.job import Job, Run
+from llmprune.run.mtp_heads import MtpHeads
 from llmprune.run.warning import overpruned, starved
 from llmprune.text.calibration import as_now
 from llmprune.text.windows import Windows
 from llmprune.walk.walk import Walk
-
-MTP_GOES = (
-    "the heads for multi-token prediction were left out, since they are as large as the dense blocks; "
-    "engines draft without them"
-)
 
 
 def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:
@@ -149,7 +144,7 @@ def time_of(records: list[BlockRecord], earlier: int, seconds: float) -> Time:
     }
 
 
-def publish(todo: Job, shapes: Shapes, draft: Draft, walk: Walk, result: Report, tokenizer: Any) -> Report:
+def publish(todo: Job, heads: MtpHeads, draft: Draft, walk: Walk, result: Report, tokenizer: Any) -> Report:
     """Complete the folder of a pruned checkpoint, check that it loads, then move it into place.
 
     Returns:
@@ -158,17 +153,14 @@ def publish(todo: Job, shapes: Shapes, draft: Draft, walk: Walk, result: Report,
     Raises:
         JobError: the result does not load, or differs from the model in memory.
     """
-    start = time.perf_counter()
-    rest = shapes.rest(todo.model.store.rest())
-    left_out = [] if settings.keeps_mtp(todo, shapes) else mtp.keys_of(todo.model.anatomy, rest)
-    draft.write_rest({key: tensor for key, tensor in rest.items() if key not in left_out})
-    if left_out:
-        result.warnings = [*result.warnings, MTP_GOES]
-        say(f"warning: {MTP_GOES}")
+    start, shapes = time.perf_counter(), heads.shapes
+    draft.write_rest(heads.written(shapes.rest(todo.model.store.rest())))
+    result.mtp_heads = heads.records if heads.records or heads.gone else None
+    result.warnings = [*result.warnings, *heads.warnings]
     result.time["write_s"] += time.perf_counter() - start
-    settings.write(todo, draft, tokenizer, shapes, drops_mtp=bool(left_out))
+    settings.write(todo, draft, tokenizer, shapes, drops_heads=bool(heads.gone))
     draft.write_text("recipe.yaml", write_yaml(todo.recipe.resolved()))
-    after = _parameters_after(todo, draft, result, left_out)
+    after = _parameters_after(todo, draft, result, heads)
     zeros = zeros_of(draft.done)
     result.totals = report.totals(result.sites, todo.facts, after, draft.total_size(), zeros)
     logits = walk.logits() if todo.model.fits_whole() else None
@@ -217,15 +209,11 @@ def seal(
     draft.publish()
 
 
-def _parameters_after(todo: Job, draft: Draft, result: Report, left_out: list[str]) -> int:
-    """Count the parameters of the pruned model."""
-    if todo.model.source and todo.model.source.packed:  # what is stored is not what a model has
-        return todo.plan.parameters - sum(site.dropped for site in result.sites if site.units)
-    return todo.plan.parameters + draft.total_parameters() - _stored_parameters(todo, draft, left_out)
-
-
-def _stored_parameters(todo: Job, draft: Draft, left_out: list[str]) -> int:
-    """Count the parameters that the dense checkpoint stores; tied ones may be stored twice."""
+def _parameters_after(todo: Job, draft: Draft, result: Report, heads: MtpHeads) -> int:
+    """Count the parameters of the pruned model; heads for multi-token prediction are no part of it."""
     if todo.model.source is None:
-        return draft.total_parameters()
-    return sum(stored.numel for key, stored in todo.model.source.tensors.items() if key not in left_out)
+        return todo.plan.parameters
+    if todo.model.source.packed:  # what is stored is not what a model has
+        return todo.plan.parameters - sum(site.dropped for site in result.sites if site.units)
+    stored = sum(one.numel for one in todo.model.source.tensors.values())  # tied ones perhaps twice
+    return todo.plan.parameters + draft.total_parameters() + heads.removed - stored

@@ -39,19 +39,13 @@ def mark(todo: Job, shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def keeps_mtp(todo: Job, shapes: Shapes) -> bool:
-    """Whether heads for multi-token prediction go with the result as the checkpoint has them."""
-    unpacks = todo.model.source is not None and todo.model.source.packed and not shapes.copies
-    return shapes.keeps_mtp and not unpacks
-
-
 def write(
     todo: Job,
     draft: Draft,
     tokenizer: PreTrainedTokenizerBase | None,
     shapes: Shapes,
     *,
-    drops_mtp: bool,
+    drops_heads: bool,
 ) -> None:
     """Write config.json with our key; copy the tokenizer and the generation config."""
     source, anatomy = todo.model.source, todo.model.anatomy
@@ -72,7 +66,7 @@ def write(
         todo.model.tokenizer(tokenizer).save_pretrained(draft.folder)
     if not shapes.copies:
         settings.pop(packed.SETTING, None)  # what was unpacked is written as ordinary weights
-    if drops_mtp:
+    if drops_heads:
         settings |= {name: 0 for name in mtp.COUNTS if settings.get(name)}
     settings["llmprune"] = said = mark(todo, shapes)
     settings = shapes.config(settings)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmprune.checkpoint.store import Store
 from llmprune.errors import JobError
@@ -51,14 +52,20 @@ class Walk:
 
     def __init__(self, store: Store, batches: list[Tensor], probe: Tensor) -> None:
         self._store, self._anatomy = store, store.anatomy
-        self._batches, self._probe = batches, probe
+        self.batches, self._probe = batches, probe
         self._returned: Callable[[Tensor], object] = _alone
         self._end: Tensor | None = None
+        self._ends: list[Tensor] = []
 
-    def stages(self, label: str) -> Iterator[Stage]:
-        """Yield every block in order; `label` names this walk in the progress display."""
+    def stages(self, label: str, *, ends: bool = False) -> Iterator[Stage]:
+        """Yield every block in order.
+
+        Args:
+            label: names this walk in the progress display.
+            ends: whether `states` will be asked for.
+        """
         with self._store.resident(0):  # the dry run calls the first block once
-            dry = dry_run(self._anatomy, [*self._batches, self._probe])
+            dry = dry_run(self._anatomy, [*self.batches, self._probe])
         self._returned = dry.returned
         hidden, calls = dry.hidden[:-1], dry.calls
         at_probe = dry.hidden[-1:]
@@ -69,11 +76,19 @@ class Walk:
                 with looped(self._anatomy.blocks[index]):
                     stage = Stage(self._anatomy, index, hidden, calls[index][:-1])
                     yield stage
-                    hidden = stage.passed_on() if index < last else hidden
+                    hidden = stage.passed_on() if index < last or ends else hidden
                 # The probe takes the way that it takes once the pruned model is loaded.
                 at_probe = Stage(self._anatomy, index, at_probe, calls[index][-1:]).run()
                 calls[index] = []  # frees the masks and positions of this block
         self._end = at_probe[0]
+        self._ends = hidden if ends else []
+
+    def states(self) -> list[Tensor]:
+        """What the trunk puts out for every batch [B, T, D], behind its last norm; once, after a walk."""
+        states, self._ends = self._ends, []
+        for batch, end in enumerate(states):
+            states[batch] = self._ended(self._anatomy.trunk, end)[0].to(end.device)
+        return states
 
     def logits(self, outputs: Tensor | None = None) -> Tensor:
         """The logits [B, T, V] that the model computes from the outputs [B, T, D] of its last block.
@@ -81,24 +96,28 @@ class Walk:
         Args:
             outputs: of the last block; None for those of the probe, after a walk.
         """
-        blocks = self._anatomy.blocks
         end = self._end if outputs is None else outputs
+        assert end is not None, "the probe is walked first"
+        with self._store.head():
+            logits: Tensor = self._ended(self._anatomy.model, end).logits
+        return logits
+
+    def _ended(self, model: nn.Module, end: Tensor) -> Any:
+        """What a model, or its trunk, computes from the outputs [B, T, D] of its last block."""
+        blocks = self._anatomy.blocks
 
         def pass_through(*args: object, **kwargs: object) -> object:
             return self._returned(_hidden(self._anatomy, args, kwargs)[0])
 
         def substitute(*args: object, **kwargs: object) -> object:
-            assert end is not None
             return self._returned(end.to(_hidden(self._anatomy, args, kwargs)[0].device))
 
         # The whole model runs, so that its own code applies the last norm, the head and any scaling.
         forwards = [pass_through] * (len(blocks) - 1) + [substitute]
-        with replaced(list(blocks), forwards), self._store.head():
+        with replaced(list(blocks), forwards):
             # The ids do not matter: what the blocks get is replaced by `end`.
-            ids = self._probe if outputs is None else torch.zeros(outputs.shape[:2], dtype=torch.int64)
-            ids = ids.to(device_of(self._anatomy.trunk))
-            logits: Tensor = self._anatomy.model(ids, use_cache=False).logits
-        return logits
+            ids = torch.zeros(end.shape[:2], dtype=torch.int64, device=device_of(self._anatomy.trunk))
+            return model(ids, use_cache=False)
 
 
 def dry_run(anatomy: Anatomy, batches: list[Tensor]) -> DryRun:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -73,9 +73,9 @@ class FewerRows(Shapes):
         return True
 
     @property
-    def keeps_mtp(self) -> bool:
+    def mtp(self) -> Literal["go"]:
         """They have embeddings of their own."""
-        return False
+        return "go"
 
     def _staying(self, rows: int) -> list[int]:
         """The rows that stay of a table, which may hold the first rows of the vocabulary only."""
