@@ -100,6 +100,7 @@ def test_starved_experts_see_other_tokens(method: str, checkpoints: tiny.Checkpo
     [
         {"method": "sparsegpt", "sparsity": 0.5, "propagation": "layer"},
         {"method": "reap", "sparsity": 0.25},
+        {"method": "reap", "sparsity": 0.1875, "allocation": {"name": "profile", "blocks": [0.25, 0.125]}},
         {"method": "wanda", "sparsity": 0.25, "pattern": {"name": "expert_channels", "multiple": 4}},
     ],
     ids=lambda recipe: recipe["method"] + str(recipe["sparsity"]),

@@ -107,14 +107,14 @@ def masked(dense: PreTrainedModel, pruned: PreTrainedModel) -> Iterator[list[str
             if name.endswith("weight") and tensor.ndim == 2:
                 gone[tensor.data_ptr()] = name, lost
             elif "correction" in name or name.endswith("expert_bias"):
-                tensor.index_fill_(axis, torch.tensor(lost), -torch.inf)
+                tensor.index_fill_(axis, torch.tensor(lost, dtype=torch.int64), -torch.inf)
 
     def scored(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         found = linear(x, weight, bias)
         if weight.data_ptr() in gone:
             name, lost = gone[weight.data_ptr()]
             seen.append(name)
-            found = found.index_fill(-1, torch.tensor(lost), -torch.inf)
+            found = found.index_fill(-1, torch.tensor(lost, dtype=torch.int64), -torch.inf)
         return found
 
     linear = torch.nn.functional.linear

@@ -201,6 +201,7 @@ def test_a_resumed_run_leaves_the_same_heads(checkpoints: tiny.Checkpoints, tmp_
         ({"method": "wanda", "sparsity": 0.5}, None, 2),
         ({"pattern": {"name": "blocks", "remove": [0], "keep_ends": False}}, None, 1),
         ({"method": "random", "pattern": "experts", "sparsity": 0.25}, None, 2),
+        ({**REAP, "layout": "per_layer"}, None, 2),
         (REAP, "enorm", None),
         (REAP, "post_attention_layernorm", None),
         ({"method": "wanda", "pattern": {"name": "expert_channels", "multiple": 4}}, None, None),

@@ -28,7 +28,7 @@ class GlobalThreshold(Allocator):
     compares_scores: ClassVar = True
     hands_on: ClassVar = True
     spreads: ClassVar = True
-    serves: ClassVar = ("units",)
+    serves: ClassVar = ("units", "experts")
 
     per_kind: bool = False
     """True to use two thresholds, so that attention and feed-forward each lose the target share."""

@@ -21,7 +21,7 @@ TOLERANCE = 0.005  # difference allowed between the sparsities of recipe and pro
 class Profile(Allocator):
     """A list of sparsities, one per block, or the path of a YAML file that holds the list."""
 
-    serves: ClassVar = ("weights", "units")
+    serves: ClassVar = ("weights", "units", "experts")
 
     blocks: list[float] | str = ""
     """From the first block to the last, each from 0 to less than 1."""

@@ -106,8 +106,10 @@ def home_of(layers: Layers) -> Home:
     for home, reason in zip(HOMES[family], reasons, strict=True):
         if not reason:
             return home
-    mixture = any(home.experts for home in HOMES[family])
-    way = "" if mixture else "prune with --layout uniform and --repair least_squares, or "
+    if any(home.experts for home in HOMES[family]):
+        way = "prune with --layout uniform, or " if layers.uneven else ""
+    else:
+        way = "prune with --layout uniform and --repair least_squares, or "
     raise RequestError("model", f"no architecture of llama.cpp holds it: {'; '.join(reasons)}; {way}use vLLM")
 
 

@@ -59,7 +59,7 @@ class Layers:
     @property
     def uneven(self) -> bool:
         """Whether blocks differ in size."""
-        return any(len(set(sizes)) > 1 for sizes in (self.heads, self.kv, self.width))
+        return any(len({*sizes}) > 1 for sizes in (self.heads, self.kv, self.width, self.experts.values()))
 
     @property
     def experts(self) -> dict[int, int]:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.resized import COUNTS, set_size, stated
-from llmprune.model.shapes import Removed, Settings, Shapes, StoredBlock
+from llmprune.model.shapes import Layout, Removed, Settings, Shapes, StoredBlock
 from llmprune.model.site import Site
 from llmprune.model.whole_experts import WholeExperts
+from llmprune.model.widths import Counts
 
 NUMBER = re.compile(r"\.experts\.(\d+)\.")  # in the key of an expert that is stored by itself
 
@@ -22,21 +23,21 @@ class FewerExperts(Shapes):
 
     Args:
         anatomy: of the dense model; its sites are WholeExperts.
-        count: experts that stay in every block.
+        counts: experts that stay, by the site's name.
     """
 
-    layout = "uniform"
+    layout: Layout = "uniform"
 
-    def __init__(self, anatomy: Anatomy, count: int) -> None:
+    def __init__(self, anatomy: Anatomy, counts: Counts) -> None:
         super().__init__(anatomy)
-        self.count = count
+        self.counts = counts
 
     def count_removed(self, site: Site, weight: Tensor, keep: Tensor) -> Removed:
         """The parameters of the experts that go."""
         assert isinstance(site, WholeExperts)
-        gone = site.units - self.count
-        units = [site.units, self.count]
-        return {"units": units, "dropped": gone * site.cost, "zeros": 0, "shape_after": [1, self.count]}
+        count = self.counts[site.name]
+        dropped = (site.units - count) * site.cost
+        return {"units": [site.units, count], "dropped": dropped, "zeros": 0, "shape_after": [1, count]}
 
     @property
     def copies(self) -> bool:
@@ -44,7 +45,7 @@ class FewerExperts(Shapes):
         return True
 
     @property
-    def mtp(self) -> Literal["shrink"]:
+    def mtp(self) -> Literal["stay", "shrink"]:
         """One field of the config counts their experts and those of the blocks."""
         return "shrink"
 
@@ -66,9 +67,15 @@ class FewerExperts(Shapes):
 
     def config(self, settings: Settings) -> Settings:
         """config.json with the new count, under each name that the file has for it."""
-        return stated(settings, self.anatomy, COUNTS, self.count)
+        return stated(settings, self.anatomy, COUNTS, self._count)
+
+    @property
+    def _count(self) -> int:
+        """Of every block."""
+        (count,) = set(self.counts.values())
+        return count
 
     def apply(self, keeps: Mapping[str, Tensor], mark: Settings) -> None:
         """Set the count of a model in memory, whose blocks were rebuilt while they were pruned."""
-        set_size(self.anatomy, COUNTS, self.count)
+        set_size(self.anatomy, COUNTS, self._count)
         self.anatomy.model.config.llmprune = mark

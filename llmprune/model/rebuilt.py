@@ -12,12 +12,13 @@ from llmprune.model.twins import NotDerived, Twins
 GLOBAL = "allow_global_per_layer_attribute_access"
 
 
-def require(anatomy: Anatomy, way_out: str) -> None:
+def require(anatomy: Anatomy, way_out: str, fields: list[str] | None = None) -> None:
     """Refuse a family whose decoder layers the modelling file cannot build one by one.
 
     Args:
         anatomy: of the model.
         way_out: what to do instead.
+        fields: of the config that would differ; by default the width of the feed-forward network.
 
     Raises:
         RequestError: it says why.
@@ -27,7 +28,8 @@ def require(anatomy: Anatomy, way_out: str) -> None:
     elif per_layer.layers_of(anatomy.model) is not anatomy.blocks:
         why = "another part of it has as many layers"
     else:
-        why = _lost(anatomy)
+        width = anatomy.family_row().width if fields is None else ""
+        why = _lost(anatomy, fields or [width] * bool(width))
     if why:
         raise RequestError(
             "layout",
@@ -36,13 +38,13 @@ def require(anatomy: Anatomy, way_out: str) -> None:
         )
 
 
-def _lost(anatomy: Anatomy) -> str:
+def _lost(anatomy: Anatomy, fields: list[str]) -> str:
     """Why layers of different sizes cannot be built, or what they lack then; empty if all is well."""
-    width, sizes = anatomy.family_row().width, dict[str, object]()
+    sizes = dict[str, object]()
     for number in range(len(anatomy.blocks)):
-        now = getattr(anatomy.block_config(number), width, None)
-        differing = now - number - 1 if isinstance(now, int) else number + 1
-        sizes[str(number)] = {width: differing} if width else {}
+        now = [getattr(anatomy.block_config(number), field, None) for field in fields]
+        differing = [max(1, size - number - 1) if isinstance(size, int) else number + 1 for size in now]
+        sizes[str(number)] = dict(zip(fields, differing, strict=True))
     mark = {"layout": "per_layer", "biases": []}
     try:
         twins = Twins(anatomy.model, anatomy.prefix)

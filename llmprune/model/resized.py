@@ -32,7 +32,7 @@ def with_size(config: PreTrainedConfig, names: Iterable[str], size: int) -> PreT
 
 def blank(anatomy: Anatomy, number: int, names: Iterable[str], size: int) -> nn.Module:
     """A block of a model in another size, without weights."""
-    config = with_size(anatomy.model.config.get_text_config(decoder=True), names, size)
+    config = with_size(anatomy.block_config(number), names, size)
     build: Any = type(anatomy.blocks[number])
     with init_empty_weights(include_buffers=False):
         made: nn.Module = build(config, layer_idx=number)

@@ -1,4 +1,4 @@
-"""Whole experts of a mixture go, as many from every block: the file shrinks, the work per token stays."""
+"""Whole experts of a mixture go, as many from every block unless asked otherwise; work per token stays."""
 
 from __future__ import annotations
 

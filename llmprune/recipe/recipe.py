@@ -189,7 +189,7 @@ class Recipe(BaseModel):
             raise RequestError(
                 "layout",
                 f"uniform was asked, and the allocation {name_of(self.allocation)} gives blocks different "
-                "sizes; use --allocation uniform, or --layout per_layer or padded",
+                f"sizes; use --allocation uniform, or --layout {' or '.join(layouts[1:])}",
             )
 
     @property

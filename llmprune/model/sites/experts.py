@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llmprune.errors import RequestError
+from llmprune.model import rebuilt, uneven_experts
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.experts import chosen, count, experts_of
 from llmprune.model.fewer_experts import FewerExperts
 from llmprune.model.resized import COUNTS, axes, blank
 from llmprune.model.shapes import Layout
 from llmprune.model.sites.base import Sites, SizeRequest
+from llmprune.model.uneven_experts import UnevenExperts
 from llmprune.model.whole_experts import WholeExperts
-from llmprune.model.widths import Allowed, Budget, unit_sites
+from llmprune.model.widths import Allowed, Budget, nearest, unit_sites
 from llmprune.patterns.experts import Experts
 
 TABLE = "tid2eid"  # the experts of every token of the vocabulary, where no router chooses
@@ -54,15 +56,21 @@ class WholeExpertsOfBlocks(Sites):
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
-        """One count for all blocks, in the config's own field."""
-        return ("uniform",)
+        """One count for all blocks in the config's own field, or one for each."""
+        return "uniform", "per_layer"
+
+    def default_layout(self, *, uneven: bool) -> Layout:
+        """`uniform` if all blocks keep as many, since plain transformers loads it."""
+        return "per_layer" if uneven else "uniform"
 
     def allowed(self, anatomy: Anatomy, asked: SizeRequest) -> Allowed:
         """The numbers of experts from which the router can choose as many as before.
 
         Raises:
-            RequestError: fewer would stay than a token needs, or the groups do not divide them.
+            RequestError: fewer would stay than a token needs, the groups do not divide them, or the layout
+                cannot store them.
         """
+        _require_stored(anatomy, asked)
         config = anatomy.model.config.get_text_config(decoder=True)
         top, found = chosen(config), {}
         for site in unit_sites(anatomy):
@@ -75,31 +83,60 @@ class WholeExpertsOfBlocks(Sites):
                 for n in range(smallest, site.units + 1)
                 if n % site.groups == 0 and int(reachable * n) >= top
             ]
-            wanted = (1 - asked.sparsity) * site.units
-            if asked.sparsity and wanted < found[site.name][0]:
-                raise RequestError(
-                    "sparsity",
-                    f"{asked.sparsity:g} was asked, and {found[site.name][0]} of {site.units} experts must "
-                    f"stay: each token goes to {top}{_in_groups(site.groups)}; ask for less",
-                )
-            if asked.sparsity and min(found[site.name], key=lambda n: abs(n - wanted)) == site.units:
-                why = f": as many of each of {site.groups} groups" if site.groups > 1 else ""
-                raise RequestError(
-                    "sparsity",
-                    f"{asked.sparsity:g} was asked, which is less than half of the fewest experts of "
-                    f"{site.units} that can go{why}; ask for more",
-                )
+            if asked.sparsity:
+                _require_possible(site, found[site.name], asked, top)
         return found
 
     def shapes(self, anatomy: Anatomy, asked: SizeRequest, budget: Budget) -> FewerExperts:
-        """The same count in every block."""
-        counts = {site.units - round(budget[site.name] * site.units) for site in unit_sites(anatomy)}
-        assert len(counts) == 1, "the allocation is uniform"
-        return FewerExperts(anatomy, counts.pop())
+        """The count of every block, stored in the layout of the request."""
+        sites = unit_sites(anatomy)
+        counts = {site.name: site.units - round(budget[site.name] * site.units) for site in sites}
+        return (UnevenExperts if asked.layout == "per_layer" else FewerExperts)(anatomy, counts)
 
 
-def _in_groups(groups: int) -> str:
-    return f", chosen among {groups} groups" if groups > 1 else ""
+def _require_possible(site: WholeExperts, numbers: list[int], asked: SizeRequest, top: int) -> None:
+    """Refuse a sparsity that leaves a token too few experts, or removes none.
+
+    Args:
+        site: the experts of a block.
+        numbers: how many of them may stay.
+        asked: the sparsity, and whether all blocks keep as many.
+        top: experts that compute each token.
+
+    Raises:
+        RequestError: it says how many must stay, or can go.
+    """
+    wanted = (1 - asked.sparsity) * site.units
+    among = f", chosen among {site.groups} groups" if site.groups > 1 else ""
+    if wanted < numbers[0]:
+        raise RequestError(
+            "sparsity",
+            f"{asked.sparsity:g} was asked, and {numbers[0]} of {site.units} experts must stay: each token "
+            f"goes to {top}{among}; ask for less",
+        )
+    if asked.layout == "uniform" and nearest(numbers, wanted) == site.units:
+        why = f": as many of each of {site.groups} groups" if site.groups > 1 else ""
+        raise RequestError(
+            "sparsity",
+            f"{asked.sparsity:g} was asked, which is less than half of the fewest experts of {site.units} "
+            f"that can go{why}; ask for more",
+        )
+
+
+def _require_stored(anatomy: Anatomy, asked: SizeRequest) -> None:
+    """Refuse a layout that cannot store what stays.
+
+    Raises:
+        RequestError: it says why.
+    """
+    if asked.layout == "per_layer":
+        rebuilt.require(anatomy, "use --layout uniform", uneven_experts.fields(anatomy))
+    elif uneven_experts.differ(anatomy):
+        raise RequestError(
+            "layout",
+            "uniform was asked, and the blocks of this model have different numbers of experts already; use "
+            "per_layer",
+        )
 
 
 def _site(anatomy: Anatomy, block: int, name: str, units: int, groups: int, index: int) -> WholeExperts:
