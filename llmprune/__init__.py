@@ -1,8 +1,8 @@
 """llmprune: prune language models after training, one decoder block at a time.
 
-`prune`, `recover`, `push`, `load`, `Recipe`, `Report` and `KeepZeros` are the public names; nothing else is
-promised. They are looked up when they are first used, so that importing llmprune does no work. Importing it
-is enough for transformers to load checkpoints whose layers differ in size.
+`prune`, `score`, `recover`, `push`, `load`, `Recipe`, `Report` and `KeepZeros` are the public names; nothing
+else is promised. They are looked up when they are first used, so that importing llmprune does no work.
+Importing it is enough for transformers to load checkpoints whose layers differ in size.
 """
 
 from importlib import import_module
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from llmprune.recipe import Recipe
     from llmprune.recovering import recover
     from llmprune.report import Report
+    from llmprune.scoring import score
     from llmprune.training.keep_zeros import KeepZeros
 
-__all__ = ["KeepZeros", "Recipe", "Report", "load", "prune", "push", "recover"]
+__all__ = ["KeepZeros", "Recipe", "Report", "load", "prune", "push", "recover", "score"]
 _HOMES = {
     "prune": "pruning",
     "load": "loading",
+    "score": "scoring",
     "push": "hub.pushing",
     "recover": "recovering",
     "Recipe": "recipe",

@@ -58,8 +58,8 @@ def prune(
         tokens: calibration token ids [N, L], instead of a text.
         on_plan: called with the plan before it is carried out.
         options: fields of Recipe (`method="wanda"`, `sparsity=0.5`, ...), which win over the recipe's, and of
-            Run: `out` (the folder to write), `resume`, `device`, `dtype`, `max_memory`, `trust_remote_code`,
-            `on_text`.
+            Run: `out` (the folder to write), `scores` (a folder that `score` wrote, instead of a text),
+            `resume`, `device`, `dtype`, `max_memory`, `trust_remote_code`, `on_text`.
 
     Returns:
         What happened; the same as `llmprune_report.json` in `out`.
@@ -70,6 +70,8 @@ def prune(
     """
     asked, run = job.request(recipe, options)
     if tokens is not None:
+        if run.scores is not None:
+            raise RequestError("tokens", "scores are of a text that was read before; give one of them")
         if all(step.sites.shares == "rows" for step in asked.every_step):
             raise RequestError("tokens", "the vocabulary is chosen on a text; name one as the calibration")
         size = size_of(tokens)
@@ -178,7 +180,7 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     problem = _problem(todo, batched(text.tokens, batch) if text else [], draft)
     if text:
         ranks.require_enough(len(problem.batches), batch)
-    method = learned.ready(problem, draft.folder if draft and header else None)
+    method = learned.ready(problem, _learned_in(todo, draft if header else None))
     problem = dataclasses.replace(problem, method=method)
     if draft and header is None and recipe.allocation.resumes:
         ranks.from_first(lambda: draft.claim(fingerprint))
@@ -192,7 +194,8 @@ def _carry_out(todo: Job, tokenizer: PreTrainedTokenizerBase | None, tokens: Ten
     warning.show([*warning.overpruned(todo, header.budget), *heads.warnings])
     seams = _seams(problem, header)
     measures = seams is not None or (recipe.needs is not Nothing and not found.observed.seen)
-    walk = Walk(model.store, ranks.share(problem.batches) if measures else [], problem.probe)
+    batches = ranks.share(problem.batches) if measures else []
+    walk = Walk(model.store, batches, problem.probe, todo.scores)
     earlier = len(draft.done) if draft else 0
     dense = DenseStream(model.anatomy) if recipe.target == "dense" else None
     work = Work(
@@ -233,9 +236,17 @@ def _problem(todo: Job, batches: list[Tensor], draft: Draft | None) -> Problem:
         propagation=recipe.propagation,
         together=todo.plan.together,
         allowed=todo.allowed,
-        keeps_statistics=recipe.keeps_statistics,
+        keeps_statistics=recipe.keeps_statistics and todo.scores is None,
+        scores=todo.scores,
         scratch=draft.scratch if draft else None,
     )
+
+
+def _learned_in(todo: Job, begun: Draft | None) -> Path | None:
+    """The folder of what the method has learned already: that of the run, or of the scores."""
+    if begun is not None:
+        return begun.folder
+    return todo.scores.folder if todo.scores else None
 
 
 def _begun(

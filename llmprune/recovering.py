@@ -176,7 +176,7 @@ def _carry_out(asked: RecoveryJob, tokens: Tensor | None) -> Report:
     request: dict[str, Any] = {"text": asked.text.model_dump(), "dense": dense.source.hashes, "recovery": how}
     if asked.recovery.removes:  # so that the report's recipe will say what is gone then
         request["pruning"] = asked.earlier.recipe
-    fingerprint = finish.identity(pruned, request, text)
+    fingerprint = finish.identity(pruned, request, text.record())
     ranks.require_same(fingerprint)
     draft = Draft(asked.run.folder, needed.blocks)
     header = draft.resume(fingerprint)

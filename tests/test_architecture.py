@@ -37,7 +37,7 @@ FLOORS = {
     11: ["recipe"],
     12: ["run"],
     13: ["hub", "recovering"],
-    14: ["pruning"],
+    14: ["pruning", "scoring"],
     15: ["__init__", "llmprune_eval"],
     16: ["cli"],
     17: ["__main__"],

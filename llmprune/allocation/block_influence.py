@@ -14,9 +14,7 @@ from torch import Tensor
 
 from llmprune.allocation.base import Allocation, Allocator, Problem
 from llmprune.model.widths import budget_of, round_counts
-from llmprune.tensors import ops
 from llmprune.walk.observation import Observed
-from llmprune.walk.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class BlockInfluence(Allocator):
         angles: list[float] = []
         observed = Observed()
         for stage in problem.stages(forward=True):
-            list(problem.observe(stage, observed))  # `influence` reuses the outputs
-            angles.append(influence(stage))
+            list(problem.observe(stage, observed))  # `angle` reuses the outputs
+            angles.append(stage.angle())
         kept = self.shares(torch.tensor(angles, dtype=torch.float64), 1 - problem.sparsity)
         wanted = {site.name: float(kept[site.block]) * site.units for site in problem.units}
         counts = round_counts(problem.units, problem.allowed, wanted, problem.sparsity)
@@ -56,9 +54,3 @@ class BlockInfluence(Allocator):
         """Return the importance of each block, with mean 1."""
         weight = torch.sigmoid(self.temperature * (angles - angles.mean()))
         return weight / weight.mean()
-
-
-def influence(stage: Stage) -> float:
-    """Return the mean angle between a block's input and output over all tokens, divided by pi."""
-    outputs = stage.outputs if stage.outputs is not None else stage.run()
-    return ops.mean_angle(stage.hidden, outputs)

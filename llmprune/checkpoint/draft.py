@@ -46,11 +46,17 @@ def _as_job_error(file: Path) -> Iterator[None]:
 
 
 class Draft:
-    """An output folder that is not finished yet."""
+    """An output folder that is not finished yet.
 
-    def __init__(self, out: Path, blocks: int) -> None:
+    Args:
+        out: the folder.
+        last: number of its last shard, from 0: of a checkpoint, the tensors outside the blocks.
+        stem: how the names of its shards begin.
+    """
+
+    def __init__(self, out: Path, last: int, stem: str = "model") -> None:
         self.out, self.folder = out, out / WORK
-        self._blocks = blocks
+        self._last, self._stem = last, stem
         self.done: list[BlockRecord] = []
         """The records of the blocks whose shards are complete, in order."""
 
@@ -104,8 +110,8 @@ class Draft:
         self._append(header)
 
     def shard(self, block: int) -> Path:
-        """The file of one block; `block` = number of blocks for the tensors outside the blocks."""
-        return self.folder / f"model-{block + 1:05d}-of-{self._blocks + 1:05d}.safetensors"
+        """The file of one block, or the last one."""
+        return self.folder / f"{self._stem}-{block + 1:05d}-of-{self._last + 1:05d}.safetensors"
 
     @property
     def state(self) -> Path:
@@ -140,8 +146,8 @@ class Draft:
 
     def write_rest(self, tensors: dict[str, Tensor]) -> None:
         """Write the tensors outside the blocks, and the index of all shards."""
-        shards.save_atomically(tensors, self.shard(self._blocks))
-        weight_map = {key: self.shard(self._blocks).name for key in tensors}
+        shards.save_atomically(tensors, self.shard(self._last))
+        weight_map = {key: self.shard(self._last).name for key in tensors}
         for block, record in enumerate(self.done):
             weight_map |= {key: self.shard(block).name for key in record.keys}
         index = {
@@ -161,7 +167,7 @@ class Draft:
     def _files(self) -> list[Path]:
         """All shards; a block that was removed has none."""
         empty = {block for block, record in enumerate(self.done) if not record.keys}
-        return [self.shard(block) for block in range(self._blocks + 1) if block not in empty]
+        return [self.shard(block) for block in range(self._last + 1) if block not in empty]
 
     def write_model(self, model: PreTrainedModel) -> None:
         """Write a whole model with its `save_pretrained`.

@@ -12,7 +12,20 @@ from typing import NoReturn
 import typer
 
 from llmprune import ranks
-from llmprune.cli import bench, demo, evaluate, export, inspect, methods, prune, push, recover, report, start  # noqa: F401 - each adds its command
+from llmprune.cli import (  # noqa: F401 - each adds its command
+    bench,
+    demo,
+    evaluate,
+    export,
+    inspect,
+    methods,
+    prune,
+    push,
+    recover,
+    report,
+    score,
+    start,
+)
 from llmprune.cli.app import app
 from llmprune.errors import LlmpruneError, RequestError
 

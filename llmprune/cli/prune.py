@@ -39,6 +39,7 @@ from llmprune.cli.options import (
     Text,
     Trust,
     in_after,
+    in_text,
 )
 from llmprune.errors import RequestError
 
@@ -64,6 +65,9 @@ def prune(
     length: Length = None,
     seed: Seed = None,
     bos: Bos = None,
+    scores: Annotated[
+        Path | None, in_text(help="What `llmprune score` kept, to prune from without a text.")
+    ] = None,
     text_column: Column = None,
     device: Device = "auto",
     device_map: DeviceMap = None,
@@ -128,6 +132,7 @@ def prune(
         asked,
         out=out,
         resume=resume,
+        scores=scores,
         max_memory=max_memory,
         device_map=device_map,
         on_plan=lambda plan: display.table(plan.rows(), sys.stderr) if ranks.first() else None,

@@ -25,8 +25,8 @@ Advice = tuple[str, str]
 @app.callback(invoke_without_command=True)
 def start(context: typer.Context) -> None:
     """Prune language models after training. Without a command: what to do next in this folder."""
-    if ranks.count() > 1 and context.invoked_subcommand not in ("prune", "recover"):
-        raise RequestError("ranks", f"{ranks.count()} processes can only prune and recover; start one")
+    if ranks.count() > 1 and context.invoked_subcommand not in ("prune", "score", "recover"):
+        raise RequestError("ranks", f"{ranks.count()} processes can only prune, score and recover; start one")
     if context.invoked_subcommand is None:
         told = advice(Path())
         lines = [f"{command}\n    {why}" for command, why in told[:TOLD]]

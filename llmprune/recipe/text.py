@@ -16,6 +16,7 @@ from llmprune.paths import existing
 from llmprune.plugins import Options
 from llmprune.recipe.parts import METHODS, method_of
 from llmprune.recipe.recipe import Recipe
+from llmprune.walk import scores
 
 HERE = Path(__file__).parents[1]
 SHIPPED = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent / "recipes"
@@ -87,6 +88,11 @@ def load_data(name: str) -> dict[str, Any]:
     return data
 
 
+def scored_data(folder: str | Path) -> dict[str, Any]:
+    """The data of the recipe that scores were measured for."""
+    return scores.read(Path(folder).expanduser()).asked
+
+
 def override(data: dict[str, Any], key: str, value: object) -> None:
     """Set `a.b` in nested data; a part given by its name alone becomes a mapping."""
     *parents, last = key.split(".")
@@ -100,7 +106,13 @@ def override(data: dict[str, Any], key: str, value: object) -> None:
 
 
 def from_options(options: Options, method: str | None = None) -> tuple[str, Recipe]:
-    """The model's name, and the recipe that a command's options describe.
+    """The model's name, and the recipe that a command's options describe; as `data_from_options`."""
+    model, data = data_from_options(options, method)
+    return model, Recipe.parse(data)
+
+
+def data_from_options(options: Options, method: str | None = None) -> tuple[str, dict[str, Any]]:
+    """The same with the recipe's data, as it was given.
 
     Args:
         options: of the command by their names, None where the user gave none. `set_` holds `key=value` texts.
@@ -114,7 +126,7 @@ def from_options(options: Options, method: str | None = None) -> tuple[str, Reci
         if recipe is not None:
             raise RequestError("recipe", f"both {name} and --recipe {recipe} are recipes; give one")
         recipe = name
-    data = load_data(str(recipe)) if recipe is not None else {}
+    data = load_data(str(recipe)) if recipe is not None else _scored(options)
     model = data.get("model") if recipe == name else name
     if not model:
         raise RequestError("model", f"the recipe {recipe} names none; give one before --recipe {recipe}")
@@ -132,7 +144,13 @@ def from_options(options: Options, method: str | None = None) -> tuple[str, Reci
     asked = {key: value for key, value in nested.items() if value is not None} | set_options(options)
     for key, value in asked.items():
         override(data, key, value)
-    return str(model), Recipe.parse(data)
+    return str(model), data
+
+
+def _scored(options: Options) -> dict[str, Any]:
+    """What a recipe is taken from where none is named: the scores that are pruned from, if any."""
+    folder = options.get("scores")
+    return scored_data(str(folder)) if folder is not None else {}
 
 
 def _method_with(option: str) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from llmprune.allocation.block_influence import BlockInfluence, influence
+from llmprune.allocation.block_influence import BlockInfluence
 from llmprune.checkpoint.store import Store
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites.linear import LinearLayers
@@ -55,6 +55,6 @@ class Lora(Taught):
         angles = []
         for stage in Walk(Store(anatomy), task.batches, task.pruned.probe()).stages("measuring the blocks"):
             stage.outputs = stage.run()
-            angles.append(influence(stage))
+            angles.append(stage.angle())
         shares = BlockInfluence().weights(torch.tensor(angles, dtype=torch.float64))
         return [max(1, round(self.rank * share)) for share in shares.tolist()]

@@ -22,7 +22,7 @@ from llmprune.plugins import Options
 from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.recipe.text import write_yaml
-from llmprune.report import RecipeRecord, Report, StepRecord, Time
+from llmprune.report import CalibrationRecord, RecipeRecord, Report, StepRecord, Time
 from llmprune.run import card, card_picture, memory, settings, tokens
 from llmprune.run.job import Job, Run
 from llmprune.run.mtp_heads import MtpHeads
@@ -37,18 +37,18 @@ def fingerprint(todo: Job, windows: Windows | None) -> dict[str, Any]:
     recipe: dict[str, Any] = {"recipe": todo.recipe.resolved()}
     if todo.kept:  # a text that has changed since chooses others
         recipe["vocabulary"] = hashlib.sha256(json.dumps(todo.kept.rows).encode()).hexdigest()
-    return identity(todo.model, recipe, windows, hashed=todo.run.out is not None)
+    return identity(todo.model, recipe, todo.text(windows), hashed=todo.run.out is not None)
 
 
 def identity(
-    model: Opened, asked: Options, windows: Windows | None, *, hashed: bool = True
+    model: Opened, asked: Options, text: CalibrationRecord | None, *, hashed: bool = True
 ) -> dict[str, Any]:
     """Identify a run by its model, its request, its text and its machine."""
     return {
         "model": [model.name, model.facts["revision"]],
         "weights": model.source.hashes if model.source and hashed else None,
         **asked,
-        "calibration": windows.record() if windows else None,
+        "calibration": text,
         "device": model.resources.name,
         "dtype": model.resources.dtype_name,
         "versions": versions.installed(),
@@ -104,7 +104,7 @@ def report_of(
         model=facts,
         recipe=cast(RecipeRecord, todo.recipe.resolved()),
         about=plugins.about(type(todo.recipe.method)),
-        calibration=windows.record() if windows else None,
+        calibration=todo.text(windows),
         sites=sites,
         blocks=settings.mark(todo, shapes).get("blocks"),
         totals=report.totals(sites, facts, facts["parameters"], todo.plan.checkpoint_bytes),

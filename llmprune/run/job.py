@@ -25,14 +25,16 @@ from llmprune.model.shapes import Shapes
 from llmprune.model.widths import Allowed, Budget
 from llmprune.plugins import Options, sentence
 from llmprune.recipe import Recipe
-from llmprune.recipe.text import load_data
-from llmprune.report import ModelFacts, Report
-from llmprune.run import learned, plan, tokens
+from llmprune.recipe.text import load_data, scored_data
+from llmprune.report import CalibrationRecord, ModelFacts, Report
+from llmprune.run import learned, plan, scored, tokens
 from llmprune.run.plan import Plan
 from llmprune.run.waiting import placed, with_waiting
 from llmprune.text.windows import Windows
 from llmprune.vocabulary.choice import Kept
+from llmprune.walk.demand import Demand
 from llmprune.walk.pausing import device_of
+from llmprune.walk.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Run:
     trust_remote_code: bool = False
     device_map: Asked | None = None
     """Where blocks wait between walks: `auto`, a file, or a mapping; of a recovery, the dense model's."""
+    scores: str | Path | None = None
+    """What `llmprune score` measured, to prune from instead of a text."""
 
     on_text: Callable[[Tensor], None] | None = None
     """Called with the calibration windows [N, L] before they are used; may refuse them."""
@@ -78,6 +82,9 @@ class Job:
     kept: Kept | None = None
     """The tokens that stay, where rows of the vocabulary go."""
 
+    scores: Scores | None = None
+    """What was measured before, if it is pruned from that."""
+
     steps: tuple[Report, ...] = ()
     """Of the steps before this one."""
 
@@ -90,6 +97,12 @@ class Job:
         """The sizes of the pruned model."""
         asked = dataclasses.replace(self.recipe.asked, kept=self.kept)
         return self.recipe.sites.shapes(self.model.anatomy, asked, budget)
+
+    def text(self, windows: Windows | None) -> CalibrationRecord | None:
+        """The text that is, or was, measured on."""
+        if windows is not None:
+            return windows.record()
+        return self.scores.text if self.scores else None
 
     def probe(self) -> Tensor:
         """Token ids [1, T] that the pruned model knows, too."""
@@ -109,7 +122,20 @@ def within_memory() -> Iterator[None]:
 
 
 def request(recipe: Recipe | Options | str | Path | None, options: Options) -> tuple[Recipe, Run]:
-    """Separate what the caller asked for into what to do and how to run.
+    """Separate what the caller asked for into what to do and how to run; as `asked_for`."""
+    data, run = asked_for(recipe, options)
+    asked = Recipe.parse(data)
+    if run.device_map not in (None, "auto") and (asked.before or asked.recovery):
+        raise RequestError(
+            "device_map", "a map names the modules of one model, and this recipe makes several; give auto"
+        )
+    return asked, run
+
+
+def asked_for(
+    recipe: Recipe | Options | str | Path | None, options: Options
+) -> tuple[dict[str, object], Run]:
+    """The same with the data of the recipe, as it was given.
 
     Args:
         recipe: a Recipe, a mapping, the name of a shipped recipe, a YAML file, or None.
@@ -119,17 +145,12 @@ def request(recipe: Recipe | Options | str | Path | None, options: Options) -> t
     run = run_of({key: value for key, value in options.items() if key in how})
     wanted = {key: value for key, value in options.items() if key not in how}
     if recipe is None:
-        data = {}
+        data = scored_data(run.scores) if run.scores is not None else {}
     elif isinstance(recipe, Recipe):
         data = recipe.resolved()
     else:
         data = dict(recipe) if isinstance(recipe, dict) else load_data(str(recipe))
-    asked = Recipe.parse({**data, **wanted})
-    if run.device_map not in (None, "auto") and (asked.before or asked.recovery):
-        raise RequestError(
-            "device_map", "a map names the modules of one model, and this recipe makes several; give auto"
-        )
-    return asked, run
+    return {**data, **wanted}, run
 
 
 def run_of(options: Options) -> Run:
@@ -158,6 +179,8 @@ def require_steps(model: str | PreTrainedModel, recipe: Recipe, run: Run) -> Non
         draft.require_usable(run.folder, resume=run.resume)
     if not recipe.before:
         return
+    if run.scores is not None:
+        raise RequestError("scores", "they are of one model, and a recipe with steps was asked; prune once")
     with of_step(1):
         blank = _blank(model, recipe.every_step[0], run)
     for number, step in enumerate(recipe.every_step, 1):
@@ -210,6 +233,8 @@ def _require_live(model: PreTrainedModel, recipe: Recipe, run: Run) -> None:
         raise RequestError(
             "model", "its tokenizer is cut with it, and a model in memory was given; give its folder"
         )
+    if run.scores is not None:
+        raise RequestError("scores", "a model in memory was given, and they are of a checkpoint; give that")
     if run.resume:
         raise RequestError("resume", "only a checkpoint can be resumed, and a model in memory was given")
     if (run.device, run.dtype, run.device_map) != ("auto", "auto", None):
@@ -263,12 +288,14 @@ def _job(recipe: Recipe, run: Run, model: Opened, allowed: Allowed, length: int,
     text = recipe.calibration.model_copy(update={"length": length})
     share = _share(recipe, model.anatomy)
     settled = recipe.model_copy(update={"model": name, "calibration": text, "sparsity": share})
-    demand = settled.demand(len(model.anatomy.blocks), length)
+    demand, scores = settled.demand(len(model.anatomy.blocks), length), None
+    if run.scores is not None:
+        demand, scores = Demand(settled.needs, "dense"), scored.opened(Path(run.scores), settled, model)
     made = plan.make(model.anatomy, demand, model.resources, model.bytes, length)
     if run.device_map is not None:
         model = placed(model, run.device_map, made.needed_bytes, made.host_bytes)
         made = with_waiting(made, model)
-    return Job(settled, run, model, made, allowed)
+    return Job(settled, run, model, made, allowed, scores=scores)
 
 
 def _share(recipe: Recipe, anatomy: Anatomy) -> float:

@@ -59,6 +59,11 @@ class Several(Statistic):
         return sum(kind.bytes_for(features) for kind in cls.kinds)
 
 
+def kinds_of(kind: type[Statistic]) -> tuple[type[Statistic], ...]:
+    """The kinds of summaries that one consists of."""
+    return kind.kinds if issubclass(kind, Several) else (kind,)
+
+
 def joined(*wanted: type[Statistic]) -> type[Statistic]:
     """One statistic that serves all who want one of these; `Nothing` if nobody wants any."""
     asked = list(dict.fromkeys(kind for kind in wanted if kind is not Nothing))

@@ -26,6 +26,7 @@ from llmprune.repair.none import Unrepaired
 from llmprune.tensors.several import joined
 from llmprune.tensors.statistics import Nothing, Statistic
 from llmprune.walk.observation import Observed
+from llmprune.walk.scores import Scores
 from llmprune.walk.solutions import Solutions
 from llmprune.walk.solve import solve
 from llmprune.walk.stage import Stage
@@ -69,6 +70,9 @@ class Problem:
     keeps_statistics: bool = False
     """True if pruning needs no statistics but those measured here, so they are kept for it."""
 
+    scores: Scores | None = None
+    """What was measured of the dense model before, instead of batches."""
+
     scratch: Path | None = None
     """A folder for data too large for memory; None if the run writes no files."""
 
@@ -103,13 +107,13 @@ class Problem:
         """Yield every block of the dense model while resident; with calibration batches if `forward`."""
         # A walk without batches only loads the weights.
         batches = ranks.share(self.batches) if forward else []
-        yield from Walk(self.store, batches, self.probe).stages("measuring the dense model")
+        yield from Walk(self.store, batches, self.probe, self.scores).stages("measuring the dense model")
 
     def measured(self, needs: type[Statistic]) -> Iterator[tuple[Site, Statistic]]:
         """Yield every site while resident, with its statistic in the dense model."""
         for stage in self.stages(forward=needs is not Nothing):
             for site, seen in stage.visit(needs, "dense", together=False):
-                yield site, seen.statistic
+                yield site, seen.statistic.of(needs)
 
     def observe(self, stage: Stage, observed: Observed) -> Iterator[tuple[Site, Statistic]]:
         """Yield the sites of one block with the method's statistic; add to `observed` what pruning reuses."""

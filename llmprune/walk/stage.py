@@ -20,6 +20,7 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.model.block_site import BlockSite
 from llmprune.model.expert_site import ExpertSite
 from llmprune.model.site import Site
+from llmprune.tensors import ops
 from llmprune.tensors.statistics import Nothing, Statistic
 from llmprune.walk.observation import Observation
 from llmprune.walk.pausing import device_of, paused, replaced
@@ -95,6 +96,10 @@ class Stage:
     def passed_on(self) -> list[Tensor]:
         """What the next block gets: the outputs so far, or those of the block as it is now."""
         return self.outputs if self.outputs is not None else self.run()
+
+    def angle(self) -> float:
+        """The mean angle between the block's input and output, as a share of pi."""
+        return ops.mean_angle(self.hidden, self.passed_on())
 
     def without_site(self, hidden: list[Tensor]) -> list[Tensor]:
         """The same without the block or the part that may go; the whole block runs if it has no such site."""

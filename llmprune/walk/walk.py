@@ -21,6 +21,7 @@ from llmprune.model.anatomy import Anatomy
 from llmprune.progress import track
 from llmprune.walk.expert_loop import looped
 from llmprune.walk.pausing import device_of, replaced
+from llmprune.walk.scores import Scores
 from llmprune.walk.stage import Call, Stage
 
 Known = dict[tuple[torch.Size, torch.dtype], list[Tensor]]  # tensors by shape and dtype
@@ -48,10 +49,14 @@ class Walk:
         store: the model to walk; it makes blocks resident.
         batches: token ids, each [B, T].
         probe: token ids [1, T]; they pass through every block after the caller has pruned it.
+        scores: what was measured of the dense model before, instead of batches.
     """
 
-    def __init__(self, store: Store, batches: list[Tensor], probe: Tensor) -> None:
+    def __init__(
+        self, store: Store, batches: list[Tensor], probe: Tensor, scores: Scores | None = None
+    ) -> None:
         self._store, self._anatomy = store, store.anatomy
+        self._stage = scores.stage if scores else Stage
         self.batches, self._probe = batches, probe
         self._returned: Callable[[Tensor], object] = _alone
         self._end: Tensor | None = None
@@ -74,7 +79,7 @@ class Walk:
         for index in track(range(last + 1), label):
             with self._store.resident(index):
                 with looped(self._anatomy.blocks[index]):
-                    stage = Stage(self._anatomy, index, hidden, calls[index][:-1])
+                    stage = self._stage(self._anatomy, index, hidden, calls[index][:-1])
                     yield stage
                     hidden = stage.passed_on() if index < last or ends else hidden
                 # The probe takes the way that it takes once the pruned model is loaded.

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from llmprune.allocation.block_influence import BlockInfluence, influence
+from llmprune.allocation.block_influence import BlockInfluence
 from llmprune.checkpoint.store import Store
 from llmprune.methods.base import Weights
 from llmprune.methods.cfsp import Cfsp
@@ -47,7 +47,7 @@ def test_the_influence_is_the_mean_angle_between_input_and_output():
     ids = torch.randint(3, tiny.VOCABULARY, (2, 16))
     hidden = model(ids, output_hidden_states=True).hidden_states
     walk = Walk(Store(anatomy), [ids], ids[:1])
-    found = [influence(stage) for stage in walk.stages("")]
+    found = [stage.angle() for stage in walk.stages("")]
     for block in range(2):  # the last entry of hidden_states has been normalised
         pairs = zip(hidden[block].flatten(0, 1), hidden[block + 1].flatten(0, 1), strict=True)
         angles = [math.acos(max(-1, min(1, float(a @ b / a.norm() / b.norm())))) for a, b in pairs]
