@@ -172,6 +172,38 @@ class SearchStep(TypedDict):
     """Mean KL(dense || pruned) of its best on the calibration windows that it was judged by, in nats."""
 
 
+class Tried(TypedDict):
+    """A recipe that was to land on a target."""
+
+    name: str
+    recipe: dict[str, Any]
+    expected: float
+    """What its result was to take: bytes, or seconds for a token."""
+    reached: NotRequired[float]
+    bits_per_byte: NotRequired[float]
+    """Of the held-out windows, whose text is the same for all."""
+    kl: NotRequired[float | None]
+    """Mean KL(dense || pruned) on these windows, in nats; None where the vocabulary was cut."""
+
+
+class Planned(TypedDict):
+    """How a target was reached."""
+
+    target: str
+    dense: float
+    """What the dense model takes, in bytes, or seconds for a token."""
+    goal: float
+    """What was asked, in the same unit."""
+    candidates: list[Tried]
+    refused: list[str]
+    """What this model cannot lose, in sentences."""
+    chosen: str | None
+    judged_by: str
+    """`kl`, or `bits_per_byte` where a candidate has another vocabulary."""
+    dense_bits_per_byte: NotRequired[float]
+    held_out: NotRequired[str]
+
+
 def divergence_in_words(both: Agreement) -> tuple[str, str]:
     """A divergence with its interval in nats, and how it was measured."""
     ends = both.get("interval")

@@ -9,18 +9,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidatorFunctionWrapHandler as Handler
 from typing_extensions import TypedDict  # Python 3.11's own cannot be checked by pydantic
 
 from llmprune.errors import RequestError, one_line
-from llmprune.measured import BudgetTrial, Evaluation, Learned, Look, Refit, SearchStep
+from llmprune.measured import BudgetTrial, Evaluation, Learned, Look, Planned, Refit, SearchStep
 from llmprune.vocabulary.choice import VocabularyRecord
 
 FILE = "llmprune_report.json"
@@ -125,7 +119,7 @@ class Spent(TypedDict):
 
 
 class Time(Spent):
-    """Where a run spent its seconds."""
+    """Where a run spent them."""
 
     calibration_s: float
     solve_s: float
@@ -209,6 +203,8 @@ class Report(BaseModel):
     """The budgets that were tried, where one of several was chosen."""
     searched: list[SearchStep] | None = None
     """What every generation found, where budgets were searched."""
+    planned: Planned | None = None
+    """How a target was reached."""
     warnings: list[str] = []
     """What the user should know before the result is used, in sentences."""
     steps: list[StepRecord] | None = None
@@ -217,7 +213,7 @@ class Report(BaseModel):
 
     @field_validator("*", mode="wrap")
     @classmethod
-    def _as_given(cls, value: object, check: ValidatorFunctionWrapHandler) -> object:
+    def _as_given(cls, value: object, check: Handler) -> object:
         """Check a part, and keep the order of its keys."""
         checked = check(value)
         return value if isinstance(value, dict) else checked

@@ -39,8 +39,9 @@ FLOORS = {
     13: ["hub", "recovering"],
     14: ["pruning", "scoring"],
     15: ["__init__", "llmprune_eval"],
-    16: ["cli"],
-    17: ["__main__"],
+    16: ["planning"],
+    17: ["cli"],
+    18: ["__main__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Packages with folders inside, which keep floors of their own.

@@ -35,7 +35,7 @@ def of(run: Run) -> list[Plot]:
     """The plots of one run."""
     kinds = kinds_of(run.record.sites)
     curves = (run.record.learned or {}).get("losses", {})
-    found = [_sparsity(kinds), _search(run), _errors(run, kinds), *_recovery(run, kinds)]
+    found = [_target(run), _sparsity(kinds), _search(run), _errors(run, kinds), *_recovery(run, kinds)]
     found += [_drift(run), _quarters(run)]
     if any(curves.values()):
         series = tuple(curve(part, losses, 0) for part, losses in curves.items() if losses)
@@ -96,6 +96,17 @@ def _sparsity(kinds: dict[str, list[SiteRecord]]) -> Grid:
     return Grid(
         "sparsity", "Share of the weights removed from each layer, in percent", BLOCK, value, columns, rows
     )
+
+
+def _target(run: Run) -> Chart | None:
+    planned = run.record.planned
+    if planned is None:
+        return None
+    tried = [one for one in planned["candidates"] if "reached" in one]
+    points = tuple((one["reached"] / planned["dense"], one["bits_per_byte"]) for one in tried)
+    series = Series("candidates", points, line=False, marks=tuple(one["name"] for one in tried))
+    axes = Axis("over the dense model"), Axis("bits per byte")
+    return Chart("target", f"What reaches {planned['target']}, on held-out windows", *axes, (series,))
 
 
 def _search(run: Run) -> Chart | None:

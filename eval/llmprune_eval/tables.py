@@ -8,7 +8,7 @@ from typing import Any
 from llmprune import measured
 from llmprune.measured import same_characters, same_tokens, trial_in_words
 from llmprune.report import Memory, SiteRecord, Spent, Time
-from llmprune_eval import figures
+from llmprune_eval import candidates, figures
 from llmprune_eval.markup import element
 from llmprune_eval.runs import Measured, Run
 
@@ -40,6 +40,7 @@ def done(run: Run) -> list[tuple[str, object]]:
         ("sparsity reached", f"{percent(totals['sparsity'])} of the pruned layers, {_of_model(run)}"),
         ("budget", _budget(record.sites)),
         *(("budget tried", trial_in_words(trial)) for trial in record.budgets or ()),
+        *(("candidate", sentence) for sentence in candidates.sentences(record.planned)),
         *(("warning", sentence) for sentence in record.warnings),
         ("parameters", f"{totals['parameters_before']:,} before, {totals['parameters_after']:,} after"),
         (

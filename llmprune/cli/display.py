@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TextIO
 
 import typer
+from llmprune_eval import candidates
 
 from llmprune.errors import JobError, RequestError
-from llmprune.measured import BudgetTrial, lowest, trial_in_words
+from llmprune.measured import BudgetTrial, Planned, lowest, trial_in_words
 from llmprune.report import RecoveryRecord, Report
 from llmprune.vocabulary.choice import VocabularyRecord
 
@@ -31,6 +32,7 @@ def show_report(report: Report, out: Path, as_json: bool) -> None:
         ),
         ("parameters", f"{totals['parameters_before']:,} before, {totals['parameters_after']:,} after"),
         ("bytes", f"{totals['bytes_before']:,} before, {totals['bytes_after']:,} after"),
+        *_target(report.planned),
         *_errors([site.error for site in report.sites if site.error is not None]),
         *_budgets(report.budgets or []),
         *_vocabulary(report.vocabulary),
@@ -44,6 +46,19 @@ def show_report(report: Report, out: Path, as_json: bool) -> None:
         *(("warning", sentence) for sentence in report.warnings),
     ]
     table(rows, sys.stdout)
+
+
+def _target(planned: Planned | None) -> list[tuple[str, str]]:
+    if planned is None:
+        return []
+    goal, by = planned["goal"], planned["judged_by"].replace("kl", "KL divergence").replace("_", " ")
+    best = next(one for one in planned["candidates"] if one["name"] == planned["chosen"])
+    count = len(planned["candidates"])
+    return [
+        ("target", f"{planned['target']}: {goal:,.0f} asked, {best['reached']:,.0f} reached"),
+        ("chosen", f"{best['name']}, of {count} that land there the lowest {by} on held-out windows"),
+        *(("candidate", sentence) for sentence in candidates.sentences(planned)),
+    ]
 
 
 def _errors(errors: list[float]) -> list[tuple[str, str]]:

@@ -33,7 +33,6 @@ from llmprune.cli.options import (
     Seed,
     Set,
     Sparsity,
-    Target,
     Text,
     Trust,
 )
@@ -52,7 +51,6 @@ def inspect(
     layout: Layout = None,
     multiple: Multiple = None,
     propagation: Propagation = None,
-    target: Target = None,
     policy: Policy = None,
     calibration: Text = None,
     samples: Samples = None,

@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[str, type[Any]]] = {
 # What is wanted, and the options that give it.
 GUIDE = (
     ("smaller and faster", "--recipe small"),
+    ("a size you have in mind", "--target 0.8x"),
     ("least loss, no training", "--method cfsp --sparsity 0.2 --repair affine"),
     ("a large vocabulary cut", "--recipe vocabulary-64k"),
     ("fewer blocks, fastest decode", "--recipe depth-20"),

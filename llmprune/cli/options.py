@@ -15,7 +15,7 @@ in_where = partial(typer.Option, rich_help_panel="Where it runs")
 in_after = partial(typer.Option, rich_help_panel="Afterwards")
 in_advanced = partial(typer.Option, rich_help_panel="Advanced")
 A_MODEL = "A folder, a .gguf file or a Hub id, org/name[@revision]"
-Model = Annotated[str, typer.Argument(help=f"{A_MODEL}, or a recipe with one.")]
+Model = Annotated[str, typer.Argument(help="A folder, a .gguf file, a Hub id, or a recipe with one.")]
 Measured = Annotated[str, typer.Argument(help=f"{A_MODEL}.")]
 RecipeName = Annotated[
     str | None,
@@ -47,11 +47,11 @@ Multiple = Annotated[
 Propagation = Annotated[str | None, in_advanced(help="Calibrate on dense, block or layer outputs.")]
 Target = Annotated[
     str | None,
-    in_advanced(help="Fit layers to their outputs in the pruned or dense model."),
+    in_much(help="Choose what goes by what is left: 6GiB, 0.8x of the bytes."),
 ]
 Text = Annotated[
     str | None,
-    in_text(help="builtin, wikitext2, c4, self, synthetic, FILE, FILE:answers, Hub id."),
+    in_text(help="builtin, wikitext2, c4, self, FILE, PROMPTS:answers or a Hub id."),
 ]
 Samples = Annotated[int | None, in_text(help="Calibration windows (128, or the method's own).")]
 Length = Annotated[

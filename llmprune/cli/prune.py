@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -39,9 +40,14 @@ from llmprune.cli.options import (
     Text,
     Trust,
     in_after,
+    in_much,
     in_text,
 )
 from llmprune.errors import RequestError
+from llmprune.plugins import Options
+
+if TYPE_CHECKING:
+    from llmprune.report import Report
 
 
 @app.command()
@@ -56,6 +62,10 @@ def prune(
     method: Method = None,
     pattern: Pattern = None,
     sparsity: Sparsity = None,
+    target: Target = None,
+    dry_run: Annotated[
+        bool, in_much("--dry-run", help="Show what --target would try; write nothing.")
+    ] = False,
     allocation: Allocation = None,
     repair: Repair = None,
     layout: Layout = None,
@@ -94,7 +104,6 @@ def prune(
     resume: Resume = False,
     trust_remote_code: Trust = False,
     propagation: Propagation = None,
-    target: Target = None,
     policy: Policy = None,
     set_: Set = None,
     as_json: Json = False,
@@ -103,8 +112,9 @@ def prune(
 
     llmprune prune org/name --recipe small --out smaller
 
-    llmprune prune ./my-model --method wanda --pattern 2:4 --calibration my-text.jsonl --out sparse
+    llmprune prune ./my-model --target 0.8x --calibration my-text.jsonl --out smaller
     """
+    from llmprune.cli import targets
     from llmprune.hub.pushing import require_pushable_name
     from llmprune.recipe.text import from_options
 
@@ -112,12 +122,20 @@ def prune(
         require_pushable_name(push_to_hub)
         resume = resume or out is None  # what has that name is an earlier try of the same, or refused
         out = out or Path(push_to_hub.rpartition("/")[2])
-    if out is None:
+    if out is None and not dry_run:
         raise RequestError("out", "no folder was named for the pruned checkpoint; give --out")
-    name, asked = from_options(context.params)
+    if dry_run and target is None:
+        raise RequestError("dry_run", "it shows what --target would try; `llmprune inspect` plans a recipe")
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    how = where | {"out": out, "resume": resume, "max_memory": max_memory, "device_map": device_map}
+    if dry_run:
+        return targets.show(context.params, how, as_json)
+    assert out is not None
+    read: Callable[[Options], tuple[str, Any]] = from_options if target is None else targets.asked
+    name, asked = read(context.params)
     from llmprune_eval import keeping, tasks
 
-    from llmprune import pruning, report
+    from llmprune import report
     from llmprune.export import gguf
     from llmprune.hub import pushing
 
@@ -126,19 +144,8 @@ def prune(
 
     judged = tasks.ask(eval_, data=data) if eval_ is not None else None
     display.quiet()
-    where: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-    done = pruning.prune(
-        name,
-        asked,
-        out=out,
-        resume=resume,
-        scores=scores,
-        max_memory=max_memory,
-        device_map=device_map,
-        on_plan=lambda plan: display.table(plan.rows(), sys.stderr) if ranks.first() else None,
-        on_text=None if judged is None else keeping.require_unseen(name, trust_remote_code),
-        **where,
-    )
+    how["on_text"] = None if judged is None else keeping.require_unseen(name, trust_remote_code)
+    done = _pruned(name, asked, target, scores, how)
     if not ranks.first():
         return
     with ranks.alone():
@@ -150,3 +157,19 @@ def prune(
         if push_to_hub is not None:
             pushing.push(out, push_to_hub, private=private)
     display.show_report(done, out, as_json)
+
+
+def _pruned(name: str, asked: Any, target: str | None, scores: Path | None, how: dict[str, Any]) -> Report:
+    """Prune by a recipe, or to a target."""
+    from llmprune import pruning
+    from llmprune.planning import reaching
+
+    if target is not None:
+        return reaching.reach(name, target, asked, **how)
+    return pruning.prune(
+        name,
+        asked,
+        scores=scores,
+        on_plan=lambda plan: display.table(plan.rows(), sys.stderr) if ranks.first() else None,
+        **how,
+    )

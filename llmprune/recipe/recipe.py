@@ -143,7 +143,7 @@ class Recipe(BaseModel):
             raise RequestError(
                 "target",
                 f"dense was asked for {self.pattern} with {self.propagation} propagation, and serves single "
-                "weights with layer propagation; use --target pruned",
+                "weights with layer propagation; leave it out",
             )
         if self.sites.shares == "experts" and self.propagation == "layer":
             raise RequestError(

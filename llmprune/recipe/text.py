@@ -22,7 +22,7 @@ HERE = Path(__file__).parents[1]
 SHIPPED = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent / "recipes"
 SUFFIXES = (".yaml", ".yml")
 WHOLE = r"[-+]?(?:0|[1-9][0-9]*)$"
-RECIPE = ("method", "pattern", "sparsity", "allocation", "repair", "layout", "propagation", "target")
+RECIPE = ("method", "pattern", "sparsity", "allocation", "repair", "layout", "propagation")
 DECIMAL = r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
 
 

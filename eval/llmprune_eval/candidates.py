@@ -1,0 +1,30 @@
+"""The recipes that were tried to reach a target, in words."""
+
+from __future__ import annotations
+
+from llmprune.measured import Planned
+
+
+def rows(planned: Planned) -> list[list[str]]:
+    """The candidates: name, what was expected and reached over the dense model, KL, bits per byte."""
+    found = []
+    for one in planned["candidates"]:
+        kl, bits = one.get("kl"), one.get("bits_per_byte")
+        found.append(
+            [
+                one["name"] + (" (chosen)" if one["name"] == planned["chosen"] else ""),
+                f"{one['expected'] / planned['dense']:.4f}x",
+                f"{one['reached'] / planned['dense']:.4f}x" if "reached" in one else "",
+                "" if kl is None else f"{kl:.4f}",
+                "" if bits is None else f"{bits:.4f}",
+            ]
+        )
+    return found
+
+
+def sentences(planned: Planned | None) -> list[str]:
+    """A sentence about each candidate that was tried."""
+    return [
+        f"{name}: {reached} of the dense model, " + (f"KL {kl}, " if kl else "") + f"{bits} bits per byte"
+        for name, _, reached, kl, bits in (rows(planned) if planned else [])
+    ]

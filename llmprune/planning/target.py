@@ -1,0 +1,57 @@
+"""What is to be reached, as a user says it: `6GiB`, `0.8x` of the dense bytes, or `1.3x-decode`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from accelerate.utils import convert_file_size_to_int
+
+from llmprune.errors import RequestError
+
+SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]i?B)", re.IGNORECASE)
+TIMES = re.compile(r"(\d*\.?\d+)x(-decode)?")
+NEAR = 0.02  # by which bytes may miss what was asked, as a share of it
+
+
+@dataclass(frozen=True)
+class Target:
+    """A size of the weight files, or a speed over the dense model's."""
+
+    said: str
+    of: Literal["bytes", "decode"]
+    bytes: int = 0
+    """That were asked; 0 where a share was."""
+
+    times: float = 0.0
+    """The share of the dense bytes, or the ratio of decode speeds; 0 where bytes were asked."""
+
+    def goal(self, dense: float) -> float:
+        """What the pruned model should take, given what the dense one takes: bytes, or seconds for a token.
+
+        Raises:
+            RequestError: the dense model is there already.
+        """
+        wanted = self.bytes or (dense * self.times if self.of == "bytes" else dense / self.times)
+        if wanted > (1 - NEAR) * dense:
+            has = f"has {dense:,.0f} bytes" if self.of == "bytes" else "is as fast"
+            raise RequestError("target", f"{self.said} was asked, and the model {has} already; ask for less")
+        return wanted
+
+
+def parse(text: str) -> Target:
+    """The target that a word names.
+
+    Raises:
+        RequestError: it is none; the sentence says what one is.
+    """
+    if SIZE.fullmatch(text) and (size := convert_file_size_to_int(text.upper().replace("IB", "iB"))) > 0:
+        return Target(text, "bytes", bytes=int(size))
+    if (found := TIMES.fullmatch(text)) and float(found[1]) > 0:
+        return Target(text, "decode" if found[2] else "bytes", times=float(found[1]))
+    fitted = "; what layers are fitted to is --set target=dense" if text in ("dense", "pruned") else ""
+    raise RequestError(
+        "target",
+        f"{text!r} is no size (6GiB), no share of the dense bytes (0.8x) and no speed (1.3x-decode){fitted}",
+    )

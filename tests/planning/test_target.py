@@ -1,0 +1,43 @@
+"""A target says what is left; whatever else is said is refused in one sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmprune.errors import RequestError
+from llmprune.planning.target import parse
+
+
+@pytest.mark.parametrize(
+    ("said", "of", "goal"),
+    [
+        ("0.8x", "bytes", 800.0),
+        (".5x", "bytes", 500.0),
+        ("0.6KB", "bytes", 600.0),
+        ("0.5KiB", "bytes", 512.0),
+        ("1.25x-decode", "decode", 800.0),
+    ],
+)
+def test_a_target_is_a_goal_of_what_the_dense_model_takes(said: str, of: str, goal: float) -> None:
+    found = parse(said)
+    assert found.of == of
+    assert found.goal(1000.0) == pytest.approx(goal)
+
+
+@pytest.mark.parametrize(
+    "said", ["5", "", "x", "0x", "0.8", "-1x", "6 apples", "1.3x-prefill", "nanx", "1e3x"]
+)
+def test_what_is_no_target_is_refused(said: str) -> None:
+    with pytest.raises(RequestError, match=r"0\.8x of|0\.8x\)"):
+        parse(said)
+
+
+def test_outputs_to_fit_are_asked_elsewhere() -> None:
+    with pytest.raises(RequestError, match="--set target=dense"):
+        parse("dense")
+
+
+@pytest.mark.parametrize("said", ["1x", "0.99x", "2x", "1KB", "0.9x-decode"])
+def test_what_the_model_has_already_is_refused(said: str) -> None:
+    with pytest.raises(RequestError, match="already"):
+        parse(said).goal(1000.0)
