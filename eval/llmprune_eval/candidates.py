@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from llmprune.measured import Planned
+from llmprune.measured import Planned, Tried
+
+
+def reached(planned: Planned, one: Tried) -> str:
+    """What was asked, and what a candidate reached: bytes, or decode speeds over the dense model's."""
+    goal, found, dense = planned["goal"], one["reached"], planned["dense"]
+    if planned["target"].endswith("decode"):
+        return f"{dense / goal:.3f}x asked, {dense / found:.3f}x reached"
+    return f"{goal:,.0f} bytes asked, {found:,.0f} reached"
 
 
 def rows(planned: Planned) -> list[list[str]]:

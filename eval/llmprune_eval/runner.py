@@ -73,7 +73,7 @@ def _serve(pipe: Connection, name: str, load: Load, where: dict[str, Any], kerne
     """The process of one model."""
     try:
         file = engine_file(name)
-        runner = FileRunner(file, load) if file else Runner(name, load, where, kernels)
+        runner = FileRunner(file, load) if file else Runner.opened(name, load, where, kernels=kernels)
         while True:
             pipe.send(getattr(runner, pipe.recv())())
     except EOFError:  # nobody asks any more
@@ -103,17 +103,30 @@ def require_positions(model: Any, name: str, load: Load) -> None:
 
 
 class Runner:
-    """A model that is measured, in its own process."""
+    """A model that is measured, in its own process unless several are small enough to be in one.
 
-    def __init__(self, name: str, load: Load, where: dict[str, Any], kernels: bool) -> None:
+    Args:
+        model: in transformers.
+        tokenizer: the model's; None where nobody asks for `facts`.
+        load: what is measured.
+        kernels: whether our kernels run where they win.
+    """
+
+    @classmethod
+    def opened(cls, name: str, load: Load, where: dict[str, Any], *, kernels: bool) -> Runner:
+        """The runner of a folder or a Hub id."""
+        from llmprune.loading import load as opened
+
+        model, tokenizer = opened(name, kernels="none", **where)
+        require_positions(model, name, load)
+        return cls(model, tokenizer, load, kernels=kernels)
+
+    def __init__(self, model: Any, tokenizer: Any, load: Load, *, kernels: bool) -> None:
         import torch
         from llmprune_kernels.acceleration import accelerate
 
-        from llmprune.loading import load as opened
-
         self._torch, self._load = torch, load
-        self._model, self._tokenizer = opened(name, kernels="none", **where)
-        require_positions(self._model, name, load)
+        self._model, self._tokenizer = model, tokenizer
         self._device = self._model.device
         vocabulary = self._model.config.get_text_config(decoder=True).vocab_size
         generator = torch.Generator().manual_seed(0)

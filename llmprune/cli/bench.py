@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,9 @@ def bench(
     device: Device = "auto",
     device_map: DeviceMap = None,
     dtype: Dtype = "auto",
+    blocks: Annotated[
+        bool, typer.Option("--blocks", help="Measure what a token takes part by part instead.")
+    ] = False,
     save: Save = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -35,11 +39,16 @@ def bench(
     """
     from llmprune_eval import keeping
     from llmprune_eval.bench import compare, rows
+    from llmprune_eval.blocks import measure
     from llmprune_eval.runner import Load
 
     if save:
         keeping.require_ours([model])
     display.quiet()
+    if blocks:
+        parts = measure(model, device=device, dtype=dtype, trust=trust_remote_code)
+        shown = dataclasses.asdict(parts)
+        return display.print_json(shown) if as_json else display.table(parts.rows(), sys.stdout)
     names = [model] if baseline is None else [baseline, model]
     load = Load(batch, prompt, new_tokens, repeats, seconds)
     where = {"device": device, "device_map": device_map, "dtype": dtype}

@@ -51,11 +51,11 @@ def show_report(report: Report, out: Path, as_json: bool) -> None:
 def _target(planned: Planned | None) -> list[tuple[str, str]]:
     if planned is None:
         return []
-    goal, by = planned["goal"], planned["judged_by"].replace("kl", "KL divergence").replace("_", " ")
+    by = planned["judged_by"].replace("kl", "KL divergence").replace("_", " ")
     best = next(one for one in planned["candidates"] if one["name"] == planned["chosen"])
     count = len(planned["candidates"])
     return [
-        ("target", f"{planned['target']}: {goal:,.0f} asked, {best['reached']:,.0f} reached"),
+        ("target", f"{planned['target']}: {candidates.reached(planned, best)}"),
         ("chosen", f"{best['name']}, of {count} that land there the lowest {by} on held-out windows"),
         *(("candidate", sentence) for sentence in candidates.sentences(planned)),
     ]

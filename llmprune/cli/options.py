@@ -47,7 +47,7 @@ Multiple = Annotated[
 Propagation = Annotated[str | None, in_advanced(help="Calibrate on dense, block or layer outputs.")]
 Target = Annotated[
     str | None,
-    in_much(help="Choose what goes by what is left: 6GiB, 0.8x of the bytes."),
+    in_much(help="Choose what goes by 6GiB, 0.8x of the bytes or 1.3x-decode."),
 ]
 Text = Annotated[
     str | None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmprune.errors import RequestError
 from llmprune.planning.prices import Prices
-from llmprune.planning.target import NEAR
+from llmprune.planning.target import Target
 from llmprune.plugins import Options
 from llmprune.recipe import Recipe
 
@@ -69,26 +69,26 @@ class Candidate:
         return Recipe.parse({"calibration": dict(text), "steps": steps})
 
 
-def candidates(prices: Prices, goal: float, said: str) -> list[Candidate]:
-    """All mixes that land within 2 % of a goal.
+def candidates(prices: Prices, target: Target) -> list[Candidate]:
+    """All mixes that land near a target.
 
     Args:
-        prices: of the parts of the model, in the unit of the goal.
-        goal: what the pruned model should take.
-        said: the target in the user's words.
+        prices: of the parts of the model: bytes, or seconds for a token.
+        target: what is to be reached.
 
     Raises:
         RequestError: none does; the sentence names the nearest that one reaches.
     """
+    goal = target.goal(prices.whole)
     found = [mixed for name, mix in MIXES.items() for mixed in _mixed(prices, goal, name, mix)]
-    landing = [one for one in found if abs(one.expected / goal - 1) <= NEAR]
+    landing = [one for one in found if abs(one.expected / goal - 1) <= target.near]
     if landing:
         return landing
     nearest = min((one.expected for one in found), key=lambda at: abs(at - goal), default=prices.whole)
     raise RequestError(
         "target",
-        f"{said} was asked, and the nearest that this model reaches is {nearest / prices.whole:.3g} of what "
-        "it takes now; ask for that",
+        f"{target.said} was asked, and the nearest that this model reaches is "
+        f"{target.words(nearest, prices.whole)}; ask for that",
     )
 
 

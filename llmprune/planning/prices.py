@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from llmprune_eval.blocks import Latencies
+
 from llmprune.checkpoint import reader
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError
@@ -67,6 +69,18 @@ def bytes_of(source: Source) -> Prices:
         mixture=any(map(is_mixture, anatomy.blocks)),
     )
     return _with_inner(source, found, width)
+
+
+def in_seconds(prices: Prices, taken: Latencies) -> Prices:
+    """The same parts in seconds for one new token, as they were measured."""
+    token = taken.token_s
+    return replace(
+        prices,
+        whole=token,
+        block=token * taken.block,
+        inner=token * taken.channels,  # 0 in a mixture, where a token passes as many experts as before
+        row=token * taken.row,
+    )
 
 
 def _with_inner(source: Source, prices: Prices, width: float) -> Prices:

@@ -19,8 +19,9 @@ from llmprune.errors import RequestError
 from llmprune.measured import Planned, Tried
 from llmprune.planning.candidates import Candidate, candidates
 from llmprune.planning.judging import Judge
-from llmprune.planning.prices import bytes_of
-from llmprune.planning.target import NEAR, Target, parse
+from llmprune.planning.prices import bytes_of, in_seconds
+from llmprune.planning.speed import latencies, speed
+from llmprune.planning.target import Target, parse
 from llmprune.plugins import Options
 from llmprune.progress import say
 from llmprune.recipe import Recipe
@@ -41,7 +42,7 @@ def plan(model: str, target: str, text: Options, **how: object) -> Planned:
 
     Args:
         model: a folder, a .gguf file or a Hub id.
-        target: what is to be reached: `6GiB`, `0.8x` of the bytes of the dense weight files.
+        target: what is to be reached: `6GiB`, `0.8x` of the bytes of the dense weight files, `1.3x-decode`.
         text: a recipe's `calibration`.
         how: fields of Run; nothing is written.
 
@@ -81,12 +82,10 @@ class _Planning:
     def __init__(self, model: str, target: Target, text: Options, run: Run) -> None:
         self.model, self.target, self.run = model, target, run
         self.text = calibration_of(text)
-        if target.of == "decode":
-            raise RequestError(
-                "target", f"{target.said} was asked, and only bytes can be; ask for 0.8x or 6GiB"
-            )
         self.source = source.find(model, trust_remote_code=run.trust_remote_code)
         self.prices = bytes_of(self.source)
+        if target.of == "decode":
+            self.prices = in_seconds(self.prices, latencies(self.source, run))
         self.goal = target.goal(self.prices.whole)
         self.refused: list[str] = []
 
@@ -113,7 +112,7 @@ class _Planning:
         counts = isinstance(self.text.source, Documents)
         found = []
         self.refused = []
-        for one in candidates(self.prices, self.goal, self.target.said):
+        for one in candidates(self.prices, self.target):
             recipe = one.recipe(self.prices, self.text.flat(), counts=counts)
             try:
                 self._require(recipe)
@@ -190,7 +189,10 @@ class _Reaching:
             trust_remote_code=planning.run.trust_remote_code,
         )
         worth = self._judging(todo).worth(folder)
-        return {"reached": float(done.totals["bytes_after"]), **worth._asdict()}
+        reached = float(done.totals["bytes_after"])
+        if planning.target.of == "decode":
+            reached = planning.prices.whole / speed(planning.model, folder, planning.run)
+        return {"reached": reached, **worth._asdict()}
 
     def _folder(self, number: int) -> Path:
         """Of a candidate's result, called like the folder that it may become."""
@@ -200,7 +202,8 @@ class _Reaching:
         """The number of the candidate that was judged best, of those that landed on the target."""
         found = self._planned["candidates"]
         known = [number for number, one in enumerate(found) if "bits_per_byte" in one]
-        near = [n for n in known if abs(found[n].get("reached", 0) / self._planned["goal"] - 1) <= NEAR]
+        goal, most = self._planned["goal"], self._planning.target.near
+        near = [n for n in known if abs(found[n].get("reached", 0) / goal - 1) <= most]
         by = self._planned["judged_by"]
         return min(near or known, key=lambda n: float(found[n][by]))  # type: ignore[literal-required]
 

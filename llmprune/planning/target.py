@@ -12,7 +12,7 @@ from llmprune.errors import RequestError
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]i?B)", re.IGNORECASE)
 TIMES = re.compile(r"(\d*\.?\d+)x(-decode)?")
-NEAR = 0.02  # by which bytes may miss what was asked, as a share of it
+NEAR = {"bytes": 0.02, "decode": 0.1}  # by which a result may miss what was asked, as a share of it
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,15 @@ class Target:
     times: float = 0.0
     """The share of the dense bytes, or the ratio of decode speeds; 0 where bytes were asked."""
 
+    @property
+    def near(self) -> float:
+        """By which a result may miss it, as a share of it."""
+        return NEAR[self.of]
+
+    def words(self, taken: float, dense: float) -> str:
+        """What a model reaches, as it would be asked, given what it and the dense one take."""
+        return f"{taken / dense:.3g}x" if self.of == "bytes" else f"{dense / taken:.3g}x-decode"
+
     def goal(self, dense: float) -> float:
         """What the pruned model should take, given what the dense one takes: bytes, or seconds for a token.
 
@@ -34,7 +43,7 @@ class Target:
             RequestError: the dense model is there already.
         """
         wanted = self.bytes or (dense * self.times if self.of == "bytes" else dense / self.times)
-        if wanted > (1 - NEAR) * dense:
+        if wanted > (1 - NEAR["bytes"]) * dense:
             has = f"has {dense:,.0f} bytes" if self.of == "bytes" else "is as fast"
             raise RequestError("target", f"{self.said} was asked, and the model {has} already; ask for less")
         return wanted

@@ -78,7 +78,7 @@ def test_nothing_holds_on_to_weights_that_kernels_replace(checkpoints, monkeypat
 
     monkeypatch.setattr(acceleration, "accelerate", replace)
     where = {"device": "cpu", "dtype": "float32", "trust_remote_code": False}
-    Runner(str(checkpoints("llama")), Load(1, 8, 2, 1), where, kernels=True)
+    Runner.opened(str(checkpoints("llama")), Load(1, 8, 2, 1), where, kernels=True)
     assert alive == [False]
 
 
@@ -133,7 +133,7 @@ def test_a_model_on_its_own_has_quartiles(checkpoints):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_the_cache_is_that_of_the_layers_as_they_are(checkpoints, family):
     where = {"device": "cpu", "dtype": "bfloat16", "trust_remote_code": False}
-    one = Runner(str(checkpoints(family)), Load(2, 12, 1), where, kernels=False)
+    one = Runner.opened(str(checkpoints(family)), Load(2, 12, 1), where, kernels=False)
     times = one.prefill()
     assert 0 < times["prefill"] <= times["first_token"]
     tokens = {"gemma2": 2 * 7 + 12}.get(family, 3 * 12)  # two of its blocks look back over 8 tokens only
