@@ -158,11 +158,12 @@ class _Reaching:
         asked: dict[str, Any] = {"target": planning.target.said, "text": planning.text.model_dump()}
         draft.claim(finish.identity(todo.model, asked, None))
         once = Once(draft.scratch)
+        self._planned = once("planned", lambda: self._planned)
         self._planned["dense_bits_per_byte"] = once("dense", lambda: self._judging(todo).dense)
         found = self._planned["candidates"]
         for number in range(len(found)):
             found[number] |= once(f"candidate-{number}", partial(self._try, number, todo))
-            self._drop_all_but_best()
+            self._drop_losers()
         if healed := _healed(found[self._chosen()]):
             found.append(healed)
             found[-1] |= once(f"candidate-{len(found) - 1}", partial(self._try, len(found) - 1, todo))
@@ -207,11 +208,11 @@ class _Reaching:
         by = self._planned["judged_by"]
         return min(near or known, key=lambda n: float(found[n][by]))  # type: ignore[literal-required]
 
-    def _drop_all_but_best(self) -> None:
-        """Free the disk of what has lost."""
+    def _drop_losers(self) -> None:
+        """Free the disk of what has been judged and lost; a resumed run may have more than it has read."""
         best = self._chosen()
-        for number in range(len(self._planned["candidates"])):
-            if number != best:
+        for number, one in enumerate(self._planned["candidates"]):
+            if "reached" in one and number != best:
                 shutil.rmtree(self._folder(number).parent, ignore_errors=True)
 
     def _publish(self) -> Report:
@@ -225,7 +226,7 @@ class _Reaching:
         done.reload["line"] = reload.LINE.format(folder=self._out, trust=trust)
         done.planned = self._planned
         (folder / report.FILE).write_text(done.to_json(), encoding="utf-8")
-        for file in folder.iterdir():
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == report.FILE):  # this one last
             file.replace(draft.folder / file.name)
         draft.publish()
         return done

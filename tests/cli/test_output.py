@@ -26,7 +26,7 @@ def test_help_is_no_error(
 
 
 @pytest.mark.parametrize(
-    "command", ["bench", "eval", "export", "inspect", "prune", "push", "recover", "report"]
+    "command", ["bench", "eval", "export", "inspect", "prune", "push", "recover", "report", "score"]
 )
 def test_help_fits_on_a_screen(command: str) -> None:
     """Of a hundred letters and sixty lines."""

@@ -14,6 +14,7 @@ from llmprune import prune
 from llmprune.checkpoint import source
 from llmprune.checkpoint.resources import resources
 from llmprune.errors import RequestError
+from llmprune.planning import reaching
 from llmprune.planning.judging import Judge, opened
 from llmprune.planning.reaching import plan, reach
 from llmprune.recipe import Recipe
@@ -27,6 +28,12 @@ from tests.vocabulary import tokenizers_here as here
 pytestmark = pytest.mark.usefixtures("check_in_process")
 TEXT = {"dataset": "builtin", "samples": 4, "length": 32}
 WORDS = ["--calibration", "builtin", "--samples", "4", "--length", "32"]
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight windows judge."""
+    monkeypatch.setattr(reaching, "HELD_OUT", 256)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +90,7 @@ def test_a_target_is_reached_by_the_best_candidate_whose_recipe_gives_the_same_b
 
 def test_an_interrupted_run_resumes_with_the_candidate_that_it_was_at(model: Path, tmp_path: Path) -> None:
     whole = reach(str(model), "0.75x", TEXT, out=tmp_path / "whole")
-    with interrupted(after=20):
+    with interrupted(after=28):
         reach(str(model), "0.75x", TEXT, out=tmp_path / "cut")
     assert not (tmp_path / "cut" / "config.json").exists()
     with pytest.raises(RequestError, match="another target"):
