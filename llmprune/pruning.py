@@ -26,7 +26,8 @@ from llmprune.recipe import Recipe
 from llmprune.repair.span import Span
 from llmprune.report import Report
 from llmprune.run import finish, job, learned, settings, warning
-from llmprune.run.job import Job, Run
+from llmprune.run.asked import Run, request
+from llmprune.run.job import Job
 from llmprune.run.mtp_heads import MtpHeads
 from llmprune.run.plan import Plan
 from llmprune.run.seam import Seams
@@ -68,7 +69,7 @@ def prune(
         RequestError: the request cannot be carried out; nothing was written.
         JobError: it was sound, and failed; `resume=True` resumes it after the last whole block.
     """
-    asked, run = job.request(recipe, options)
+    asked, run = request(recipe, options)
     if tokens is not None:
         if run.scores is not None:
             raise RequestError("tokens", "scores are of a text that was read before; give one of them")

@@ -26,7 +26,7 @@ from llmprune.recipe.parts import recovery_of
 from llmprune.recovery.base import Recovered, Recovery, Removed, Task
 from llmprune.report import RecipeRecord, Report
 from llmprune.run import finish, job
-from llmprune.run.job import Run
+from llmprune.run.asked import Run, run_of
 from llmprune.run.recovery_job import RecoveryJob, dense_model, opened
 from llmprune.run.windows import windows
 from llmprune.text.calibration import Calibration, as_now, calibration_of, with_defaults
@@ -66,7 +66,7 @@ def recover(
     if earlier is None:
         raise RequestError("model", f"{model} is no folder that llmprune has pruned: it holds no report")
     recovery = recovery_of(how)
-    run = job.run_of({**options, "out": out if out is not None else beside(folder)})
+    run = run_of({**options, "out": out if out is not None else beside(folder)})
     asked = with_defaults(dict(calibration or {}), earlier.recipe["calibration"])
     if tokens is not None:
         asked |= size_of(tokens)

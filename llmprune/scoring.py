@@ -23,6 +23,7 @@ from llmprune.plugins import Options, name_of
 from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.run import finish, job, learned, plan, scored
+from llmprune.run.asked import asked_for
 from llmprune.run.job import Job
 from llmprune.run.plan import Plan
 from llmprune.run.windows import windows
@@ -60,7 +61,7 @@ def score(
         RequestError: the request cannot be carried out; nothing was written.
         JobError: it was sound, and failed; `resume=True` resumes it after the last whole block.
     """
-    asked, run = job.asked_for(recipe, options)
+    asked, run = asked_for(recipe, options)
     if tokens is not None:
         text = asked.get("calibration", {})
         asked["calibration"] = {**(text if isinstance(text, dict) else {}), **size_of(tokens)}

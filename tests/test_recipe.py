@@ -11,7 +11,7 @@ import pytest
 from llmprune.errors import RequestError
 from llmprune.recipe import Recipe
 from llmprune.recipe.text import is_recipe, load_data, override, read_yaml, shipped
-from llmprune.run.job import request
+from llmprune.run.asked import request
 
 LARGE = 10**400
 

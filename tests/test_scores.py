@@ -18,7 +18,7 @@ from llmprune.tensors.several import joined
 from llmprune.tensors.statistics import CentredGram, Gram, InputMoments, InputNorm, Statistic
 from llmprune.tensors.stored import restore, tensors_of
 from tests import tiny
-from tests.cli.command import run
+from tests.program import run
 from tests.resume.children import hashes
 from tests.resume.interrupted import interrupted
 
@@ -190,15 +190,15 @@ def test_nothing_is_scored_that_could_not_be_used(
 def test_one_command_scores_and_another_prunes(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
     model, kept, out = (str(path) for path in (checkpoints("llama"), tmp_path / "kept", tmp_path / "out"))
     asked = ["--method", "wanda", "--samples", "4", "--length", "16"]
-    done = run(["score", model, *asked, "--out", kept, "--json"])
+    done = run("score", model, *asked, "--out", kept, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["statistics"] == ["InputNorm"]
-    assert run(["score", model, *asked, "--out", kept]).returncode == 2
-    again = run(["score", model, *asked, "--out", kept, "--resume"])
+    assert run("score", model, *asked, "--out", kept).returncode == 2
+    again = run("score", model, *asked, "--out", kept, "--resume")
     assert "finished already" in again.stderr
-    done = run(["prune", model, "--scores", kept, "--sparsity", "0.3", "--out", out, "--json"])
+    done = run("prune", model, "--scores", kept, "--sparsity", "0.3", "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["recipe"]["sparsity"] == 0.3
-    refused = run(["prune", model, "--scores", kept, "--method", "sparsegpt", "--out", f"{out}2"])
+    refused = run("prune", model, "--scores", kept, "--method", "sparsegpt", "--out", f"{out}2")
     assert refused.returncode == 2
     assert "another method" in refused.stderr

@@ -119,7 +119,7 @@ class Runner:
 
         model, tokenizer = opened(name, kernels="none", **where)
         require_positions(model, name, load)
-        return cls(model, tokenizer, load, kernels=kernels)
+        return cls(model, tokenizer, load, kernels=kernels and not where.get("device_map"))
 
     def __init__(self, model: Any, tokenizer: Any, load: Load, *, kernels: bool) -> None:
         import torch
@@ -133,7 +133,7 @@ class Runner:
         ids = torch.randint(0, vocabulary, (load.batch, load.prompt), generator=generator)
         self._ids = ids.to(self._device)
         self._parameters = sum(p.numel() for p in self._model.parameters())
-        self._kernels = str(accelerate(self._model)) if kernels and not where.get("device_map") else ""
+        self._kernels = str(accelerate(self._model)) if kernels else ""
         devices.forget_peak(self._device)
 
     def facts(self) -> dict[str, Any]:

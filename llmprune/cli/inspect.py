@@ -75,7 +75,8 @@ def inspect(
     Of a recipe with steps, every plan is for MODEL as it is, which no later step needs more than.
     """
     from llmprune.recipe.text import from_options
-    from llmprune.run.job import Run, checkpoint_job, require_steps
+    from llmprune.run.asked import Run
+    from llmprune.run.job import checkpoint_job, require_steps
 
     if for_ is not None:
         _show_fits(model, for_, as_json)

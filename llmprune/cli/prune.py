@@ -111,8 +111,6 @@ def prune(
     """Prune MODEL into a new folder that plain transformers loads.
 
     llmprune prune org/name --recipe small --out smaller
-
-    llmprune prune ./my-model --target 0.8x --calibration my-text.jsonl --out smaller
     """
     from llmprune.cli import targets
     from llmprune.hub.pushing import require_pushable_name

@@ -62,7 +62,7 @@ def recover_(
     """
     from llmprune import recovering
     from llmprune.recipe.text import set_options, text_options
-    from llmprune.run.job import Run
+    from llmprune.run.asked import Run
 
     how: dict[str, object] = {"name": _name(method, {"lora": lora, "reconstruct": reconstruct})}
     text = text_options(context.params)

@@ -27,7 +27,8 @@ from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.report import Report
 from llmprune.run import finish, job, tokens
-from llmprune.run.job import Job, Run
+from llmprune.run.asked import Run, run_of
+from llmprune.run.job import Job
 from llmprune.run.windows import windows
 from llmprune.text.calibration import calibration_of
 from llmprune.text.sources.base import Documents
@@ -49,7 +50,7 @@ def plan(model: str, target: str, text: Options, **how: object) -> Planned:
     Raises:
         RequestError: no candidate lands on the target.
     """
-    return _Planning(model, parse(target), text, job.run_of(how)).planned()
+    return _Planning(model, parse(target), text, run_of(how)).planned()
 
 
 def reach(model: str, target: str, text: Options, **how: object) -> Report:
@@ -65,7 +66,7 @@ def reach(model: str, target: str, text: Options, **how: object) -> Report:
         RequestError: no candidate lands on the target; nothing was written.
         JobError: pruning failed.
     """
-    run, wanted = job.run_of(how), parse(target)
+    run, wanted = run_of(how), parse(target)
     if run.folder is None:
         raise RequestError("out", "no folder was named for the pruned checkpoint; give --out")
     if ranks.count() > 1:

@@ -12,7 +12,7 @@ from llmprune.checkpoint import shards, versions
 from llmprune.checkpoint.once import Once
 from llmprune.checkpoint.resources import resources
 from llmprune.checkpoint.source import Source
-from llmprune.run.job import Run
+from llmprune.run.asked import Run
 from llmprune.text import cache
 
 
@@ -38,6 +38,7 @@ def latencies(found: Source, run: Run) -> Latencies:
 def speed(dense: str, folder: Path, run: Run) -> float:
     """How many times as fast the model in a folder writes, in characters, whatever its tokens are."""
     both = [dense, str(folder)]
-    found = bench.compare(both, LOAD, device=run.device, dtype=run.dtype, trust=run.trust_remote_code)
+    where = {"device": run.device, "dtype": run.dtype, "trust_remote_code": run.trust_remote_code}
+    found = bench.compare(both, LOAD, where)
     ratio: float = found["ratios"]["decode_characters_per_s"]["ratio"]
     return ratio

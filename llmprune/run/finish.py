@@ -24,7 +24,8 @@ from llmprune.recipe import Recipe
 from llmprune.recipe.text import write_yaml
 from llmprune.report import CalibrationRecord, RecipeRecord, Report, StepRecord, Time
 from llmprune.run import card, card_picture, memory, settings, tokens
-from llmprune.run.job import Job, Run
+from llmprune.run.asked import Run
+from llmprune.run.job import Job
 from llmprune.run.mtp_heads import MtpHeads
 from llmprune.run.warning import overpruned, starved
 from llmprune.text.calibration import as_now

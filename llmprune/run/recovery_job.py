@@ -16,7 +16,8 @@ from llmprune.model.sites.base import sites_of
 from llmprune.recovery.base import Recovery
 from llmprune.report import Report
 from llmprune.run import plan
-from llmprune.run.job import Run, require_apart
+from llmprune.run.asked import Run
+from llmprune.run.job import require_apart
 from llmprune.run.plan import Plan
 from llmprune.run.waiting import placed, with_waiting
 from llmprune.text.calibration import Calibration

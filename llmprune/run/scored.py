@@ -62,9 +62,10 @@ def _require_dense(recipe: Recipe) -> None:
             "propagation",
             f"scores are of the dense model, and {recipe.propagation} measures the pruned one; use dense",
         )
-    if recipe.allocation.needs_text and not recipe.allocation.spreads:
+    rule = recipe.allocation
+    if rule.holds_out or (rule.needs_text and not rule.spreads):
         raise RequestError(
             "allocation",
-            f"{name_of(recipe.allocation)} runs the model on the text, which scores are to spare; use "
+            f"{name_of(rule)} runs the model on the text, which scores are to spare; use "
             "uniform, or leave --scores out",
         )

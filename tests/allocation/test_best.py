@@ -24,7 +24,8 @@ from llmprune.model.widths import allowed
 from llmprune.patterns.units import Units
 from llmprune.recipe import Recipe
 from llmprune.repair.affine import Affine
-from llmprune.run.job import Run, checkpoint_job
+from llmprune.run.asked import Run
+from llmprune.run.job import checkpoint_job
 from tests import tiny
 from tests.resume.interrupted import pruned_twice
 from tests.test_families import load

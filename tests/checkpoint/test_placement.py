@@ -18,7 +18,8 @@ from llmprune.checkpoint import placement
 from llmprune.checkpoint.streamed import CheckpointStore
 from llmprune.errors import RequestError
 from llmprune.recipe import Recipe
-from llmprune.run.job import Job, Run, checkpoint_job
+from llmprune.run.asked import Run
+from llmprune.run.job import Job, checkpoint_job
 from tests import mixtures, tiny
 from tests.ranks.test_ends import written
 from tests.test_families import logits

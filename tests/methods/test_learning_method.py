@@ -16,7 +16,7 @@ from llmprune import prune
 from llmprune.errors import RequestError
 from llmprune.recipe import Recipe
 from llmprune.run import job
-from llmprune.run.job import Run
+from llmprune.run.asked import Run
 from llmprune.run.learned import FILE
 from tests import tiny
 from tests.resume.interrupted import interrupted

@@ -16,7 +16,7 @@ from llmprune.planning.candidates import candidates
 from llmprune.planning.prices import bytes_of, in_seconds
 from llmprune.planning.speed import latencies, speed
 from llmprune.planning.target import parse
-from llmprune.run.job import Run
+from llmprune.run.asked import Run
 from tests import tiny
 from tests.cli.command import main
 

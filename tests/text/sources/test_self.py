@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llmprune.run.job import checkpoint_job, request
+from llmprune.run.asked import request
+from llmprune.run.job import checkpoint_job
 from llmprune.text.sources import for_calibration
 from llmprune.text.sources.base import Amount
 from llmprune.text.sources.self import SelfGenerated, batch_size

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoTokenizer
 
 from llmprune.checkpoint.store import Store
-from llmprune.run.job import checkpoint_job, request
+from llmprune.run.asked import request
+from llmprune.run.job import checkpoint_job
 from llmprune.text.sources import synthetic
 from llmprune.text.sources.base import Amount
 from llmprune.text.sources.synthetic import Synthetic
