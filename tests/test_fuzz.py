@@ -126,7 +126,8 @@ def test_a_broken_file_is_one_sentence(
     file = next(folder.glob(name.replace("model.", "model*.")))
     data, before = file.read_bytes(), set(files_of(tmp_path))
     monkeypatch.setenv("LLMPRUNE_CACHE", str(tmp_path / "out-cache"))
-    monkeypatch.setattr(runner.multiprocessing, "get_context", lambda _: forking())  # starts in no time
+    context = forking()  # a process that measures a file then starts in no time
+    monkeypatch.setattr(runner.multiprocessing, "get_context", lambda _: context)
     process = psutil.Process()
     for number in range(MANY if many else FEW):
         values = file.suffix == ".json" and number % 2 == 0

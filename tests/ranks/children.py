@@ -99,9 +99,9 @@ def _note_walks(file: TextIO) -> None:
     """Write down what this rank walks the model for."""
     own = Walk.stages
 
-    def stages(self: Walk, label: str) -> Iterator[Any]:
+    def stages(self: Walk, label: str, **rest: bool) -> Iterator[Any]:
         file.write(f"{label}\n")
-        return own(self, label)
+        return own(self, label, **rest)
 
     Walk.stages = stages  # type: ignore[method-assign]
 
@@ -113,8 +113,8 @@ def _end(how: str) -> None:
         return
     own, step = Walk.stages, _Trainer.training_step
 
-    def stages(self: Walk, label: str) -> Iterator[Any]:
-        for stage in own(self, label):
+    def stages(self: Walk, label: str, **rest: bool) -> Iterator[Any]:
+        for stage in own(self, label, **rest):
             if label == "pruning" and stage.index == 1:
                 ENDS[how]()
             yield stage

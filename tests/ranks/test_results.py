@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from tests import mixtures
@@ -47,9 +49,20 @@ NEAR: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def pruned(ranks: Ranks, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of results, by how many processes wrote them."""
-    root = tmp_path_factory.mktemp("pruned")
+def pruned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of results, by how many processes wrote them; made once for all workers of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "by-ranks"
+    with FileLock(f"{root}.lock"):
+        if not (root / "made").exists():
+            _prune(root, model)
+            (root / "made").touch()
+    return root
+
+
+def _prune(root: Path, model: Path) -> None:
+    (root / "launches").mkdir(parents=True)
+    ranks = Ranks(root / "launches")
     mixture = mixtures.save("mixtral", root / "mixture", num_local_experts=32)
     recipes = SAME | NEAR
     for count in (1, 2):
@@ -63,7 +76,6 @@ def pruned(ranks: Ranks, model: Path, tmp_path_factory: pytest.TempPathFactory) 
             for name, recipe in recipes.items()
         ]
         assert ranks(*asked, count=count) == [["done"] * count] * len(recipes)
-    return root
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -89,9 +101,10 @@ def test_matrices_give_nearly_the_same_weights(pruned: Path, name: str) -> None:
         assert float((weight - two[key]).abs().max()) < 1e-4
 
 
-def test_candidates_are_measured_on_different_ranks(pruned: Path, ranks: Ranks) -> None:
+def test_candidates_are_measured_on_different_ranks(pruned: Path) -> None:
     def walks(launch: int, rank: int) -> Counter[str]:
-        return Counter((ranks.folder / f"launch-{launch}" / f"walks-{rank}").read_text().splitlines())
+        said = pruned / "launches" / f"launch-{launch}" / f"walks-{rank}"
+        return Counter(said.read_text().splitlines())
 
     alone, first, second = walks(1, 0), walks(2, 0), walks(2, 1)
     trials = {label for label in alone if label.startswith("trying ")}
@@ -101,7 +114,7 @@ def test_candidates_are_measured_on_different_ranks(pruned: Path, ranks: Ranks) 
         assert first[label] == second[label] == alone[label] > 0
 
 
-def test_the_first_rank_alone_speaks(pruned: Path, ranks: Ranks, model: Path, tmp_path: Path) -> None:
+def test_the_first_rank_alone_speaks(ranks: Ranks, model: Path, tmp_path: Path) -> None:
     ranks({"model": model, "method": "wanda", "calibration": TEXT, "out": tmp_path / "out"})
     first, other = (sorted(ranks.folder.glob(f"launch-*/log-{rank}"))[-1].read_text() for rank in (0, 1))
     assert "pruning: 3/3" in first

@@ -107,7 +107,7 @@ def test_a_recipe_with_a_recovery_may_write_to_where_one_is(
         ({"calibration": {"length": 1}}, r"calibration\.length: input should be greater .* \(found 1\)"),
         ({"calibration": {"size": 1}}, r"calibration\.size: there is no such option"),
         ({"tokens": torch.arange(32)}, r"tokens: windows \[N, L\] are needed, and the shape is \[32\]"),
-        ({"foo": 1}, "foo: there is no such option; there are device, dtype, "),
+        ({"foo": 1}, "foo: there is no such option; there are device, device_map, "),
     ],
 )
 def test_what_cannot_be_asked_is_a_sentence(options: dict[str, Any], said: str, pruned: Path) -> None:
