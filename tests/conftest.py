@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import multiprocessing
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the plain run reaches for nothing; set before any import of it
@@ -21,6 +22,7 @@ from llmprune.cli import demo_model
 from llmprune.errors import JobError
 from tests import mixtures, tiny
 from tests.disk import mounted
+from tests.program import forking
 from tests.reloading import check_here
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -64,6 +66,13 @@ def _texts_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytes
 def check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check that results load here; a fresh process takes seconds to start."""
     monkeypatch.setattr(reload, "check", check_here)
+
+
+@pytest.fixture
+def models_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure models in processes that are forked from a started one; starting one takes seconds."""
+    context = forking()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from llmprune import cli
+from llmprune.checkpoint import reload
+from tests.reloading import check_here
 
 PROGRAM = Path(sys.executable).with_name("llmprune")  # as it is installed, with its start-up
 IMPORTED = [
@@ -63,4 +65,5 @@ def _main(words: list[str], cwd: Path, environment: dict[str, str], out: Path, e
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = ["llmprune", *words]
+    reload.check = check_here  # a fresh process takes seconds to start
     cli.main()

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites.linear import LinearLayers
 from tests.conftest import SHARED
+from tests.program import run
 
 LLMPRUNE = Path(sys.executable).with_name("llmprune")
 WIKITEXT = SHARED / "data/Salesforce/wikitext/wikitext-2-raw-v1/test.parquet"
@@ -56,7 +57,7 @@ def test_the_same_command_again_is_refused(smollm2: Path, pruned: Path):
 def test_both_perplexities_are_printed_with_their_protocol(smollm2: Path, pruned: Path):
     text = WIKITEXT if WIKITEXT.exists() else "builtin"
     words = ["eval", pruned, "--perplexity", text, "--length", 512, "--windows", 2, "--baseline", smollm2]
-    done = llmprune(*words, "--json")
+    done = run(*words, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     dense, sparse = (found[role]["perplexity"][0] for role in ("baseline", "model"))

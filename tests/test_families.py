@@ -118,7 +118,7 @@ def test_a_pruned_checkpoint_is_exactly_as_sparse_as_asked_and_loads_plainly(
     assert (after - logits(dense)).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_a_pruned_checkpoint_passes_the_check_in_a_fresh_process(
     family: str, checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:

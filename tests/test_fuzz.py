@@ -16,13 +16,11 @@ from typing import Any
 
 import psutil
 import pytest
-from llmprune_eval import runner
 
 from llmprune import prune
 from llmprune.export.gguf import export
 from tests.cli import command
 from tests.export.test_gguf import saved
-from tests.program import forking
 
 FEW, MANY = 6, 1000  # mutations of a file
 ABOVE = 256 << 20  # bytes of memory that reading one may take
@@ -114,7 +112,7 @@ def within(seconds: int, number: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.usefixtures("check_in_process")
+@pytest.mark.usefixtures("check_in_process", "models_forked")
 @pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "many"])
 @pytest.mark.parametrize("name", READ)
 def test_a_broken_file_is_one_sentence(
@@ -126,8 +124,6 @@ def test_a_broken_file_is_one_sentence(
     file = next(folder.glob(name.replace("model.", "model*.")))
     data, before = file.read_bytes(), set(files_of(tmp_path))
     monkeypatch.setenv("LLMPRUNE_CACHE", str(tmp_path / "out-cache"))
-    context = forking()  # a process that measures a file then starts in no time
-    monkeypatch.setattr(runner.multiprocessing, "get_context", lambda _: context)
     process = psutil.Process()
     for number in range(MANY if many else FEW):
         values = file.suffix == ".json" and number % 2 == 0

@@ -78,6 +78,7 @@ BESIDES: dict[str, dict[str, Any]] = {
 ON = {
     "vocabulary-64k": (TRAINED.name,),
     "small": FAMILIES[:2],
+    "admm-2of4": FAMILIES,  # `admm-2of4-healed` begins with it
     **dict.fromkeys(("reap-25", "reap-50", "reap-25-wanda-50"), MIXTURES),
 }
 CASES = [

@@ -100,6 +100,7 @@ def test_speed_and_quality_are_kept_beside_each_other(checkpoints, tmp_path):
     assert kept.texts()[0]["perplexity"] == 5
 
 
+@pytest.mark.usefixtures("models_forked")
 def test_a_model_beside_itself_shows_what_the_kernels_do(checkpoints):
     same = [str(checkpoints("llama"))] * 2
     found = compare(same, Load(1, 8, 2, 1, seconds=0), {"device": "cpu"})
@@ -110,6 +111,7 @@ def test_a_model_beside_itself_shows_what_the_kernels_do(checkpoints):
     assert with_them["kernels"].startswith("kernels: ")
 
 
+@pytest.mark.usefixtures("models_forked")
 def test_more_tokens_than_a_model_has_positions_for_are_refused(checkpoints):
     asked, said = Load(1, tiny.CONTEXT, 1, 1), "prompt: 64 tokens and 1 after them were asked"
     with pytest.raises(RequestError, match=said):
@@ -120,6 +122,7 @@ def test_more_tokens_than_a_model_has_positions_for_are_refused(checkpoints):
     runner.require_positions(tiny.model("llama"), "llama", asked)
 
 
+@pytest.mark.usefixtures("models_forked")
 def test_a_model_on_its_own_has_quartiles(checkpoints):
     found = compare([str(checkpoints("llama"))], Load(2, 8, 2, 3), {"device": "cpu"})
     (model,) = found["models"]

@@ -91,6 +91,7 @@ def test_drawn_text_is_taken_by_the_smaller_probability(checkpoints: tiny.Checkp
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="needs ../shared/models")
+@pytest.mark.usefixtures("models_forked")
 def test_it_is_said_whether_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draft, "TEXTS", 3)
     monkeypatch.setattr(draft, "LOAD", Load(batch=1, prompt=8, new_tokens=4, repeats=2, seconds=1.0))

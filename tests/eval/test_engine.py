@@ -120,6 +120,7 @@ def test_commands_measure_files_and_keep_what_they_found(dense: Path, tmp_path: 
     assert f"{file} has no figures beside it; run llmprune eval {file} --save" in done.stderr
 
 
+@pytest.mark.usefixtures("models_forked")
 def test_several_prompts_at_a_time_are_refused(dense: Path, tmp_path: Path) -> None:
     file = export(dense, tmp_path / "f.gguf", "f32")
     with pytest.raises(RequestError, match="batch: 2 prompts"):

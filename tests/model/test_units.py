@@ -119,6 +119,7 @@ LOADERS = {
         "load = lambda folder: A.from_pretrained(folder, trust_remote_code=True)"
     ),
 }
+SLOW = ("import afterwards", "llmprune.load")
 CHECKS = """
 import copy, json, sys, torch
 from transformers import AutoTokenizer
@@ -140,7 +141,9 @@ print("llmprune" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    "loader", ["import", "trust_remote_code", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)]
+)
 def test_layers_of_different_sizes_load_in_a_fresh_process(
     loader: str, checkpoints: tiny.Checkpoints, tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def test_recipes_are_solved_by_seconds(checkpoints: tiny.Checkpoints) -> None:
         candidates(prices, parse("9x-decode"))
 
 
+@pytest.mark.usefixtures("models_forked")
 def test_a_model_beside_itself_is_as_fast(
     checkpoints: tiny.Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.ranks.test_ends import written
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "llmprune"]
@@ -21,6 +23,7 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow  # `test_results.py` compares them without the launcher
 def test_two_processes_write_what_one_writes(model: Path, tmp_path: Path) -> None:
     text = ["--calibration", "builtin", "--samples", 70, "--length", 64]
     asked = ["prune", model, "--recipe", "wanda-2of4", *text, "--json", "--out"]
