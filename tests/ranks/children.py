@@ -29,7 +29,7 @@ Asked = dict[str, Any]  # the arguments of one call of `prune`
 ENDS: dict[str, Callable[[], object]] = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "out of memory": lambda: (_ for _ in ()).throw(MemoryError),
-    "asleep": lambda: time.sleep(20),
+    "asleep": lambda: time.sleep(9),
 }
 AT = "killed at "  # a second after its start
 
