@@ -79,7 +79,7 @@ def upcycled(dense: LlamaForCausalLM) -> MixtralForCausalLM:
 
 @torch.no_grad()
 def redraw(model: MixtralForCausalLM) -> None:
-    """Draw some channels of every expert anew, each expert others, with the spread that its matrices have."""
+    """Re-initialise some channels of every expert at random, with the standard deviation of its matrices."""
     torch.manual_seed(0)
     for layer in model.model.layers:
         experts = layer.mlp.experts

@@ -30,6 +30,7 @@ class Run:
     trust_remote_code: bool = False
     device_map: Asked | None = None
     """Where blocks wait between walks: `auto`, a file, or a mapping; of a recovery, the dense model's."""
+
     scores: str | Path | None = None
     """What `llmprune score` measured, to prune from instead of a text."""
 

@@ -8,7 +8,6 @@ Letters used in shapes: S sampled tokens, I input features.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llmprune.errors import JobError, RequestError, first_line
-from llmprune.methods.base import Propagation
 from llmprune.model.anatomy import Anatomy
-from llmprune.model.site import Site
 from llmprune.paths import UNFINISHED
 from llmprune.report import CalibrationRecord, ModelFacts, Spent
 from llmprune.tensors.several import kinds_of
@@ -151,22 +148,12 @@ class _Scored(Stage):
         super().__init__(anatomy, index, hidden, calls)
         self._scores = scores
 
-    def visit(
-        self,
-        needs: type[Statistic],
-        propagation: Propagation,
-        *,
-        together: bool,
-        dense: Callable[[Site], Iterable[Tensor]] | None = None,
-    ) -> Iterator[tuple[Site, Observation]]:
-        """Yield every site with what was measured of it in the dense model."""
-        if needs is Nothing:
-            yield from super().visit(needs, propagation, together=together)
-            return
+    def observe(self, needs: type[Statistic]) -> dict[str, Observation]:
+        """What was measured of every site in the dense model."""
         self._scores.require(needs)
         seen, facts = self._scores.block(self.index, device_of(self.block))
         self.forward_s = facts["forward_s"]
-        yield from ((site, seen[site.name]) for site in self.sites)
+        return seen
 
     def angle(self) -> float:
         """The mean angle between the block's input and output, as a share of pi."""

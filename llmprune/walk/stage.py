@@ -71,7 +71,7 @@ class Stage:
         elif propagation == "layer":
             yield from self._measured(self.site_inputs(together=together), needs, dense)
         else:
-            seen = self._observe(needs)
+            seen = self.observe(needs)
             if propagation == "block":
                 self.outputs = None  # of the dense block; the next one gets those of the pruned block
             for site in self.sites:
@@ -171,8 +171,8 @@ class Stage:
             raise JobError(f"the calibration activations that enter {site.name} hold NaN or infinity")
         return seen
 
-    def _observe(self, needs: type[Statistic]) -> dict[str, Observation]:
-        """Run the block once on every batch, and measure the inputs of each site."""
+    def observe(self, needs: type[Statistic]) -> dict[str, Observation]:
+        """Run the block once on every batch, and measure the inputs of each site, by its name."""
         seen: dict[str, Observation] = {}
         measuring = 0.0
         last: tuple[Tensor, Observation] | None = None

@@ -11,10 +11,9 @@ import torch
 from tests import mixtures
 from tests.ranks.children import Ranks
 from tests.ranks.test_ends import written
-from tests.ranks.test_results import SAME
+from tests.ranks.test_results import SAME, TEXT, prune_all
 
 pytestmark = pytest.mark.slow
-TEXT = {"samples": 140, "length": 64}  # five batches
 EQUAL = ("wanda", "flap", "cfsp", "owl", "global", "best", "search", "mixture, wanda", "mixture, reap")
 REFITTED: dict[str, dict[str, Any]] = {
     "sparsegpt": {"method": "sparsegpt"},
@@ -27,20 +26,11 @@ def pruned(ranks: Ranks, model: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A folder of results and Gram matrices, by how many processes wrote them."""
     root = tmp_path_factory.mktemp("pruned")
     mixture = mixtures.save("mixtral", root / "mixture", num_local_experts=32)
-    recipes = {name: SAME[name] for name in EQUAL} | REFITTED
+    equal = {name: SAME[name] | {"calibration": TEXT} for name in EQUAL}
     for count in (1, 4):
-        (root / str(count)).mkdir()
-        asked = [
-            {
-                "model": mixture if name.startswith("mixture") else model,
-                **recipe,
-                "calibration": TEXT,
-                "out": root / str(count) / name,
-                **({"grams": root / str(count) / f"{name}.pt"} if name in REFITTED else {}),
-            }
-            for name, recipe in recipes.items()
-        ]
-        assert ranks(*asked, count=count) == [["done"] * count] * len(recipes)
+        (folder := root / str(count)).mkdir()
+        refitted = {name: recipe | {"grams": folder / f"{name}.pt"} for name, recipe in REFITTED.items()}
+        prune_all(ranks, count, equal | refitted, (model, mixture), root)
     return root
 
 

@@ -64,18 +64,24 @@ def _prune(root: Path, model: Path) -> None:
     (root / "launches").mkdir(parents=True)
     ranks = Ranks(root / "launches")
     mixture = mixtures.save("mixtral", root / "mixture", num_local_experts=32)
-    recipes = SAME | NEAR
     for count in (1, 2):
-        asked = [
-            {
-                "model": mixture if name.startswith("mixture") else model,
-                "calibration": TEXT,
-                **recipe,
-                "out": root / str(count) / name,
-            }
-            for name, recipe in recipes.items()
-        ]
-        assert ranks(*asked, count=count) == [["done"] * count] * len(recipes)
+        prune_all(ranks, count, SAME | NEAR, (model, mixture), root)
+
+
+def prune_all(
+    ranks: Ranks, count: int, recipes: dict[str, dict[str, Any]], models: tuple[Path, Path], root: Path
+) -> None:
+    """Let so many processes prune a dense model or a mixture by every recipe, each into its folder."""
+    asked = [
+        {
+            "model": models[name.startswith("mixture")],
+            "calibration": TEXT,
+            **recipe,
+            "out": root / str(count) / name,
+        }
+        for name, recipe in recipes.items()
+    ]
+    assert ranks(*asked, count=count) == [["done"] * count] * len(recipes)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from llmprune.walk.walk import Walk
 
 
 class SideBySide:
-    """Takes one forward pass of each model, and goes on where an interrupted run ended.
+    """Takes one forward pass of each model, and resumes after the last whole block.
 
     Args:
         task: what is to be recovered.
