@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import MtpModel
 
-from llmprune import prune
+from llmprune import prune, score
 from llmprune.tensors import ops
 from tests import packed, tiny
 from tests.mixtures import PROBE, asked, layout_of, load
@@ -225,6 +225,15 @@ def test_heads_stay_where_they_can(
     assert ("multi-token prediction | left out" in (out / "README.md").read_text()) == (number is None)
     loaded = load(out)
     assert report.totals["parameters_after"] - sum(p.numel() for p in loaded.parameters()) <= 32  # buffers
+
+
+@pytest.mark.usefixtures("check_in_process")
+def test_scores_hold_nothing_of_heads(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    folder = with_heads(checkpoints("deepseek_v3"), tmp_path / "with")
+    score(folder, asked(**REAP), out=tmp_path / "scores")
+    report = prune(folder, scores=tmp_path / "scores", out=tmp_path / "out")
+    assert report.mtp_heads == []
+    assert any("left out, since scores hold nothing of them" in warning for warning in report.warnings)
 
 
 @pytest.mark.usefixtures("check_in_process")

@@ -150,32 +150,34 @@ class _Reaching:
         self._planning, self._out = planning, out
         self._planned = planning.planned()
         self._draft = Draft(out, 0)
+        self._todo = job.checkpoint_job(planning.model, _measuring(planning), planning.run)
+        self._windows = _held_out(self._todo)
         self._judge: Judge | None = None
 
     def best(self) -> Report:
         """Try all, and move the best into place."""
         planning, draft = self._planning, self._draft
-        todo = job.checkpoint_job(planning.model, _measuring(planning), planning.run)
         asked: dict[str, Any] = {"target": planning.target.said, "text": planning.text.model_dump()}
-        draft.claim(finish.identity(todo.model, asked, None))
+        draft.claim(finish.identity(self._todo.model, asked, None))
         once = Once(draft.scratch)
         self._planned = once("planned", lambda: self._planned)
-        self._planned["dense_bits_per_byte"] = once("dense", lambda: self._judging(todo).dense)
+        self._planned["dense_bits_per_byte"] = once("dense", lambda: self._judging().dense)
         found = self._planned["candidates"]
         for number in range(len(found)):
-            found[number] |= once(f"candidate-{number}", partial(self._try, number, todo))
+            found[number] |= once(f"candidate-{number}", partial(self._try, number))
             self._drop_losers()
         if healed := _healed(found[self._chosen()]):
             found.append(healed)
-            found[-1] |= once(f"candidate-{len(found) - 1}", partial(self._try, len(found) - 1, todo))
+            found[-1] |= once(f"candidate-{len(found) - 1}", partial(self._try, len(found) - 1))
         return self._publish()
 
-    def _judging(self, todo: Job) -> Judge:
+    def _judging(self) -> Judge:
         if self._judge is None:
-            self._judge = Judge(todo.model, todo.model.tokenizer(None), _held_out(todo))
+            model = self._todo.model
+            self._judge = Judge(model, model.tokenizer(None), self._windows)
         return self._judge
 
-    def _try(self, number: int, todo: Job) -> dict[str, Any]:
+    def _try(self, number: int) -> dict[str, Any]:
         """Prune by a candidate, and measure what came of it."""
         tried = self._planned["candidates"][number]
         say(f"candidate {number + 1} of {len(self._planned['candidates'])}: {tried['name']}")
@@ -190,7 +192,7 @@ class _Reaching:
             dtype=planning.run.dtype,
             trust_remote_code=planning.run.trust_remote_code,
         )
-        worth = self._judging(todo).worth(folder)
+        worth = self._judging().worth(folder)
         reached = float(done.totals["bytes_after"])
         if planning.target.of == "decode":
             reached = planning.prices.whole / speed(planning.model, folder, planning.run)

@@ -45,7 +45,10 @@ class Target:
         wanted = self.bytes or (dense * self.times if self.of == "bytes" else dense / self.times)
         if wanted > (1 - NEAR["bytes"]) * dense:
             has = f"has {dense:,.0f} bytes" if self.of == "bytes" else "is as fast"
-            raise RequestError("target", f"{self.said} was asked, and the model {has} already; ask for less")
+            way_out = "less" if self.of == "bytes" else "more"
+            raise RequestError(
+                "target", f"{self.said} was asked, and the model {has} already; ask for {way_out}"
+            )
         return wanted
 
 

@@ -52,15 +52,19 @@ class MtpHeads:
         self.gone = ""
         """Why they go; empty if they stay."""
         if self._keys:
-            self._settle(packed=bool(todo.model.source and todo.model.source.packed))
+            self._settle(todo)
 
-    def _settle(self, *, packed: bool) -> None:
+    def _settle(self, todo: Job) -> None:
         """Find out what becomes of them."""
+        packed = todo.model.source is not None and todo.model.source.packed
+        shrink = self.shapes.mtp == "shrink" and any(".experts." in key for key in self._keys)
         if self.shapes.mtp == "go":
             self.gone = "they are as large as the dense blocks"
         elif packed and not self.shapes.copies:
             self.gone = "they are packed and the blocks no longer are"
-        elif self.shapes.mtp == "shrink" and any(".experts." in key for key in self._keys):
+        elif shrink and todo.scores:
+            self.gone = "scores hold nothing of them"
+        elif shrink:
             self._found = self._understood()
             self.gone = "" if self._found else "llmprune cannot tell how they compute"
 

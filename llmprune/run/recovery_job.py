@@ -13,6 +13,7 @@ from llmprune.checkpoint.resources import resources
 from llmprune.errors import RequestError
 from llmprune.model.depth import dense_indices, kept_blocks
 from llmprune.model.sites.base import sites_of
+from llmprune.plugins import name_of
 from llmprune.recovery.base import Recovery
 from llmprune.report import Report
 from llmprune.run import plan
@@ -91,7 +92,16 @@ def opened(
 
 def _open(name: str, recovery: Recovery, text: Calibration, run: Run) -> Opened:
     found = source.find(name, trust_remote_code=run.trust_remote_code)
-    anatomy = reader.blueprint(found, sites_of(recovery.walks))
+    try:
+        anatomy = reader.blueprint(found, sites_of(recovery.walks))
+    except RequestError as error:
+        if error.field != "pattern":
+            raise
+        raise RequestError(
+            "recovery",
+            f"{name_of(recovery)} was asked, and the parts of this model that it refits are not known; use "
+            "distill, or rescale where it has experts",
+        ) from error
     plan.require_length(anatomy, text.length)
     where = resources(run.device, run.dtype, run.max_memory, found.size[1], text=True)
     return Opened(anatomy, found, where, run.trust_remote_code)

@@ -102,6 +102,15 @@ def test_an_interrupted_run_resumes_with_the_candidate_that_it_was_at(model: Pat
 
 
 @torch.no_grad()
+def test_a_text_that_cannot_be_read_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    for dataset in (tmp_path / "empty.txt", tmp_path / "absent.txt"):
+        with pytest.raises(RequestError, match="calibration"):
+            reach(str(model), "0.75x", TEXT | {"dataset": str(dataset)}, out=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+@torch.no_grad()
 def test_a_judge_finds_what_plain_transformers_finds(model: Path, tmp_path: Path) -> None:
     prune(model, method="wanda", calibration=TEXT, out=tmp_path / "out")
     windows = torch.randint(100, 400, (3, 24))
