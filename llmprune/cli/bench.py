@@ -12,6 +12,7 @@ import typer
 from llmprune.cli import display
 from llmprune.cli.app import app
 from llmprune.cli.options import Device, DeviceMap, Dtype, Json, Measured, Save, Trust
+from llmprune.errors import RequestError
 
 
 @app.command()
@@ -42,6 +43,10 @@ def bench(
     from llmprune_eval.blocks import measure
     from llmprune_eval.runner import Load
 
+    if blocks and (baseline is not None or device_map is not None or save):
+        raise RequestError(
+            "blocks", "it measures models of random weights; leave out --baseline, --device-map and --save"
+        )
     if save:
         keeping.require_ours([model])
     display.quiet()

@@ -143,6 +143,11 @@ COMMANDS: dict[str, tuple[list[str], str, str]] = {
         "device_map",
         "the model has no such module",
     ),
+    "bench of parts beside a model": (
+        ["bench", MODEL, "--blocks", "--baseline", MODEL],
+        "blocks",
+        "leave out --baseline",
+    ),
     "eval on no device": (["eval", MODEL, "--perplexity", "builtin", "--device", "tpu"], "device", "tpu"),
     "eval in no dtype": (["eval", MODEL, "--perplexity", "builtin", "--dtype", "int3"], "dtype", "int3"),
     "eval into no folder": (
