@@ -22,16 +22,19 @@ failed=0
 : > "$out/stages.txt"
 
 missing=$(python3 - <<'P'
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 
-needed = "accelerate datasets gguf greenlet huggingface_hub psutil pydantic pytest rich safetensors torch transformers triton typer"
-called = {name: name for name in needed.split()} | {"yaml": "pyyaml", "xdist": "pytest-xdist"}
-print(*(package for name, package in called.items() if find_spec(name) is None))
+needed = "accelerate datasets gguf greenlet huggingface_hub llmprune psutil pydantic pytest pytest-xdist pyyaml"
+for name in [*needed.split(), "rich", "safetensors", "torch", "transformers", "triton", "typer"]:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        print(name, end=" ")
 P
 )
 if [ -n "$missing" ]; then
   if [ -z "$wheels" ]; then
-    echo "missing here: $missing; bring them with: pip download --only-binary :all: -d WHEELS $missing" >&2
+    echo "missing here: $missing; bring them, and what they need, with: pip wheel --no-deps -w WHEELS ${missing/llmprune/.}" >&2
     exit 2
   fi
   python3 -m pip install --quiet --no-index --find-links "$wheels" $missing || exit 2
@@ -53,9 +56,9 @@ shapes=(--shapes "llama-3-8b gate_up" "llama-2-7b o")
 # What needs a download, a real model's text, is left out.
 stage a_tests 70 python3 -m pytest -q -n 0 -p no:cacheprovider tests/kernels/test_on_gpu.py -k "not real"
 stage b_numerics 50 python3 $bench/numerics.py $dry --out "$out"
-stage c_tuning 130 env LLMPRUNE_AUTOTUNE=1 python3 $bench/run.py $dry --kinds 2:4 $few "${shapes[@]}" --providers cublas ours --out "$out/untabled"
-stage d_table 120 python3 $bench/run.py $dry $few "${shapes[@]}" --out "$out"
-stage e_decode 80 python3 $bench/decode.py $dry --out "$out"
+stage c_tuning 90 env LLMPRUNE_AUTOTUNE=1 python3 $bench/run.py $dry --kinds 2:4 $few "${shapes[@]}" --providers cublas ours --out "$out/untabled"
+stage d_table 90 python3 $bench/run.py $dry $few "${shapes[@]}" --out "$out"
+stage e_decode 150 env LLMPRUNE_AUTOTUNE=1 python3 $bench/decode.py $dry --out "$out"
 stage f_pruning 90 python3 eval/benchmarks/on_gpu.py $dry --out "$out"
 
 cp "$out"/cache/kernels/*.json "$out/tuned.json" 2>/dev/null

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,36 +24,43 @@ def _card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pick(device: torch.device = CUDA) -> tuning.Config:
-    return tuning.pick("kernel", SHAPE, device, {"A": 1}, lambda: [{"A": 2}, {"A": 3}], lambda config: None)
+    def cuts(best: tuning.Config) -> list[tuning.Config]:
+        return [best | {"A": 2}, best | {"A": 3}]
+
+    def shares(best: tuning.Config) -> list[tuning.Config]:
+        return [best | {"B": 1}]
+
+    return tuning.pick("kernel", SHAPE, device, {"A": 1, "B": 0}, (cuts, shares), lambda config: None)
 
 
 def test_nothing_is_searched_unasked() -> None:
-    assert pick() == {"A": 1}
+    assert pick() == {"A": 1, "B": 0}
 
 
 def test_a_known_configuration_serves(tmp_path: Path) -> None:
     file = tmp_path / "kernels" / "a-card.json"
     file.parent.mkdir()
     file.write_text(json.dumps({KEY: {"A": 9}}))
-    assert pick() == {"A": 9} and pick(torch.device("cpu")) == {"A": 1}
+    assert pick() == {"A": 9} and pick(torch.device("cpu")) == {"A": 1, "B": 0}
 
 
 def test_what_a_search_finds_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="needs triton: pip install triton")
     monkeypatch.setenv("LLMPRUNE_AUTOTUNE", "1")
-    times = {1: 3.0, 2: 1.0, 3: 2.0}
+    times = {(1, 0): 3.0, (2, 0): 1.0, (3, 0): 2.0, (2, 1): 0.5}
     tried = []
 
-    def timed(run, return_mode):  # type: ignore[no-untyped-def]
-        tried.append(run.args[0]["A"])
-        return times[run.args[0]["A"]]
+    def timed(run: partial[None]) -> float:
+        tried.append((run.args[0]["A"], run.args[0]["B"]))
+        return times[tried[-1]]
 
-    monkeypatch.setattr("triton.testing.do_bench", timed)
-    assert pick() == {"A": 2} and tried == [1, 2, 3]
-    assert json.loads((tmp_path / "kernels" / "a-card.json").read_text()) == {KEY: {"A": 2}}
-    assert pick() == {"A": 2} and len(tried) == 3
+    monkeypatch.setattr(tuning, "_milliseconds", timed)
+    best = {"A": 2, "B": 1}
+    assert pick() == best and tried == [(1, 0), (2, 0), (3, 0), (2, 0), (2, 1)]
+    assert json.loads((tmp_path / "kernels" / "a-card.json").read_text()) == {KEY: best}
+    assert pick() == best and len(tried) == 5
     tuning._known.cache_clear()
-    assert pick() == {"A": 2} and len(tried) == 3  # read back from the file
+    assert pick() == best and len(tried) == 5  # read back from the file
 
 
 def test_buckets_and_splits() -> None:

@@ -32,7 +32,7 @@ def run(job: DenseJob) -> Tensor:
     """The product [M, N]."""
     with on_device(job.x):
         config = tuning.pick(
-            f"dense_{job.halves}", job.shape, job.x.device, default(job), lambda: candidates(job),
+            f"dense_{job.halves}", job.shape, job.x.device, default(job), (cuts, shares),
             lambda config: start(job, config),
         )  # fmt: skip
         return start(job, config)
@@ -69,10 +69,13 @@ def default(job: DenseJob) -> Config:
     }
 
 
-def candidates(job: DenseJob) -> Iterator[Config]:
-    """What is worth trying on a card."""
-    base = default(job)
-    for block_n, block_k, splits in product((32, 64, 128), (64, 128, 256), (1, 2, 4, 8)):
-        for stages, warps in product((3, 4, 5), (4, 8)):
-            cut = {"BLOCK_N": block_n, "BLOCK_K": block_k, "SPLITS": splits}
-            yield base | cut | {"num_stages": stages, "num_warps": warps}
+def cuts(best: Config) -> Iterator[Config]:
+    """Tiles and warps that are worth trying on a card."""
+    for block_n, block_k, warps in product((32, 64, 128), (64, 128, 256), (4, 8)):
+        yield best | {"BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps}
+
+
+def shares(best: Config) -> Iterator[Config]:
+    """Ways to share out the inputs, and stages of the pipeline, that are worth trying on a card."""
+    for splits, stages in product((1, 2, 4, 8), (3, 4, 5)):
+        yield best | {"SPLITS": splits, "num_stages": stages}

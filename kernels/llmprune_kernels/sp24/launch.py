@@ -51,13 +51,20 @@ def run(job: Sp24Job) -> Tensor:
     sparse = is_nvidia(job.x.device)
     default = skinny_default(job) if sparse else portable_default(job)
 
-    def candidates() -> Iterator[Config]:
-        return chain(skinny_candidates(job) if sparse else (), portable_candidates(job))
+    def cuts(best: Config) -> Iterator[Config]:
+        return chain(skinny_cuts(job) if sparse else (), portable_cuts(job))
 
     with on_device(job.x):
-        name = f"sp24_{job.halves}"
-        config = tuning.pick(name, job.shape, job.x.device, default, candidates, lambda c: start(job, c))
+        name, search = f"sp24_{job.halves}", (cuts, shares)
+        config = tuning.pick(name, job.shape, job.x.device, default, search, lambda c: start(job, c))
         return start(job, config)
+
+
+def shares(best: Config) -> Iterator[Config]:
+    """Ways to share out the inputs that are worth trying on a card."""
+    unrolls = (1, 2, 4) if "UNROLL" in best else (None,)
+    for splits, unroll in product((1, 2, 4, 8), unrolls):
+        yield best | {"SPLITS": splits} | ({"UNROLL": unroll} if unroll else {})
 
 
 def start(job: Sp24Job, config: Config) -> Tensor:
@@ -125,14 +132,12 @@ def skinny_default(job: Sp24Job) -> Config:
     return {"RT": rt, "MT": mt, "WARPS_N": warps_n, "WARPS_K": warps_k, "SPLITS": splits, "UNROLL": unroll}
 
 
-def skinny_candidates(job: Sp24Job) -> Iterator[Config]:
-    """What is worth trying on a card."""
-    base = skinny_default(job)
+def skinny_cuts(job: Sp24Job) -> Iterator[Config]:
+    """Tiles and warps that are worth trying on a card."""
     tiles = (1, 2) if job.halves == 1 else (1,)
     warps = ((1, 4), (1, 8), (2, 2), (2, 4), (4, 1), (4, 2))
-    for rt, (warps_n, warps_k), splits, unroll in product(tiles, warps, (1, 2, 4, 8), (1, 2, 4)):
-        found = {"RT": rt, "WARPS_N": warps_n, "WARPS_K": warps_k, "SPLITS": splits, "UNROLL": unroll}
-        yield base | found
+    for rt, (warps_n, warps_k) in product(tiles, warps):
+        yield skinny_default(job) | {"RT": rt, "WARPS_N": warps_n, "WARPS_K": warps_k}
 
 
 def portable(job: Sp24Job, config: Config) -> Tensor:
@@ -160,11 +165,10 @@ def portable_default(job: Sp24Job) -> Config:
     return {"R": 8, "C": 1, "BLOCK_M": block_m, "SPLITS": splits, "num_warps": 4}
 
 
-def portable_candidates(job: Sp24Job) -> Iterator[Config]:
-    """What is worth trying on a card."""
-    base = portable_default(job)
-    for r, c, splits, warps in product((4, 8), (1, 2), (1, 2, 4, 8), (4, 8)):
-        yield base | {"R": r, "C": c, "SPLITS": splits, "num_warps": warps}
+def portable_cuts(job: Sp24Job) -> Iterator[Config]:
+    """Tiles and warps that are worth trying on a card."""
+    for r, c, warps in product((4, 8), (1, 2), (4, 8)):
+        yield portable_default(job) | {"R": r, "C": c, "num_warps": warps}
 
 
 def unpacked(weight: Fragments) -> Tensor:
