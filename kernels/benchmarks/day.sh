@@ -17,7 +17,7 @@ fi
 out=${1:?"usage: day.sh [--dry] OUT [WHEELS]"}
 wheels=${2:+$(cd "$here" && realpath "$2")}
 out=$(cd "$here" && mkdir -p "$out" && realpath "$out")
-export PYTHONPATH="$PWD:$PWD/kernels:$PWD/eval" PYTHONUNBUFFERED=1 LLMPRUNE_CACHE="$out/cache" HF_HUB_OFFLINE=1
+export PYTHONPATH="$PWD:$PWD/kernels:$PWD/eval${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 LLMPRUNE_CACHE="$out/cache" HF_HUB_OFFLINE=1
 failed=0
 : > "$out/stages.txt"
 
