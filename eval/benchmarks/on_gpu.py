@@ -21,9 +21,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import llmprune
 
 RECIPES: dict[str, dict[str, Any]] = {
+    "flap-20": {"method": "flap", "sparsity": 0.2},
     "wanda-2of4": {"method": "wanda", "pattern": "2:4"},
     "sparsegpt-2of4": {"method": "sparsegpt", "pattern": "2:4"},
-    "flap-20": {"method": "flap", "sparsity": 0.2},
 }
 SIZES = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
 SMALL = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}

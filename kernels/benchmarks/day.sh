@@ -55,11 +55,11 @@ shapes=(--shapes "llama-3-8b gate_up" "llama-2-7b o")
 
 # What needs a download, a real model's text, is left out.
 stage a_tests 70 python3 -m pytest -q -n 0 -p no:cacheprovider tests/kernels/test_on_gpu.py -k "not real"
-stage b_numerics 50 python3 $bench/numerics.py $dry --out "$out"
-stage c_tuning 90 env LLMPRUNE_AUTOTUNE=1 python3 $bench/run.py $dry --kinds 2:4 $few "${shapes[@]}" --providers cublas ours --out "$out/untabled"
-stage d_table 90 python3 $bench/run.py $dry $few "${shapes[@]}" --out "$out"
-stage e_decode 150 env LLMPRUNE_AUTOTUNE=1 python3 $bench/decode.py $dry --out "$out"
-stage f_pruning 90 python3 eval/benchmarks/on_gpu.py $dry --out "$out"
+stage b_numerics 40 python3 $bench/numerics.py $dry --out "$out"
+stage c_tuning 140 env LLMPRUNE_AUTOTUNE=1 python3 $bench/run.py $dry --kinds 2:4 $few "${shapes[@]}" --providers cublas ours --out "$out/untabled"
+stage d_table 80 python3 $bench/run.py $dry $few "${shapes[@]}" --out "$out"
+stage e_decode 90 python3 $bench/decode.py $dry --out "$out"
+stage f_pruning 120 python3 eval/benchmarks/on_gpu.py $dry --out "$out"
 
 cp "$out"/cache/kernels/*.json "$out/tuned.json" 2>/dev/null
 rm -rf "$out/cache" "$out/untabled"

@@ -25,8 +25,8 @@ SCALES = (1.0, 10.0, 100.0)
 """Of the inputs on which layers are compared: a limit on large values shows with the larger ones."""
 COMPARED = (4, 64, 200)
 """Numbers of tokens on which layers are compared: each takes another way through the kernels."""
-TOKENS = (1, 64)
-"""Numbers of tokens that are timed: a kernel must win with the first, and not lose with the second."""
+MOST_TOKENS = 64
+"""Tokens at a time with which a kernel must not lose, unless another number is asked."""
 NO_LOSS = 0.98
 
 
@@ -37,22 +37,21 @@ class Choice:
     layer: str
     shape: str
     times: list[tuple[float, float]]
-    """Microseconds of the dense layer and of the kernel, for each of TOKENS; none if the kernel failed."""
+    """Microseconds of the dense layer and of the kernel, at one token and at the most; none if it failed."""
     min_gain: float
     count: int = 0
     notes: list[str] = field(default_factory=list)
     """Why single layers of this shape stay dense, or have one copy where two were asked."""
 
     @property
-    def gain(self) -> float:
-        """How many times as fast as the dense layer, at one token."""
-        return self.times[0][0] / self.times[0][1]
+    def gains(self) -> list[float]:
+        """How many times as fast as the dense layer, at one token and at the most."""
+        return [dense / ours for dense, ours in self.times]
 
     @property
     def wins(self) -> bool:
         """Whether layers of this shape are to be replaced."""
-        no_loss = all(dense >= NO_LOSS * ours for dense, ours in self.times)
-        return bool(self.times) and self.gain >= self.min_gain and no_loss
+        return bool(self.times) and self.gains[0] >= self.min_gain and min(self.gains) >= NO_LOSS
 
     def note(self, line: str) -> None:
         """Say something of single layers, once."""
@@ -61,10 +60,10 @@ class Choice:
 
     def __str__(self) -> str:
         chosen = self.layer if self.wins else "dense"
-        times = f"{'not timed':>27}"
+        times = f"{'not timed':>36}"
         if self.times:
             dense, ours = self.times[0]
-            times = f"{dense:>7.1f} us{ours:>7.1f} us{self.gain:>6.2f}x"
+            times = f"{dense:>7.1f} us{ours:>7.1f} us{self.gains[0]:>6.2f}x{self.gains[-1]:>8.2f}x"
         line = f"{self.layer:<12}{self.shape:<16}{self.count:>7}{times}  {chosen}"
         return "\n".join([line, *(f"    {note}" for note in self.notes)])
 
@@ -76,17 +75,29 @@ class Choices:
     reason: str = ""
     """Why every layer stays dense, if it does."""
     rows: list[Choice] = field(default_factory=list)
+    most: int = MOST_TOKENS
+    """The most tokens that were timed."""
 
     def __str__(self) -> str:
         if not self.rows:
             return f"kernels: every layer stays dense: {self.reason}"
-        head = f"{'layer':<12}{'shape':<16}{'layers':>7}{'dense':>10}{'kernel':>10}{'gain':>7}  chosen"
+        head = f"{'layer':<12}{'shape':<16}{'layers':>7}{'dense':>10}{'kernel':>10}{'gain':>7}"
+        head += f"{f'at {self.most}':>9}  chosen"
         return "\n".join([head, *map(str, self.rows)])
 
 
 Kind = type[Sp24Linear | Sp24MLP | ShrunkMLP]
 Key = tuple[Kind, tuple[int, ...], bool]
 Chosen = dict[Key, Choice]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a kernel is taken: see `accelerate`."""
+
+    prefill: str
+    min_gain: float
+    most: int
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,11 @@ class Candidate:
 
 
 def accelerate(
-    model: nn.Module, *, prefill: Literal["single", "dual"] = "single", min_gain: float = 1.05
+    model: nn.Module,
+    *,
+    prefill: Literal["single", "dual"] = "single",
+    min_gain: float = 1.05,
+    most: int = MOST_TOKENS,
 ) -> Choices:
     """Replace layers in place by kernels that are faster on this GPU, and say what was chosen.
 
@@ -132,7 +147,9 @@ def accelerate(
         model: in evaluation mode, on one GPU, in float16 or bfloat16; otherwise nothing is replaced.
         prefill: `single` keeps one copy of every 2:4 weight, 0.5625 of the dense bytes, and unpacks it for
             many tokens; `dual` adds cuSPARSELt's, 1.125 of the dense bytes in all, where it is faster.
-        min_gain: how many times as fast as the dense layer one must be to be taken.
+        min_gain: how many times as fast as the dense layer one must be, at one token, to be taken.
+        most: the number of tokens at a time with which it must not be slower: 1 if only one sequence is ever
+            decoded, or the largest batch.
 
     Raises:
         KernelError: there is no such way of prefill.
@@ -142,21 +159,21 @@ def accelerate(
     if reason := _why_dense(model):
         return Choices(reason)
     chosen: Chosen = {}
-    _descend(model, chosen, prefill, min_gain)
+    _descend(model, chosen, Terms(prefill, min_gain, most))
     if any(isinstance(module, Inference) for module in model.modules()):
         model.requires_grad_(False)  # a compiler would trace their backward, which there is not
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
         torch._C._cuda_clearCublasWorkspaces()  # one for each stream on which something was timed
-    return Choices("no layer has a form that a kernel knows", [*chosen.values()])
+    return Choices("no layer has a form that a kernel knows", [*chosen.values()], most)
 
 
-def _descend(module: nn.Module, chosen: Chosen, prefill: str, min_gain: float) -> None:
+def _descend(module: nn.Module, chosen: Chosen, terms: Terms) -> None:
     """Consider what lies in a module, then what lies in that: nothing replaced is held on to."""
     for name in [name for name, _ in module.named_children()]:
         if kind := _kind(getattr(module, name)):
-            _consider(Candidate(module, name, kind), chosen, prefill, min_gain)
-        _descend(getattr(module, name), chosen, prefill, min_gain)
+            _consider(Candidate(module, name, kind), chosen, terms)
+        _descend(getattr(module, name), chosen, terms)
 
 
 def _why_dense(model: nn.Module) -> str | None:
@@ -205,12 +222,14 @@ def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
 
 
-def _consider(candidate: Candidate, chosen: Chosen, prefill: str, min_gain: float) -> None:
+def _consider(candidate: Candidate, chosen: Chosen, terms: Terms) -> None:
     """Replace a layer if its shape wins and it computes the same; its shape is timed when it is first met."""
     key = candidate.key
     first = key not in chosen
     if first:
-        chosen[key] = Choice(candidate.kind.__name__, " x ".join(map(str, candidate.shape)), [], min_gain)
+        chosen[key] = Choice(
+            candidate.kind.__name__, " x ".join(map(str, candidate.shape)), [], terms.min_gain
+        )
     choice = chosen[key]
     choice.count += 1
     if not first and not choice.wins:
@@ -219,14 +238,14 @@ def _consider(candidate: Candidate, chosen: Chosen, prefill: str, min_gain: floa
         new = candidate.build()
         why = _difference(candidate.old, new, candidate.shape[-1])
         if first:
-            choice.times = [_times(candidate.old, new, m, candidate.shape[-1]) for m in TOKENS]
+            choice.times = [_times(candidate.old, new, m, candidate.shape[-1]) for m in (1, terms.most)]
         if choice.wins and not why:
             setattr(candidate.parent, candidate.name, new)
     except Exception as error:  # a kernel that cannot do this layer must not cost the user the model
         why = _told(error)
     if why:
         choice.note(f"dense: {why}")
-    elif choice.wins and prefill == "dual" and not isinstance(new, ShrunkMLP):
+    elif choice.wins and terms.prefill == "dual" and not isinstance(new, ShrunkMLP):
         try:
             new.keep_second_copy()
         except Exception as error:  # the one copy computes the same

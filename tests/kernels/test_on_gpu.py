@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 from llmprune_kernels import acceleration, ops
+from llmprune_kernels.formats.fragments import Fragments
 from llmprune_kernels.modules import Sp24Linear
 from torch import Tensor
 
@@ -19,6 +22,13 @@ pytestmark = pytest.mark.gpu
 BF16, F16 = torch.bfloat16, torch.float16
 
 
+@functools.cache
+def on_gpu(rows: int, columns: int, dtype: torch.dtype, seed: int = 0) -> Fragments:
+    """A random packed 2:4 matrix."""
+    made = packed(rows, columns, dtype, seed)
+    return dataclasses.replace(made, values=made.values.cuda(), meta=made.meta.cuda())
+
+
 def allowed(dtype: torch.dtype) -> float:
     return 4e-3 if dtype == BF16 else 5e-4
 
@@ -27,35 +37,34 @@ def allowed(dtype: torch.dtype) -> float:
 @pytest.mark.parametrize("m", [1, 3, 8, 9, 16, 33, 64, 128, 200])
 @pytest.mark.parametrize(("n", "k"), [(4096, 4096), (4096, 11008), (200, 328), (40, 72)])
 def test_sparse_products_are_right_and_repeat(m: int, n: int, k: int, dtype: torch.dtype) -> None:
-    weight = packed(n, k, dtype)
-    x, bias, residual = normal(m, k, dtype=dtype), normal(n, dtype=dtype), normal(m, n, dtype=dtype)
-    dense = weight.unpack().to_dense().double()
-    on = [t.cuda() for t in (x, weight.values, weight.meta, bias, residual)]
-    found = ops.sp24_linear(*on, n)
-    assert error(found.cpu(), x.double() @ dense.T + bias.double() + residual.double()) < allowed(dtype)
-    assert torch.equal(found, ops.sp24_linear(*on, n))
+    weight = on_gpu(n, k, dtype)
+    x, bias, residual = (normal(*shape, dtype=dtype).cuda() for shape in ((m, k), (n,), (m, n)))
+    exact = x.double() @ weight.unpack().to_dense().double().T + bias.double() + residual.double()
+    found = ops.sp24_linear(x, weight.values, weight.meta, bias, residual, n)
+    assert error(found, exact) < allowed(dtype)
+    assert torch.equal(found, ops.sp24_linear(x, weight.values, weight.meta, bias, residual, n))
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 @pytest.mark.parametrize("m", [1, 7, 16, 50, 128, 300])
 @pytest.mark.parametrize(("channels", "k"), [(11008, 4096), (100, 72)])
 def test_gated_products_are_right_and_repeat(m: int, channels: int, k: int, dtype: torch.dtype) -> None:
-    x, gate, up = normal(m, k, dtype=dtype), packed(channels, k, dtype, 1), packed(channels, k, dtype, 2)
-    scaled = x / k**0.5
+    gate, up = (on_gpu(channels, k, dtype, seed) for seed in (1, 2))
+    scaled = normal(m, k, dtype=dtype).cuda() / k**0.5
 
     def exact(*weights: Tensor) -> Tensor:
         a, b = (scaled.double() @ w.double().T for w in weights)
         return torch.nn.functional.silu(a) * b
 
-    values, meta = torch.cat([gate.values, up.values]).cuda(), torch.cat([gate.meta, up.meta]).cuda()
+    values, meta = torch.cat([gate.values, up.values]), torch.cat([gate.meta, up.meta])
     dense = [w.unpack().to_dense() for w in (gate, up)]
-    found = ops.sp24_swiglu(scaled.cuda(), values, meta, channels)
-    assert error(found.cpu(), exact(*dense)) < 2 * allowed(dtype)
-    assert torch.equal(found, ops.sp24_swiglu(scaled.cuda(), values, meta, channels))
-    shrunk = ops.swiglu(scaled.cuda(), *(w.cuda() for w in dense))
-    assert error(shrunk.cpu(), exact(*dense)) < 2 * allowed(dtype)
+    found = ops.sp24_swiglu(scaled, values, meta, channels)
+    assert error(found, exact(*dense)) < 2 * allowed(dtype)
+    assert torch.equal(found, ops.sp24_swiglu(scaled, values, meta, channels))
+    assert error(ops.swiglu(scaled, *dense), exact(*dense)) < 2 * allowed(dtype)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch's own compiler
 def test_operations_work_in_cuda_graphs_and_compiled() -> None:
     weight = packed(256, 512, BF16)
     values, meta, x = weight.values.cuda(), weight.meta.cuda(), normal(1, 512, dtype=BF16).cuda()

@@ -67,3 +67,29 @@ def test_buckets_and_splits() -> None:
     assert [tuning.bucket(m) for m in (1, 2, 8, 9, 4096, 5000)] == [1, 8, 8, 16, 4096, 8192]
     assert [tuning.splits_for(programs, 8) for programs in (1, 64, 132, 264, 1000)] == [8, 4, 2, 1, 1]
     assert [tuning.power_of_two(n) for n in (0, 1, 3, 8)] == [1, 1, 4, 8]
+
+
+FILES = [*(Path(tuning.__file__).parent / "configs").glob("*.json")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_what_is_shipped_for_a_card_can_be_started(file: Path) -> None:
+    for key, config in json.loads(file.read_text()).items():
+        kernel, m, n, k = key.split()
+        assert int(m) in tuning.BUCKETS
+        assert {*config} in forms(kernel, int(m), int(n), int(k)), key
+
+
+def forms(kernel: str, m: int, n: int, k: int) -> list[set[str]]:
+    """The names that a configuration of a kernel has."""
+    pytest.importorskip("triton", reason="needs triton: pip install triton")
+    from llmprune_kernels.dense import launch as dense
+    from llmprune_kernels.sp24 import launch as sparse
+
+    x, halves = torch.empty(m, k, device="meta"), int(kernel[-1])
+    if kernel.startswith("dense"):
+        job = dense.DenseJob(x=x, n=n // halves, halves=halves, weight=torch.empty(n, k, device="meta"))
+        return [{*dense.default(job)}]
+    values, meta = torch.empty(n // 16, k // 32, 32, 4), torch.empty(n // 16, k // 64, 32)
+    packed = sparse.Sp24Job(x=x, n=n // halves, halves=halves, values=values, meta=meta)
+    return [{*sparse.skinny_default(packed)}, {*sparse.portable_default(packed)}]

@@ -23,6 +23,8 @@ from llmprune_kernels.sp24.portable import portable_kernel, unpack_kernel
 from llmprune_kernels.sp24.skinny import skinny_kernel
 from llmprune_kernels.tuning import Config
 
+FEW = 8
+"""Tokens of one tile: their words are read where they lie, and those of more are first put in order."""
 TYPES = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -78,7 +80,7 @@ def skinny(job: Sp24Job, config: Config) -> Tensor:
     blocks = -(-m // (8 * config["MT"]))
     constants = flags(job, config)
     words = as_words(job.x)
-    if constants["PACKED"]:
+    if config["PACKED"]:
         words = packed_tokens(words, m, k, job.steps, blocks * config["MT"])
     out, part = job.buffers(config["SPLITS"], config["SPLITS"] > 1)
     bias, residual, has_bias, has_residual = job.extras()
@@ -92,13 +94,11 @@ def skinny(job: Sp24Job, config: Config) -> Tensor:
 
 def flags(job: Sp24Job, config: Config) -> dict[str, Any]:
     """What the kernel is told of a product besides its cut: its type, and which masks it can do without."""
-    packed = len(job.x) > 8
     even = job.steps % (config["WARPS_K"] * config["SPLITS"] * config["UNROLL"]) == 0
     return {
         "TYPE": TYPES[job.x.dtype],
-        "PACKED": packed,
         "EVEN_N": job.tiles % (config["RT"] * config["WARPS_N"]) == 0,
-        "EVEN_K": even and (packed or job.x.shape[1] % 64 == 0),
+        "EVEN_K": even and (config["PACKED"] == 1 or job.x.shape[1] % 64 == 0),
     }
 
 
@@ -129,15 +129,16 @@ def skinny_default(job: Sp24Job) -> Config:
     fewer = product((warps_k, max(1, warps_k // 2)), halved, (2, 1))
     even = (cut for cut in fewer if job.steps % prod(cut) == 0)
     warps_k, splits, unroll = next(even, (warps_k, splits, 2))
-    return {"RT": rt, "MT": mt, "WARPS_N": warps_n, "WARPS_K": warps_k, "SPLITS": splits, "UNROLL": unroll}
+    cut = {"RT": rt, "MT": mt, "WARPS_N": warps_n, "WARPS_K": warps_k}
+    return cut | {"SPLITS": splits, "UNROLL": unroll, "PACKED": int(len(job.x) > FEW)}
 
 
 def skinny_cuts(job: Sp24Job) -> Iterator[Config]:
     """Tiles and warps that are worth trying on a card."""
     tiles = (1, 2) if job.halves == 1 else (1,)
     warps = ((1, 4), (1, 8), (2, 2), (2, 4), (4, 1), (4, 2))
-    for rt, (warps_n, warps_k) in product(tiles, warps):
-        yield skinny_default(job) | {"RT": rt, "WARPS_N": warps_n, "WARPS_K": warps_k}
+    for rt, (warps_n, warps_k), packed in product(tiles, warps, (0, 1) if len(job.x) > FEW else (0,)):
+        yield skinny_default(job) | {"RT": rt, "WARPS_N": warps_n, "WARPS_K": warps_k, "PACKED": packed}
 
 
 def portable(job: Sp24Job, config: Config) -> Tensor:
@@ -167,8 +168,8 @@ def portable_default(job: Sp24Job) -> Config:
 
 def portable_cuts(job: Sp24Job) -> Iterator[Config]:
     """Tiles and warps that are worth trying on a card."""
-    for r, c, warps in product((4, 8), (1, 2), (4, 8)):
-        yield portable_default(job) | {"R": r, "C": c, "num_warps": warps}
+    for r, c in product((4, 8), (1, 2)):
+        yield portable_default(job) | {"R": r, "C": c}
 
 
 def unpacked(weight: Fragments) -> Tensor:
