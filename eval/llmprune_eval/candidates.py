@@ -13,6 +13,12 @@ def reached(planned: Planned, one: Tried) -> str:
     return f"{goal:,.0f} bytes asked, {found:,.0f} reached"
 
 
+def over_dense(planned: Planned, taken: float) -> float:
+    """A model's bytes over those of the dense one; for a target of speed, its speed over that one's."""
+    share = taken / planned["dense"]
+    return 1 / share if planned["target"].endswith("decode") else share
+
+
 def rows(planned: Planned) -> list[list[str]]:
     """The candidates: name, what was expected and reached over the dense model, KL, bits per byte."""
     found = []
@@ -21,8 +27,8 @@ def rows(planned: Planned) -> list[list[str]]:
         found.append(
             [
                 one["name"] + (" (chosen)" if one["name"] == planned["chosen"] else ""),
-                f"{one['expected'] / planned['dense']:.4f}x",
-                f"{one['reached'] / planned['dense']:.4f}x" if "reached" in one else "",
+                f"{over_dense(planned, one['expected']):.4f}x",
+                f"{over_dense(planned, one['reached']):.4f}x" if "reached" in one else "",
                 "" if kl is None else f"{kl:.4f}",
                 "" if bits is None else f"{bits:.4f}",
             ]
@@ -32,7 +38,8 @@ def rows(planned: Planned) -> list[list[str]]:
 
 def sentences(planned: Planned | None) -> list[str]:
     """A sentence about each candidate that was tried."""
+    what = "as fast as" if planned and planned["target"].endswith("decode") else "of the bytes of"
     return [
-        f"{name}: {reached} of the dense model, " + (f"KL {kl}, " if kl else "") + f"{bits} bits per byte"
+        f"{name}: {reached} {what} the dense model, " + (f"KL {kl}, " if kl else "") + f"{bits} bits per byte"
         for name, _, reached, kl, bits in (rows(planned) if planned else [])
     ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from llmprune import measured
 from llmprune.report import SiteRecord
+from llmprune_eval.candidates import over_dense
 from llmprune_eval.plots import Axis, Chart, Grid, Plot, Series, curve, front
 from llmprune_eval.runs import Measured, Run, key_of
 
@@ -103,9 +104,10 @@ def _target(run: Run) -> Chart | None:
     if planned is None:
         return None
     tried = [one for one in planned["candidates"] if "reached" in one]
-    points = tuple((one["reached"] / planned["dense"], one["bits_per_byte"]) for one in tried)
+    points = tuple((over_dense(planned, one["reached"]), one["bits_per_byte"]) for one in tried)
     series = Series("candidates", points, line=False, marks=tuple(one["name"] for one in tried))
-    axes = Axis("over the dense model"), Axis("bits per byte")
+    of = "speed" if planned["target"].endswith("decode") else "bytes"
+    axes = Axis(f"{of} over the dense model's"), Axis("bits per byte")
     return Chart("target", f"What reaches {planned['target']}, on held-out windows", *axes, (series,))
 
 

@@ -53,10 +53,12 @@ def _target(planned: Planned | None) -> list[tuple[str, str]]:
         return []
     by = planned["judged_by"].replace("kl", "KL divergence").replace("_", " ")
     best = next(one for one in planned["candidates"] if one["name"] == planned["chosen"])
-    count = len(planned["candidates"])
     return [
         ("target", f"{planned['target']}: {candidates.reached(planned, best)}"),
-        ("chosen", f"{best['name']}, of {count} that land there the lowest {by} on held-out windows"),
+        (
+            "chosen",
+            f"{best['name']}, the lowest {by} on held-out windows of those that land there",
+        ),
         *(("candidate", sentence) for sentence in candidates.sentences(planned)),
     ]
 

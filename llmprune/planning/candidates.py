@@ -81,7 +81,7 @@ def candidates(prices: Prices, target: Target) -> list[Candidate]:
     """
     goal = target.goal(prices.whole)
     found = [mixed for name, mix in MIXES.items() for mixed in _mixed(prices, goal, name, mix)]
-    landing = [one for one in found if abs(one.expected / goal - 1) <= target.near]
+    landing = [one for one in found if target.misses(one.expected, goal) <= target.near]
     if landing:
         return landing
     nearest = min((one.expected for one in found), key=lambda at: abs(at - goal), default=prices.whole)
@@ -90,6 +90,20 @@ def candidates(prices: Prices, target: Target) -> list[Candidate]:
         f"{target.said} was asked, and the nearest that this model reaches is "
         f"{target.words(nearest, prices.whole)}; ask for that",
     )
+
+
+def corrected(prices: Prices, target: Target, name: str, gained: float) -> Candidate | None:
+    """A mix solved once more, after it was measured; None where the model has too little of what it removes.
+
+    Args:
+        prices: of the parts of the model.
+        target: what is to be reached.
+        name: of the mix.
+        gained: what its result saved over what it was to save.
+    """
+    goal = prices.whole - (prices.whole - target.goal(prices.whole)) / gained
+    mixed = _mixed(prices, goal, name, MIXES[name]) if 0 < goal < prices.whole else iter(())
+    return next((one for one in mixed if target.misses(one.expected, goal) <= target.near), None)
 
 
 def _mixed(prices: Prices, goal: float, name: str, mix: tuple[float, float, float]) -> Iterator[Candidate]:

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from llmprune import pruning, ranks, report
 from llmprune.checkpoint import draft as drafts
-from llmprune.checkpoint import reader, reload, source
+from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.once import Once
 from llmprune.errors import RequestError
 from llmprune.measured import Planned, Tried
-from llmprune.planning.candidates import Candidate, candidates
 from llmprune.planning.judging import Judge
-from llmprune.planning.prices import bytes_of, in_seconds
-from llmprune.planning.speed import latencies, speed
-from llmprune.planning.target import Target, parse
+from llmprune.planning.planner import Planner
+from llmprune.planning.speed import speed
+from llmprune.planning.target import parse
 from llmprune.plugins import Options
 from llmprune.progress import say
 from llmprune.recipe import Recipe
 from llmprune.report import Report
-from llmprune.run import finish, job, tokens
-from llmprune.run.asked import Run, run_of
+from llmprune.run import finish, job
+from llmprune.run.asked import run_of
 from llmprune.run.job import Job
 from llmprune.run.windows import windows
-from llmprune.text.calibration import calibration_of
-from llmprune.text.sources.base import Documents
 from llmprune.text.windows import sharing
 
 HELD_OUT = 4096  # tokens that judge
@@ -50,7 +46,7 @@ def plan(model: str, target: str, text: Options, **how: object) -> Planned:
     Raises:
         RequestError: no candidate lands on the target.
     """
-    return _Planning(model, parse(target), text, run_of(how)).planned()
+    return Planner(model, parse(target), text, run_of(how)).planned()
 
 
 def reach(model: str, target: str, text: Options, **how: object) -> Report:
@@ -74,85 +70,20 @@ def reach(model: str, target: str, text: Options, **how: object) -> Report:
     if run.resume and (done := finish.finished(run.folder)):
         return done
     drafts.require_usable(run.folder, resume=run.resume)
-    return _Reaching(_Planning(model, wanted, text, run), run.folder).best()
-
-
-class _Planning:
-    """Finds the candidates."""
-
-    def __init__(self, model: str, target: Target, text: Options, run: Run) -> None:
-        self.model, self.target, self.run = model, target, run
-        self.text = calibration_of(text)
-        self.source = source.find(model, trust_remote_code=run.trust_remote_code)
-        self.prices = bytes_of(self.source)
-        if target.of == "decode":
-            self.prices = in_seconds(self.prices, latencies(self.source, run))
-        self.goal = target.goal(self.prices.whole)
-        self.refused: list[str] = []
-
-    def planned(self) -> Planned:
-        """What is known before anything is pruned."""
-        possible = self.possible()
-        return {
-            "target": self.target.said,
-            "dense": self.prices.whole,
-            "goal": self.goal,
-            "candidates": [_tried(one, recipe) for one, recipe in possible],
-            "refused": self.refused,
-            "chosen": None,
-            # A divergence is of one vocabulary; bytes of text are the same for all.
-            "judged_by": "bits_per_byte" if any(one.rows for one, _ in possible) else "kl",
-        }
-
-    def possible(self) -> list[tuple[Candidate, Recipe]]:
-        """The candidates that this model can take, with their recipes.
-
-        Raises:
-            RequestError: there is none.
-        """
-        counts = isinstance(self.text.source, Documents)
-        found = []
-        self.refused = []
-        for one in candidates(self.prices, self.target):
-            recipe = one.recipe(self.prices, self.text.flat(), counts=counts)
-            try:
-                self._require(recipe)
-            except RequestError as error:
-                self.refused.append(f"{one.name}: {error}")
-            else:
-                found.append((one, recipe))
-        if not found:
-            raise RequestError(
-                "target", f"{self.target.said} was asked, and {self.refused[0]}; choose what goes yourself"
-            )
-        return found
-
-    def _require(self, recipe: Recipe) -> None:
-        """Refuse what the model cannot take, as far as no weight and no text tells."""
-        how = replace(self.run, out=None)
-        job.require_steps(self.model, recipe, how)
-        first, *_ = recipe.every_step
-        if first.sites.shares != "rows":
-            job.checkpoint_job(self.model, first, how)
-            return
-        blind = first.model_copy(update={"calibration": calibration_of({"dataset": "none"})})
-        tokens.kept(self.source, blind, reader.blueprint(self.source, blind.sites))
-
-
-def _tried(candidate: Candidate, recipe: Recipe) -> Tried:
-    return {"name": candidate.name, "recipe": recipe.resolved(), "expected": candidate.expected}
+    return _Reaching(Planner(model, wanted, text, run), run.folder).best()
 
 
 class _Reaching:
     """Tries the candidates; the best so far, and what was measured, are in the scratch folder of the run."""
 
-    def __init__(self, planning: _Planning, out: Path) -> None:
+    def __init__(self, planning: Planner, out: Path) -> None:
         self._planning, self._out = planning, out
         self._planned = planning.planned()
         self._draft = Draft(out, 0)
         self._todo = job.checkpoint_job(planning.model, _measuring(planning), planning.run)
         self._windows = _held_out(self._todo)
         self._judge: Judge | None = None
+        self._labels: dict[str, str] = {}  # of the results in the scratch folder, by candidate
 
     def best(self) -> Report:
         """Try all, and move the best into place."""
@@ -163,13 +94,34 @@ class _Reaching:
         self._planned = once("planned", lambda: self._planned)
         self._planned["dense_bits_per_byte"] = once("dense", lambda: self._judging().dense)
         found = self._planned["candidates"]
-        for number in range(len(found)):
-            found[number] |= once(f"candidate-{number}", partial(self._try, number))
+        for number, tried in enumerate(found):
+            say(f"candidate {number + 1} of {len(found)}: {tried['name']}")
+            found[number] = self._nearest(once, tried, f"candidate-{number}")
             self._drop_losers()
-        if healed := _healed(found[self._chosen()]):
-            found.append(healed)
-            found[-1] |= once(f"candidate-{len(found) - 1}", partial(self._try, len(found) - 1))
+        if healed := _healed(self._chosen()):
+            say(f"one more candidate: {healed['name']}")
+            found.append(self._measured(once, healed, f"candidate-{len(found)}"))
         return self._publish()
+
+    def _nearest(self, once: Once, tried: Tried, label: str) -> Tried:
+        """A candidate with what came of it, or of a second try that lands nearer."""
+        first = self._measured(once, tried, label)
+        if (other := self._planning.again(first)) is None:
+            return first
+        reached = self._planning.target.words(first["reached"], self._planning.prices.whole)
+        say(f"it reaches {reached}, and is solved once more")
+        second = self._measured(once, other, f"{label}-again")
+        best = min(first, second, key=self._planning.misses)
+        self._labels[tried["name"]] = label if best is first else f"{label}-again"
+        shutil.rmtree(
+            self._draft.scratch / (f"{label}-again" if best is first else label), ignore_errors=True
+        )
+        return best
+
+    def _measured(self, once: Once, tried: Tried, label: str) -> Tried:
+        """A candidate with what came of it."""
+        self._labels[tried["name"]] = label
+        return cast(Tried, tried | once(label, partial(self._try, tried)))
 
     def _judging(self) -> Judge:
         if self._judge is None:
@@ -177,11 +129,9 @@ class _Reaching:
             self._judge = Judge(model, model.tokenizer(None), self._windows)
         return self._judge
 
-    def _try(self, number: int) -> dict[str, Any]:
+    def _try(self, tried: Tried) -> dict[str, Any]:
         """Prune by a candidate, and measure what came of it."""
-        tried = self._planned["candidates"][number]
-        say(f"candidate {number + 1} of {len(self._planned['candidates'])}: {tried['name']}")
-        planning, folder = self._planning, self._folder(number)
+        planning, folder = self._planning, self._folder(tried)
         done = pruning.prune(
             planning.model,
             Recipe.parse(tried["recipe"]),
@@ -198,31 +148,31 @@ class _Reaching:
             reached = planning.prices.whole / speed(planning.model, folder, planning.run)
         return {"reached": reached, **worth._asdict()}
 
-    def _folder(self, number: int) -> Path:
+    def _folder(self, tried: Tried) -> Path:
         """Of a candidate's result, called like the folder that it may become."""
-        return self._draft.scratch / f"candidate-{number}" / self._out.resolve().name
+        return self._draft.scratch / self._labels[tried["name"]] / self._out.resolve().name
 
-    def _chosen(self) -> int:
-        """The number of the candidate that was judged best, of those that landed on the target."""
-        found = self._planned["candidates"]
-        known = [number for number, one in enumerate(found) if "bits_per_byte" in one]
-        goal, most = self._planned["goal"], self._planning.target.near
-        near = [n for n in known if abs(found[n].get("reached", 0) / goal - 1) <= most]
+    def _chosen(self) -> Tried:
+        """The candidate that was judged best, of those that landed on the target; the nearest if none did."""
+        known = [one for one in self._planned["candidates"] if "bits_per_byte" in one]
+        near = [one for one in known if self._planning.misses(one) <= self._planning.target.near]
         by = self._planned["judged_by"]
-        return min(near or known, key=lambda n: float(found[n][by]))  # type: ignore[literal-required]
+        if not near:
+            return min(known, key=self._planning.misses)
+        return min(near, key=lambda one: float(one[by]))  # type: ignore[literal-required]
 
     def _drop_losers(self) -> None:
         """Free the disk of what has been judged and lost; a resumed run may have more than it has read."""
         best = self._chosen()
-        for number, one in enumerate(self._planned["candidates"]):
-            if "reached" in one and number != best:
-                shutil.rmtree(self._folder(number).parent, ignore_errors=True)
+        for one in self._planned["candidates"]:
+            if "reached" in one and one is not best:
+                shutil.rmtree(self._folder(one).parent, ignore_errors=True)
 
     def _publish(self) -> Report:
         """Move the best result into place, with the plan in its report."""
         best = self._chosen()
         folder, draft = self._folder(best), self._draft
-        self._planned["chosen"] = self._planned["candidates"][best]["name"]
+        self._planned["chosen"] = best["name"]
         done = report.read(folder)
         assert done is not None and done.reload is not None
         trust = ", trust_remote_code=True" if "trust_remote_code" in done.reload["line"] else ""
@@ -248,7 +198,7 @@ def _healed(best: Tried) -> Tried | None:
     }
 
 
-def _measuring(planning: _Planning) -> Recipe:
+def _measuring(planning: Planner) -> Recipe:
     """A recipe that has the dense model read the text, so that its windows can be had."""
     return Recipe.parse({"method": "wanda", "calibration": planning.text.flat()})
 

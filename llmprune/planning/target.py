@@ -32,6 +32,10 @@ class Target:
         """By which a result may miss it, as a share of it."""
         return NEAR[self.of]
 
+    def misses(self, taken: float, goal: float) -> float:
+        """By which share of what was asked a result misses it: in bytes, or in speed."""
+        return abs((taken / goal if self.of == "bytes" else goal / taken) - 1)
+
     def words(self, taken: float, dense: float) -> str:
         """What a model reaches, as it would be asked, given what it and the dense one take."""
         return f"{taken / dense:.3g}x" if self.of == "bytes" else f"{dense / taken:.3g}x-decode"
