@@ -154,17 +154,28 @@ def require_count_stays(folder: Path, out: Path) -> None:
 
 @pytest.mark.usefixtures("check_in_process")
 @pytest.mark.parametrize(
-    ("family", "written", "count"),
-    [("deepseek_v3", behind, 2), ("glm4_moe", behind, 1), ("qwen3_next", apart, 1)],
+    ("family", "written", "count", "propagation"),
+    [
+        ("deepseek_v3", behind, 2, "block"),
+        ("deepseek_v3", behind, 2, "dense"),
+        ("glm4_moe", behind, 1, "dense"),
+        ("qwen3_next", apart, 1, "block"),
+    ],
 )
 def test_a_head_keeps_the_experts_that_add_most(
-    family: str, written: Written, count: int, checkpoints: tiny.Checkpoints, tmp_path: Path
+    family: str,
+    written: Written,
+    count: int,
+    propagation: str,
+    checkpoints: tiny.Checkpoints,
+    tmp_path: Path,
 ) -> None:
-    """As transformers' own heads compute, behind the pruned trunk and the pruned head before."""
+    """As transformers' own heads compute, behind the pruned or dense trunk and head before."""
     folder, out = with_heads(checkpoints(family), tmp_path / "with", written, count), tmp_path / "out"
-    report = prune(folder, REAP, tokens=PROBE, out=out)
+    report = prune(folder, REAP | {"propagation": propagation}, tokens=PROBE, out=out)
     require_count_stays(folder, out)
-    (trunk, pruned), (_, dense) = drafting(out, count), drafting(folder, count)
+    own, (before, dense) = drafting(out, count), drafting(folder, count)
+    trunk, pruned = own if propagation == "block" else (before, dense)
     with torch.no_grad():
         states = trunk.model(PROBE).last_hidden_state
     for number in range(count):

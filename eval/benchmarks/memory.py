@@ -59,10 +59,10 @@ def make(folder: Path, blocks: int) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
 
 
-def anonymous(process: psutil.Process) -> int:
-    """Bytes that a process and its children hold for themselves."""
+def anonymous(process: psutil.Process, *, children: bool = True) -> int:
+    """Bytes that a process, and its children, hold for themselves."""
     total = 0
-    for member in [process, *process.children(recursive=True)]:
+    for member in [process, *(process.children(recursive=True) if children else ())]:
         try:
             lines = Path(f"/proc/{member.pid}/status").read_text().splitlines()
             total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))

@@ -1,10 +1,12 @@
 """What mixtures of experts cost: to observe, to prune, to open, and a block of a large one.
 
 `loop`: a block's experts in our loop over transformers' grouped kernel, with and without what Wanda and REAP
-see, medians of alternations. `run`: the whole time of pruning, writing aside, over one stock forward pass of
-the calibration set. `open`: seconds, bytes written, and peak anonymous memory above the start, in blocks of
-bfloat16, of opening a checkpoint of 0.8 G parameters and pruning it by magnitude. `large`: one block of
-Qwen3-30B-A3B's shape (128 experts, 8 chosen), pruned on 8 x 1024 tokens. Random weights.
+see, medians of alternations. `run`: the whole time of pruning on 16 x 512 and on 64 x 512 tokens, over one
+stock forward pass of them; writing, and loading the result in a fresh process, aside. `open`: seconds, bytes
+written, and peak anonymous memory above the start, in blocks of bfloat16, of opening a checkpoint of 0.8 G
+parameters and pruning it by magnitude; with the fresh process that loads all of the result, `check_blocks`.
+`large`: one block of Qwen3-30B-A3B's shape (128 experts, 8 chosen), pruned on 8 x 1024 tokens.
+Random weights.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +124,12 @@ def _observing(
 
 @torch.no_grad()
 def run(folder: Path) -> dict[str, Any]:
-    """Pruning on 16 x 512 tokens over one stock forward of the same tokens, in turns."""
+    """Pruning over one stock forward of the same tokens, in turns."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokens = torch.randint(0, 1024, (16, 512), generator=torch.Generator().manual_seed(0))
     ratios: dict[str, list[float]] = {}
     for _ in range(3):
-        for name, recipe in RECIPES.items():
+        for (name, recipe), windows in product(RECIPES.items(), (16, 64)):
+            tokens = torch.randint(0, 1024, (windows, 512), generator=torch.Generator().manual_seed(0))
             start = time.perf_counter()
             for ids in tokens.split(4):
                 model.model(ids, use_cache=False)
@@ -135,8 +138,8 @@ def run(folder: Path) -> dict[str, Any]:
                 report = llmprune.prune(
                     folder, recipe, tokens=tokens, out=Path(place) / "out", dtype="float32"
                 )
-            spent = report.time["total_s"] - report.time["write_s"]
-            ratios.setdefault(name, []).append(spent / plain)
+            spent = report.time["calibration_s"] + report.time["solve_s"]
+            ratios.setdefault(f"{name}, {windows} x 512", []).append(spent / plain)
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
@@ -151,12 +154,12 @@ def opening(folder: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     grown = _bytes_below(folder.parent) - written
     block = sum(p.numel() for p in anatomy.blocks[0].parameters()) * 2
-    before, peak, done = anonymous(process), 0, threading.Event()
+    before, done = anonymous(process), threading.Event()
+    peaks = {False: 0, True: 0}  # of this process, and with the one that loads the result
 
     def watch() -> None:
-        nonlocal peak
         while not done.wait(0.05):
-            peak = max(peak, anonymous(process))
+            peaks.update({both: max(peak, anonymous(process, children=both)) for both, peak in peaks.items()})
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -167,12 +170,13 @@ def opening(folder: Path) -> dict[str, Any]:
     thread.join()
     shutil.rmtree(folder.with_name("out"))
     outside = anatomy.parameters * 2 - block * len(anatomy.blocks)
-    blocks = (peak - before - outside) / block
+    alone, both = ((peak - before - outside) / block for peak in peaks.values())
     return {
         "parameters": anatomy.parameters,
         "seconds": seconds,
         "written_bytes": grown,
-        "peak_blocks": blocks,
+        "peak_blocks": alone,
+        "check_blocks": both,
     }
 
 

@@ -131,6 +131,10 @@ TABLES = {
                 for share in (25, 50)
                 for method in ("reap", "ean", "expert_frequency", "random")
             },
+            **{
+                f"50 % of the experts, `{method}`, `block` propagation": f"{method}-50-block"
+                for method in ("reap", "ean", "expert_frequency")
+            },
             **{f"half of the weights, `{m}`": f"{m}-50" for m in ("admm", "sparsegpt", "wanda", "magnitude")},
         },
         "stories15m-upcycled",

@@ -294,4 +294,4 @@ def _propagation(method: PruningMethod, pattern: Pattern, target: Target) -> Pro
     """What calibrates later layers unless something else is asked."""
     if target == "dense":
         return "layer"
-    return "block" if sites_of(pattern).shares == "experts" else method.propagation
+    return "dense" if sites_of(pattern).shares == "experts" else method.propagation

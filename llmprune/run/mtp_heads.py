@@ -90,10 +90,10 @@ class MtpHeads:
         return [GO.format(why=self.gone)] if self.gone else []
 
     def prune(self, walk: Walk, work: Work) -> None:
-        """Choose the experts of each head that stay, by what enters it behind the pruned blocks.
+        """Choose the experts of each head that stay, by what enters it behind the blocks.
 
         Args:
-            walk: through the pruned blocks, to the end.
+            walk: through the blocks to the end; pruned ones, unless the propagation is `dense`.
             work: what pruned them.
         """
         states, ids = walk.states(), walk.batches
