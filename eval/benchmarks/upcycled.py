@@ -55,6 +55,9 @@ for share in (25, 50):
         ROWS[f"random-{share}-seed-{seed}"] = asked
 for name in ("magnitude", "wanda", "sparsegpt", "admm"):
     ROWS[f"{name}-50"] = {"method": name, "sparsity": 0.5}
+for name in ("reap-50", "wanda-50", "sparsegpt-50"):
+    for recovery in ("rescale", "reconstruct"):
+        ROWS[f"{name}-{recovery}"] = ROWS[name] | {"recovery": recovery}
 
 
 def upcycled(dense: LlamaForCausalLM) -> MixtralForCausalLM:

@@ -2,7 +2,8 @@
 
 Follows arXiv:2510.14444: block by block, on the calibration inputs, without labels. Only the last layer of
 each of the two networks changes; this is a linear problem, so it is solved rather than trained. If a block is
-the sum of its input and its two networks, the targets also compensate for the errors of earlier blocks.
+the sum of its input and its two networks, the targets also compensate for the errors of earlier blocks. In a
+mixture, the last matrices of its experts change.
 
 Letters used in shapes: B sequences, T tokens, N of all sequences, O outputs, I inputs.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -18,15 +20,19 @@ from torch import Tensor
 
 from llmprune.checkpoint.store import Store
 from llmprune.measured import Refit
+from llmprune.model.anatomy import Anatomy
+from llmprune.model.experts import experts_of, is_mixture
 from llmprune.model.site import Site
 from llmprune.patterns.base import Pattern
 from llmprune.patterns.units import Units
+from llmprune.patterns.unstructured import Unstructured
 from llmprune.progress import say
 from llmprune.recovery.base import Recovered, Recovery, Task
+from llmprune.recovery.base.expert_fits import adds, refit_experts
 from llmprune.recovery.base.side_by_side import SideBySide
 from llmprune.tensors.fit import Fit
 from llmprune.tensors.held_out import EVERY, USUAL
-from llmprune.tensors.statistics import Gram
+from llmprune.tensors.statistics import Gram, InputNorm, Statistic
 from llmprune.walk.stage import Stage
 
 ADDITIVE = 1e-3  # relative difference up to which a block counts as the sum of its parts
@@ -38,11 +44,18 @@ class Reconstruct(Recovery):
 
     walks: ClassVar[Pattern] = Units(multiple=1)
     needs: ClassVar = Gram
+    serves: ClassVar = ("weights", "units", "blocks", "experts")
     translates: ClassVar = True
 
     ridge: Annotated[float, Field(gt=0)] | Literal["held_out"] = USUAL
     """Penalty on moving a weight, as a share of the mean diagonal of the inputs' covariance; `held_out` tries
     some on every fourth batch of the text, layer by layer."""
+
+    def walked(self, anatomy: Anatomy) -> tuple[Pattern, type[Statistic]]:
+        """Of a mixture all matrices; one expert is measured at a time."""
+        if any(map(is_mixture, anatomy.blocks)):
+            return Unstructured(), InputNorm
+        return self.walks, self.needs
 
     def recover(self, task: Task) -> Recovered:
         """Walk both models side by side, with one block of each resident."""
@@ -50,12 +63,28 @@ class Reconstruct(Recovery):
             say(f"of {len(task.batches)} batches none is held out, so the ridge is {USUAL}")
         masked = task.layout is None  # padding needs no mask: its inputs are zero, so its weights stay
         both = SideBySide(task)
+        if any(map(is_mixture, task.pruned.anatomy.blocks)):
+            return self._recover_experts(task, both, masked)
         for stage, dense in both.blocks():
             targets = _outputs_of(dense, task.together)
             fits = _fits(stage, dense, targets, task.together, splits=self.ridge == "held_out")
             # One at a time: the inputs of the next site depend on the weight of this one.
             refits = [self._refit(task.pruned.store, site, *fit, masked) for site, fit in fits]
             both.write(stage, refits)
+        return both.finish()
+
+    def _recover_experts(self, task: Task, both: SideBySide, masked: bool) -> Recovered:
+        """The same for the blocks of a mixture that add what their experts put out."""
+        store, splits = task.pruned.store, self.ridge == "held_out"
+
+        def refit(site: Site, rest: Fit, held_out: Fit | None) -> Refit:
+            return self._refit(store, site, rest, held_out, masked)
+
+        for stage, dense in both.blocks():
+            dense.outputs = targets = dense.run()
+            layers = [layer for _, layer in experts_of(stage.block) if adds(stage, layer)]
+            fits = [refit_experts(stage, layer, targets, refit, splits=splits) for layer in layers]
+            both.write(stage, list(chain.from_iterable(fits)))
         return both.finish()
 
     def _refit(self, store: Store, site: Site, rest: Fit, held_out: Fit | None, masked: bool) -> Refit:

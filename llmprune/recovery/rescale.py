@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from llmprune.measured import Refit
 from llmprune.model.expert_site import ExpertSite
 from llmprune.model.experts import count, experts_of, is_mixture, projections
 from llmprune.recovery.base import Recovered, Recovery, Task
+from llmprune.recovery.base.expert_fits import adds
 from llmprune.recovery.base.side_by_side import SideBySide
 from llmprune.tensors.fit import Fit
 from llmprune.tensors.held_out import USUAL
@@ -30,7 +30,6 @@ from llmprune.walk.expert_loop import ExpertLoop
 from llmprune.walk.pausing import device_of, replaced
 from llmprune.walk.stage import Stage
 
-ADDITIVE = 1e-3  # relative difference up to which a block adds what its experts put out
 TOKENS = 64  # whose contributions are spread over all experts at a time
 
 
@@ -57,7 +56,7 @@ class Rescale(Recovery):
         both = SideBySide(task)
         for stage, dense in both.blocks():
             dense.outputs = targets = dense.run()
-            layers = [layer for _, layer in experts_of(stage.block) if _adds(stage, layer)]
+            layers = [layer for _, layer in experts_of(stage.block) if adds(stage, layer)]
             refits = [self._rescaled(task.pruned.store, stage, layer, targets) for layer in layers]
             both.write(stage, refits)
         return both.finish()
@@ -106,23 +105,3 @@ def _spread(index: Tensor, added: Tensor, experts: int) -> Tensor:
     parts = added.new_zeros(len(added), experts + 1, added.shape[-1])  # beyond the last: adds nothing
     parts.scatter_add_(1, index.clamp(max=experts)[..., None].expand_as(added), added)
     return parts[:, :experts]
-
-
-def _adds(stage: Stage, layer: Any) -> bool:
-    """Whether the block's output is the sum of these experts' outputs and of something else.
-
-    Measured rather than known by family: a norm or a scale behind the experts breaks the sum.
-    """
-    if layer.has_post_expert_norm:
-        return False
-    found: list[Tensor] = []
-
-    def silent(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        found.append(ExpertLoop(layer)(x, index, weight))
-        return torch.zeros_like(x)
-
-    with replaced([layer], [silent]):
-        rest = stage.output(0)
-    added = torch.cat(found).view_as(rest)
-    missed = stage.output(0) - rest - added
-    return float(missed.norm()) <= ADDITIVE * float(added.norm())

@@ -13,6 +13,7 @@ from llmprune.checkpoint.resources import resources
 from llmprune.errors import RequestError
 from llmprune.model.depth import dense_indices, kept_blocks
 from llmprune.model.sites.base import sites_of
+from llmprune.patterns.unstructured import Unstructured
 from llmprune.plugins import name_of
 from llmprune.recovery.base import Recovery
 from llmprune.report import Report
@@ -55,7 +56,8 @@ class RecoveryJob:
 
 def _plan(pruned: Opened, recovery: Recovery, text: Calibration) -> Plan:
     """What walking both models takes, without what waits of them in memory."""
-    demand = Demand(recovery.needs, "layer", text.samples, walks=recovery.streams)
+    _, needs = recovery.walked(pruned.anatomy)
+    demand = Demand(needs, "layer", text.samples, walks=recovery.streams)
     length = plan.require_length(pruned.anatomy, text.length)
     one = plan.make(pruned.anatomy, demand, pruned.resources, pruned.bytes, length)
     return dataclasses.replace(one, needed_bytes=2 * one.needed_bytes, host_bytes=2 * one.host_bytes)
@@ -93,14 +95,15 @@ def opened(
 def _open(name: str, recovery: Recovery, text: Calibration, run: Run) -> Opened:
     found = source.find(name, trust_remote_code=run.trust_remote_code)
     try:
-        anatomy = reader.blueprint(found, sites_of(recovery.walks))
+        pattern, _ = recovery.walked(reader.blueprint(found, sites_of(Unstructured())))
+        anatomy = reader.blueprint(found, sites_of(pattern))
     except RequestError as error:
         if error.field != "pattern":
             raise
         raise RequestError(
             "recovery",
             f"{name_of(recovery)} was asked, and the parts of this model that it refits are not known; use "
-            "distill, or rescale where it has experts",
+            "distill",
         ) from error
     plan.require_length(anatomy, text.length)
     where = resources(run.device, run.dtype, run.max_memory, found.size[1], text=True)

@@ -94,11 +94,3 @@ def test_a_model_without_experts_is_refused(checkpoints: tiny.Checkpoints, tmp_p
     prune(checkpoints("llama"), {"method": "magnitude", "sparsity": 0.5}, out=tmp_path / "out")
     with pytest.raises(RequestError, match="rescale scales experts, and this 'llama' model has none"):
         recover(tmp_path / "out", "rescale")
-
-
-@pytest.mark.parametrize("family", ["mixtral", "olmoe"])
-def test_a_mixture_is_not_reconstructed(family: str, checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
-    prune(checkpoints(family), PRUNED["experts"] | {"calibration": TEXT}, out=tmp_path / "out")
-    with pytest.raises(RequestError, match="use distill, or rescale where it has experts"):
-        recover(tmp_path / "out", "reconstruct")
-    assert not (tmp_path / "out-recovered").exists()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.opened import Opened
+from llmprune.model.anatomy import Anatomy
 from llmprune.patterns.base import Pattern
 from llmprune.patterns.unstructured import Unstructured
 from llmprune.plugins import OPTIONS
@@ -114,6 +115,10 @@ class Recovery:
     """Whether it serves a model whose vocabulary was cut (`Task.shared`)."""
 
     __pydantic_config__: ClassVar[ConfigDict] = OPTIONS
+
+    def walked(self, anatomy: Anatomy) -> tuple[Pattern, type[Statistic]]:
+        """`walks` and `needs` for a model, where they depend on it."""
+        return self.walks, self.needs
 
     def samples(self, length: int) -> int | None:
         """Windows of `length` tokens to draw unless asked otherwise; None for as many as pruning drew."""
