@@ -136,6 +136,14 @@ TABLES = {
                 for method in ("reap", "ean", "expert_frequency")
             },
             **{f"half of the weights, `{m}`": f"{m}-50" for m in ("admm", "sparsegpt", "wanda", "magnitude")},
+            **{
+                f"{what}, then `reconstruct`": f"{start}-reconstruct"
+                for what, start in {
+                    "50 % of the experts, `reap`": "reap-50",
+                    "half of the weights, `wanda`": "wanda-50",
+                    "half of the weights, `sparsegpt`": "sparsegpt-50",
+                }.items()
+            },
         },
         "stories15m-upcycled",
     ),
