@@ -180,6 +180,8 @@ class Tried(TypedDict):
     expected: float
     """What its result was to take: bytes, or seconds for a token."""
     reached: NotRequired[float]
+    refused: NotRequired[str]
+    """Why its result cannot be measured, in a sentence."""
     bits_per_byte: NotRequired[float]
     """Of the held-out windows, whose text is the same for all."""
     kl: NotRequired[float | None]

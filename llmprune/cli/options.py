@@ -49,6 +49,7 @@ Target = Annotated[
     str | None,
     in_much(help="Choose what goes by 6GiB, 0.8x of the bytes or 1.3x-decode."),
 ]
+Engine = Annotated[str | None, in_much(help="Where a speed is measured: transformers or llama.cpp.")]
 Text = Annotated[
     str | None,
     in_text(help="builtin, wikitext2, c4, self, FILE, PROMPTS:answers or a Hub id."),

@@ -19,6 +19,7 @@ from llmprune.cli.options import (
     Device,
     DeviceMap,
     Dtype,
+    Engine,
     Json,
     Layout,
     Length,
@@ -63,6 +64,7 @@ def prune(
     pattern: Pattern = None,
     sparsity: Sparsity = None,
     target: Target = None,
+    engine: Engine = None,
     dry_run: Annotated[
         bool, in_much("--dry-run", help="Show what --target would try; write nothing.")
     ] = False,
@@ -122,10 +124,9 @@ def prune(
         out = out or Path(push_to_hub.rpartition("/")[2])
     if out is None and not dry_run:
         raise RequestError("out", "no folder was named for the pruned checkpoint; give --out")
-    if dry_run and target is None:
-        raise RequestError("dry_run", "it shows what --target would try; `llmprune inspect` plans a recipe")
     where: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     how = where | {"out": out, "resume": resume, "max_memory": max_memory, "device_map": device_map}
+    how |= targets.measured(target, engine, dry_run=dry_run)
     if dry_run:
         return targets.show(context.params, how, as_json)
     assert out is not None

@@ -29,6 +29,21 @@ def asked(options: Options) -> tuple[str, dict[str, object]]:
     return str(options["model"]), text_options(options)
 
 
+def measured(target: str | None, engine: str | None, *, dry_run: bool) -> dict[str, object]:
+    """Where the speed of a target is measured.
+
+    Raises:
+        RequestError: something is asked that only a target has, and there is none.
+    """
+    if target is not None:
+        return {"engine": engine}
+    if dry_run:
+        raise RequestError("dry_run", "it shows what --target would try; `llmprune inspect` plans a recipe")
+    if engine is not None:
+        raise RequestError("engine", "it says where the speed of a --target is measured; give one")
+    return {}
+
+
 def show(options: Options, how: dict[str, Any], as_json: bool) -> None:
     """The candidates for a target, none of them tried."""
     from llmprune.planning import reaching

@@ -37,7 +37,7 @@ class Planner:
         self.source = source.find(model, trust_remote_code=run.trust_remote_code)
         self.prices = bytes_of(self.source)
         if target.of == "decode":
-            self.prices = in_seconds(self.prices, latencies(self.source, run))
+            self.prices = in_seconds(self.prices, latencies(self.source, run, target, self.prices))
         self.goal = target.goal(self.prices.whole)
         self.refused: list[str] = []
 
@@ -83,6 +83,8 @@ class Planner:
 
     def again(self, tried: Tried) -> Tried | None:
         """A candidate that takes more or less away, after one was not as fast as it was to be."""
+        if "reached" not in tried:
+            return None
         gained = (self.prices.whole - tried["reached"]) / (self.prices.whole - tried["expected"])
         if self.target.of != "decode" or self.misses(tried) <= FAIR or gained <= 0:
             return None

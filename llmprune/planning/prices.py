@@ -32,6 +32,9 @@ class Prices:
     row: float
     """One row of the vocabulary, of all its tables."""
 
+    tables: int
+    """That have a row for each token."""
+
     blocks: int
     removable: int
     rows: int
@@ -61,6 +64,7 @@ def bytes_of(source: Source) -> Prices:
         block=width * sum(sizes) / max(len(sizes), 1),
         inner=0.0,
         row=sum(one.bytes for one in tables) / anatomy.vocabulary,
+        tables=max(1, len(tables)),
         blocks=depth,
         removable=min(len(able), depth - 1),
         rows=anatomy.vocabulary,

@@ -34,35 +34,37 @@ HELD_OUT = 4096  # tokens that judge
 SEED = 1_000_003  # that is added to the calibration's, for windows of their own
 
 
-def plan(model: str, target: str, text: Options, **how: object) -> Planned:
+def plan(model: str, target: str, text: Options, engine: str | None = None, **how: object) -> Planned:
     """The candidates for a target, none of them tried.
 
     Args:
         model: a folder, a .gguf file or a Hub id.
         target: what is to be reached: `6GiB`, `0.8x` of the bytes of the dense weight files, `1.3x-decode`.
         text: a recipe's `calibration`.
+        engine: in which speed is measured: `transformers`, or `llama.cpp` with q8_0 files.
         how: fields of Run; nothing is written.
 
     Raises:
         RequestError: no candidate lands on the target.
     """
-    return Planner(model, parse(target), text, run_of(how)).planned()
+    return Planner(model, parse(target, engine), text, run_of(how)).planned()
 
 
-def reach(model: str, target: str, text: Options, **how: object) -> Report:
+def reach(model: str, target: str, text: Options, engine: str | None = None, **how: object) -> Report:
     """Prune a model to a target, and write the folder of the best candidate.
 
     Args:
         model: as for `plan`.
         target: the same.
         text: the same.
+        engine: the same.
         how: fields of Run, such as `out`; with `resume` an interrupted run resumes with its last candidate.
 
     Raises:
         RequestError: no candidate lands on the target; nothing was written.
         JobError: pruning failed.
     """
-    run, wanted = run_of(how), parse(target)
+    run, wanted = run_of(how), parse(target, engine)
     if run.folder is None:
         raise RequestError("out", "no folder was named for the pruned checkpoint; give --out")
     if ranks.count() > 1:
@@ -89,6 +91,8 @@ class _Reaching:
         """Try all, and move the best into place."""
         planning, draft = self._planning, self._draft
         asked: dict[str, Any] = {"target": planning.target.said, "text": planning.text.model_dump()}
+        if planning.target.of == "decode":
+            asked["engine"] = planning.target.engine
         draft.claim(finish.identity(self._todo.model, asked, None))
         once = Once(draft.scratch)
         self._planned = once("planned", lambda: self._planned)
@@ -145,7 +149,11 @@ class _Reaching:
         worth = self._judging().worth(folder)
         reached = float(done.totals["bytes_after"])
         if planning.target.of == "decode":
-            reached = planning.prices.whole / speed(planning.model, folder, planning.run)
+            try:
+                ratio = speed(planning.source, folder, planning.run, planning.target)
+            except RequestError as error:  # such as sizes that llama.cpp does not take
+                return {"refused": str(error)}
+            reached = planning.prices.whole / ratio
         return {"reached": reached, **worth._asdict()}
 
     def _folder(self, tried: Tried) -> Path:
@@ -155,6 +163,9 @@ class _Reaching:
     def _chosen(self) -> Tried:
         """The candidate that was judged best, of those that landed on the target; the nearest if none did."""
         known = [one for one in self._planned["candidates"] if "bits_per_byte" in one]
+        if not known:
+            refused = next(one["refused"] for one in self._planned["candidates"] if "refused" in one)
+            raise RequestError("target", f"no candidate can be measured: {refused}")
         near = [one for one in known if self._planning.misses(one) <= self._planning.target.near]
         by = self._planned["judged_by"]
         if not near:
@@ -163,9 +174,10 @@ class _Reaching:
 
     def _drop_losers(self) -> None:
         """Free the disk of what has been judged and lost; a resumed run may have more than it has read."""
-        best = self._chosen()
-        for one in self._planned["candidates"]:
-            if "reached" in one and one is not best:
+        tried = [one for one in self._planned["candidates"] if "reached" in one or "refused" in one]
+        best = self._chosen() if any("reached" in one for one in tried) else None
+        for one in tried:
+            if one is not best:
                 shutil.rmtree(self._folder(one).parent, ignore_errors=True)
 
     def _publish(self) -> Report:

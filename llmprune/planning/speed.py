@@ -1,44 +1,106 @@
-"""How fast a model writes on this device: its parts, measured once, and a pruned one beside the dense one."""
+"""How fast a model writes here in an engine: what its parts take, and a pruned one beside the dense one.
+
+In transformers the parts are measured. In llama.cpp writing a token is reading the weights once, so a part
+takes its share of the bytes, and what that misses is corrected once a result is measured.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from llmprune_eval import bench, blocks
+from llmprune_eval import bench, blocks, engine
 from llmprune_eval.blocks import LOAD, Latencies
 
 from llmprune.checkpoint import shards, versions
 from llmprune.checkpoint.once import Once
 from llmprune.checkpoint.resources import resources
 from llmprune.checkpoint.source import Source
+from llmprune.errors import RequestError
+from llmprune.export import gguf
+from llmprune.planning.prices import Prices
+from llmprune.planning.target import LLAMA_CPP, Target
 from llmprune.run.asked import Run
 from llmprune.text import cache
 
+TYPE = "q8_0"  # of the files that llama.cpp is measured with
 
-def latencies(found: Source, run: Run) -> Latencies:
-    """What the parts of a model take; kept in the user's cache for other targets of the same model."""
-    where = resources(run.device, run.dtype, run.max_memory, found.size[1], text=True)
-    key = {
+
+def latencies(found: Source, run: Run, target: Target, prices: Prices) -> Latencies:
+    """What the parts of a model take; kept in the user's cache for other targets of the same model.
+
+    Args:
+        found: the dense model.
+        run: where it runs.
+        target: in which engine.
+        prices: the bytes of its parts.
+
+    Raises:
+        RequestError: the engine is not there, or cannot run the model.
+    """
+    key: dict[str, Any] = {
         "config": shards.sha256(found.folder / "config.json"),
-        "device": where.name,
-        "dtype": where.dtype_name,
         "versions": versions.installed(),
+        "engine": target.engine,
     }
+    if target.engine != LLAMA_CPP:
+        where = resources(run.device, run.dtype, run.max_memory, found.size[1], text=True)
+        key |= {"device": where.name, "dtype": where.dtype_name}
     folder = cache.folder("latencies", {}, key)
     assert folder is not None
 
     def measured() -> dict[str, object]:
+        if target.engine == LLAMA_CPP:
+            return asdict(_by_bytes(found, run, prices))
         trust = run.trust_remote_code
         return asdict(blocks.measure(found.name, device=run.device, dtype=run.dtype, trust=trust))
 
     return Latencies(**Once(folder)("latencies", measured))
 
 
-def speed(dense: str, folder: Path, run: Run) -> float:
-    """How many times as fast the model in a folder writes, in characters, whatever its tokens are."""
-    both = [dense, str(folder)]
+def _by_bytes(found: Source, run: Run, prices: Prices) -> Latencies:
+    with _files(run, found.folder) as files:
+        model = bench.compare(files, LOAD, {"device": run.device})["models"][0]
+    read = prices.whole - (prices.tables - 1) * prices.row / prices.tables * prices.rows
+    return Latencies(
+        token_s=1 / model["decode_tokens_per_s"],
+        block=prices.block / read,
+        channels=0.0 if prices.mixture else prices.inner / read,
+        row=prices.row / prices.tables / read,
+        protocol=f"{model['device']}, {TYPE}; parts by their shares of the bytes that a token reads",
+    )
+
+
+def speed(found: Source, folder: Path, run: Run, target: Target) -> float:
+    """How many times as fast the model in a folder writes, in characters, whatever its tokens are.
+
+    Raises:
+        RequestError: the engine cannot run it.
+    """
+    if target.engine == LLAMA_CPP:
+        with _files(run, found.folder, folder) as files:
+            return _ratio(files, {"device": run.device})
     where = {"device": run.device, "dtype": run.dtype, "trust_remote_code": run.trust_remote_code}
-    found = bench.compare(both, LOAD, where)
-    ratio: float = found["ratios"]["decode_characters_per_s"]["ratio"]
+    return _ratio([found.name, str(folder)], where)
+
+
+def _ratio(both: list[str], where: dict[str, Any]) -> float:
+    ratio: float = bench.compare(both, LOAD, where)["ratios"]["decode_characters_per_s"]["ratio"]
     return ratio
+
+
+@contextmanager
+def _files(run: Run, *folders: Path) -> Iterator[list[str]]:
+    """Folders as llama.cpp reads them, while the context is open; beside the result, where there is room."""
+    if not engine.is_there():
+        raise RequestError(
+            "engine", f"llama.cpp was asked, and is not installed; run pip install {engine.PACKAGE}"
+        )
+    beside = run.folder.absolute().parent if run.folder else None
+    with TemporaryDirectory(prefix=".llmprune-", dir=beside if beside and beside.is_dir() else None) as place:
+        files = [Path(place, f"{number}.gguf") for number, _ in enumerate(folders)]
+        yield [str(gguf.export(*pair, TYPE)) for pair in zip(folders, files, strict=True)]

@@ -11,6 +11,8 @@ from accelerate.utils import convert_file_size_to_int
 from llmprune.errors import RequestError
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]i?B)", re.IGNORECASE)
+LLAMA_CPP = "llama.cpp"
+ENGINES = ("transformers", LLAMA_CPP)
 TIMES = re.compile(r"(\d*\.?\d+)x(-decode)?")
 NEAR = {"bytes": 0.02, "decode": 0.1}  # by which a result may miss what was asked, as a share of it
 
@@ -26,6 +28,9 @@ class Target:
 
     times: float = 0.0
     """The share of the dense bytes, or the ratio of decode speeds; 0 where bytes were asked."""
+
+    engine: str = ENGINES[0]
+    """In which speed is measured."""
 
     @property
     def near(self) -> float:
@@ -56,16 +61,21 @@ class Target:
         return wanted
 
 
-def parse(text: str) -> Target:
-    """The target that a word names.
+def parse(text: str, engine: str | None = None) -> Target:
+    """The target that a word names, in an engine if that matters.
 
     Raises:
         RequestError: it is none; the sentence says what one is.
     """
+    if engine is not None and not text.endswith("-decode"):
+        raise RequestError("engine", f"{text} is a size, which no engine changes; leave it out")
+    if engine not in (None, *ENGINES):
+        raise RequestError("engine", f"{engine!r} is not known; allowed: {', '.join(ENGINES)}")
     if SIZE.fullmatch(text) and (size := convert_file_size_to_int(text.upper().replace("IB", "iB"))) > 0:
         return Target(text, "bytes", bytes=int(size))
     if (found := TIMES.fullmatch(text)) and float(found[1]) > 0:
-        return Target(text, "decode" if found[2] else "bytes", times=float(found[1]))
+        of: Literal["bytes", "decode"] = "decode" if found[2] else "bytes"
+        return Target(text, of, times=float(found[1]), engine=engine or ENGINES[0])
     fitted = "; what layers are fitted to is --set target=dense" if text in ("dense", "pruned") else ""
     raise RequestError(
         "target",

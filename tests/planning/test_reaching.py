@@ -14,10 +14,12 @@ from transformers import AutoModelForCausalLM
 from llmprune import prune
 from llmprune.checkpoint import source
 from llmprune.checkpoint.resources import resources
+from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError
 from llmprune.planning import planner, reaching
 from llmprune.planning.judging import Judge, opened
 from llmprune.planning.reaching import plan, reach
+from llmprune.planning.target import Target
 from llmprune.recipe import Recipe
 from llmprune.report import read
 from llmprune.run.asked import Run
@@ -171,10 +173,10 @@ def test_a_speed_that_is_missed_is_tried_once_more_and_the_nearer_result_compete
 ) -> None:
     """On a device where channels save half of what they were to save, and all else what was expected."""
     parts = Latencies(token_s=1.0, block=0.1, channels=0.08, row=0.2 / here.SIZE, protocol="none")
-    monkeypatch.setattr(planner, "latencies", lambda found, run: parts)
+    monkeypatch.setattr(planner, "latencies", lambda *_: parts)
     tried: list[str] = []
 
-    def speed(dense: str, folder: Path, run: Run) -> float:
+    def speed(dense: Source, folder: Path, run: Run, target: Target) -> float:
         tried.append(folder.parent.name)
         shapes = {key: one.shape for key, one in source.find(str(folder)).tensors.items()}
         widths = [shape[0] for key, shape in shapes.items() if key.endswith("gate_proj.weight")]
@@ -195,3 +197,26 @@ def test_a_speed_that_is_missed_is_tried_once_more_and_the_nearer_result_compete
     near = [one for one in found.values() if abs(planned["goal"] / one["reached"] - 1) <= 0.1]
     assert found[planned["chosen"] or ""] == min(near, key=lambda one: one["bits_per_byte"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("refused", ["the first", "all"])
+def test_a_result_that_the_engine_does_not_take_does_not_compete(
+    refused: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Latencies(token_s=1.0, block=0.1, channels=0.08, row=0.0, protocol="none")
+    monkeypatch.setattr(planner, "latencies", lambda *_: parts)
+
+    def speed(dense: Source, folder: Path, run: Run, target: Target) -> float:
+        if refused == "all" or folder.parent.name == "candidate-0":
+            raise RequestError("model", "no home for such sizes")
+        return 1.25
+
+    monkeypatch.setattr(reaching, "speed", speed)
+    if refused == "all":
+        with pytest.raises(RequestError, match="no candidate can be measured: model: no home for such sizes"):
+            reach(str(model), "1.25x-decode", TEXT, out=tmp_path / "out")
+        return
+    planned = reach(str(model), "1.25x-decode", TEXT, out=tmp_path / "out").planned
+    assert planned is not None and planned["chosen"] != "width"
+    assert planned["candidates"][0]["refused"] == "model: no home for such sizes"
+    assert "reached" not in planned["candidates"][0]

@@ -19,6 +19,7 @@ from llmprune.planning.target import parse
 from llmprune.run.asked import Run
 from tests import tiny
 from tests.cli.command import main
+from tests.export.test_gguf import saved
 
 TAKEN = Latencies(token_s=0.04, block=0.1, channels=0.06, row=0.0, protocol="made up")
 
@@ -43,9 +44,40 @@ def test_a_second_target_measures_nothing(
     checkpoints: tiny.Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, run = source.find(str(checkpoints("llama"))), Run(device="cpu")
-    first = latencies(found, run)
+    asked = found, run, parse("1.3x-decode"), bytes_of(found)
+    first = latencies(*asked)
     monkeypatch.delattr(blocks, "measure")
-    assert latencies(found, run) == first
+    assert latencies(*asked) == first
+
+
+@pytest.mark.usefixtures("models_forked")
+def test_in_llama_cpp_parts_take_their_shares_of_the_bytes_that_a_token_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xllamacpp", reason="needs xllamacpp==2026.10.11549: pip install it")
+    monkeypatch.setattr("llmprune.planning.speed.LOAD", dataclasses.replace(LOAD, repeats=2, seconds=0.0))
+    model, run = saved("llama", tmp_path / "model"), Run(device="cpu")
+    target = parse("1.3x-decode", "llama.cpp")
+    found = source.find(str(model))
+    prices = bytes_of(found)
+    taken = latencies(found, run, target, prices)
+    assert taken.token_s > 0 and "llama.cpp" in taken.protocol
+    sizes = {key: one.bytes for key, one in found.tensors.items()}
+    read = sum(sizes.values()) - sizes.get("lm_head.weight", 0)
+    inside = sum(size for key, size in sizes.items() if ".layers.0." in key)
+    assert taken.block == pytest.approx(inside / read)
+    assert taken.row * prices.rows == pytest.approx(sizes["model.embed_tokens.weight"] / read)
+    assert 0.4 < speed(found, model, run, target) < 2.5
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_engine_that_is_not_there_is_refused(
+    checkpoints: tiny.Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmprune_eval.engine.is_there", lambda: False)
+    found = source.find(str(checkpoints("llama")))
+    with pytest.raises(RequestError, match=r"engine: llama\.cpp was asked, and is not installed"):
+        latencies(found, Run(device="cpu"), parse("1.3x-decode", "llama.cpp"), bytes_of(found))
 
 
 def test_recipes_are_solved_by_seconds(checkpoints: tiny.Checkpoints) -> None:
@@ -65,7 +97,8 @@ def test_a_model_beside_itself_is_as_fast(
 ) -> None:
     monkeypatch.setattr("llmprune.planning.speed.LOAD", dataclasses.replace(LOAD, repeats=2, seconds=0.0))
     model = checkpoints("llama")
-    assert 0.5 < speed(str(model), model, Run(device="cpu")) < 2
+    target = parse("1.3x-decode")
+    assert 0.5 < speed(source.find(str(model)), model, Run(device="cpu"), target) < 2
 
 
 @pytest.mark.usefixtures("few")

@@ -32,6 +32,12 @@ def test_what_is_no_target_is_refused(said: str) -> None:
         parse(said)
 
 
+@pytest.mark.parametrize(("said", "engine"), [("0.8x", "llama.cpp"), ("1.3x-decode", "vllm")])
+def test_an_engine_is_one_that_measures_a_speed(said: str, engine: str) -> None:
+    with pytest.raises(RequestError, match="engine: "):
+        parse(said, engine)
+
+
 def test_outputs_to_fit_are_asked_elsewhere() -> None:
     with pytest.raises(RequestError, match="--set target=dense"):
         parse("dense")
