@@ -1,7 +1,8 @@
 """Prune, then let the dense model teach: perplexity and divergence before and after.
 
-Pruned on the calibration windows of `against_authors.py`; taught on those and on C4 and Wikipedia
-(`held_out.py`), about 1 M tokens in a fixed random order, of which an eighth chooses the state that is kept.
+Pruned on the calibration windows of `against_authors.py`; taught on those and on as many of C4 and Wikipedia
+(`held_out.py`) as fill the tokens asked, in a fixed random order; a share of them chooses the state that is
+kept.
 `kl` is the mean KL divergence to the dense model on the windows of 1024 tokens that report, 8 of C4 and 8 of
 Wikipedia.
 """
@@ -17,9 +18,11 @@ import torch
 from against_authors import perplexity_of, write
 from held_out import compared, teaching, windows
 from rows import Measuring
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llmprune
+from llmprune.recovery.distill import Distill, counted
 
 STARTS: dict[str, dict[str, Any]] = {
     "sparsegpt-2of4": {"method": "sparsegpt", "pattern": "2:4"},
@@ -44,9 +47,8 @@ class Healing(Measuring):
         held = {"choosing": False, "count": 8, "length": 1024}
         self._held = {name: windows(shared, name, tokenizer, **held) for name in ("c4", "wikipedia")}
         self._pruned = pruned
-        taught = [self._calibration, *(teaching(shared, name, tokenizer, 1024) for name in self._held)]
-        order = torch.Generator().manual_seed(0)
-        self._teaching = (text := torch.cat(taught))[torch.randperm(len(text), generator=order)]
+        others = torch.cat([teaching(shared, name, tokenizer, 1024) for name in self._held])
+        self._others = _shuffled(others)
 
     def healed(self, name: str, how: dict[str, Any]) -> dict[str, Any]:
         """Prune unless that is done, recover, and measure both."""
@@ -54,11 +56,16 @@ class Healing(Measuring):
         if not start.exists():
             llmprune.prune(self.model, STARTS[name], tokens=self._calibration, out=start)
         with tempfile.TemporaryDirectory() as work:
-            report = llmprune.recover(start, how, tokens=self._teaching, out=Path(work, "out"))
+            text = self._text(Distill(tokens=counted(how["tokens"])).samples(1024))
+            report = llmprune.recover(start, how, tokens=text, out=Path(work, "out"))
             after = self._of(Path(work, "out"))
         done: Any = report.recovery
         kept = {key: done[key] for key in ("losses", "held_out", "computed_in", "time")}
         return {"before": self._of(start), **after, **kept, "versions": report.versions}
+
+    def _text(self, windows: int) -> Tensor:
+        """So many windows, those that calibrated among them."""
+        return _shuffled(torch.cat([self._calibration, self._others[: windows - len(self._calibration)]]))
 
     def _of(self, folder: Path) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)
@@ -67,6 +74,10 @@ class Healing(Measuring):
             pieces = compared(self.dense, model, held)
             found[f"kl_{text}"] = [one.kl / one.predictions for one in pieces]
         return found
+
+
+def _shuffled(windows: Tensor) -> Tensor:
+    return windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))]
 
 
 def main() -> None:
