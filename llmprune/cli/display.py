@@ -37,10 +37,7 @@ def show_report(report: Report, out: Path, as_json: bool) -> None:
         *_budgets(report.budgets or []),
         *_vocabulary(report.vocabulary),
         *_recovery(report.recovery),
-        (
-            "time",
-            f"{spent['total_s']:.1f} s; one plain forward of the text takes {spent['forward_floor_s']:.1f} s",
-        ),
+        ("time", f"{spent['total_s']:.1f} s; {_beside(report)}"),
         ("written to", str(out)),
         ("load it with", loading_line(report, out)),
         *(("warning", sentence) for sentence in report.warnings),
@@ -61,6 +58,13 @@ def _target(planned: Planned | None) -> list[tuple[str, str]]:
         ),
         *(("candidate", sentence) for sentence in candidates.sentences(planned)),
     ]
+
+
+def _beside(report: Report) -> str:
+    """What the time of a run is to be compared with."""
+    if report.planned and "seconds" in report.planned:
+        return f"all candidates, with judging, took {report.planned['seconds']:.0f} s"
+    return f"one plain forward of the text takes {report.time['forward_floor_s']:.1f} s"
 
 
 def _errors(errors: list[float]) -> list[tuple[str, str]]:

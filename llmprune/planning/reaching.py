@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -79,6 +80,7 @@ class _Reaching:
     """Tries the candidates; the best so far, and what was measured, are in the scratch folder of the run."""
 
     def __init__(self, planning: Planner, out: Path) -> None:
+        self._begin = time.perf_counter()
         self._planning, self._out = planning, out
         self._planned = planning.planned()
         self._draft = Draft(out, 0)
@@ -185,6 +187,7 @@ class _Reaching:
         best = self._chosen()
         folder, draft = self._folder(best), self._draft
         self._planned["chosen"] = best["name"]
+        self._planned["seconds"] = time.perf_counter() - self._begin
         done = report.read(folder)
         assert done is not None and done.reload is not None
         trust = ", trust_remote_code=True" if "trust_remote_code" in done.reload["line"] else ""

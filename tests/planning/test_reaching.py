@@ -100,9 +100,10 @@ def test_an_interrupted_run_resumes_with_the_candidate_that_it_was_at(model: Pat
     with pytest.raises(RequestError, match="another target"):
         reach(str(model), "0.8x", TEXT, out=tmp_path / "cut", resume=True)
     again = reach(str(model), "0.75x", TEXT, out=tmp_path / "cut", resume=True)
-    assert again.planned == whole.planned
+    assert again.planned is not None and whole.planned is not None
+    assert again.planned | {"seconds": 0.0} == whole.planned | {"seconds": 0.0}
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
-    assert reach(str(model), "0.75x", TEXT, out=tmp_path / "cut", resume=True).planned == whole.planned
+    assert reach(str(model), "0.75x", TEXT, out=tmp_path / "cut", resume=True).planned == again.planned
 
 
 @torch.no_grad()
