@@ -23,7 +23,7 @@ from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError
 from llmprune.export import gguf
 from llmprune.planning.prices import Prices
-from llmprune.planning.target import LLAMA_CPP, Target
+from llmprune.planning.target import GGUF_ENGINE, Target
 from llmprune.run.asked import Run
 from llmprune.text import cache
 
@@ -47,14 +47,14 @@ def latencies(found: Source, run: Run, target: Target, prices: Prices) -> Latenc
         "versions": versions.installed(),
         "engine": target.engine,
     }
-    if target.engine != LLAMA_CPP:
+    if target.engine != GGUF_ENGINE:
         where = resources(run.device, run.dtype, run.max_memory, found.size[1], text=True)
         key |= {"device": where.name, "dtype": where.dtype_name}
     folder = cache.folder("latencies", {}, key)
     assert folder is not None
 
     def measured() -> dict[str, object]:
-        if target.engine == LLAMA_CPP:
+        if target.engine == GGUF_ENGINE:
             return asdict(_by_bytes(found, run, prices))
         trust = run.trust_remote_code
         return asdict(blocks.measure(found.name, device=run.device, dtype=run.dtype, trust=trust))
@@ -81,7 +81,7 @@ def speed(found: Source, folder: Path, run: Run, target: Target) -> float:
     Raises:
         RequestError: the engine cannot run it.
     """
-    if target.engine == LLAMA_CPP:
+    if target.engine == GGUF_ENGINE:
         with _files(run, found.folder, folder) as files:
             return _ratio(files, {"device": run.device})
     where = {"device": run.device, "dtype": run.dtype, "trust_remote_code": run.trust_remote_code}

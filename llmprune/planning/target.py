@@ -11,8 +11,8 @@ from accelerate.utils import convert_file_size_to_int
 from llmprune.errors import RequestError
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]i?B)", re.IGNORECASE)
-LLAMA_CPP = "llama.cpp"
-ENGINES = ("transformers", LLAMA_CPP)
+GGUF_ENGINE = "llama.cpp"
+ENGINES = ("transformers", GGUF_ENGINE)
 TIMES = re.compile(r"(\d*\.?\d+)x(-decode)?")
 NEAR = {"bytes": 0.02, "decode": 0.1}  # by which a result may miss what was asked, as a share of it
 

@@ -16,7 +16,7 @@ from llmprune.checkpoint import source
 from llmprune.checkpoint.resources import resources
 from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError
-from llmprune.planning import planner, reaching
+from llmprune.planning import candidates, planner, reaching
 from llmprune.planning.judging import Judge, opened
 from llmprune.planning.reaching import plan, reach
 from llmprune.planning.target import Target
@@ -173,6 +173,7 @@ def test_a_speed_that_is_missed_is_tried_once_more_and_the_nearer_result_compete
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a device where channels save half of what they were to save, and all else what was expected."""
+    monkeypatch.setattr(candidates, "MIXES", {name: candidates.MIXES[name] for name in ("width", "depth")})
     parts = Latencies(token_s=1.0, block=0.1, channels=0.08, row=0.2 / here.SIZE, protocol="none")
     monkeypatch.setattr(planner, "latencies", lambda *_: parts)
     tried: list[str] = []
@@ -196,7 +197,7 @@ def test_a_speed_that_is_missed_is_tried_once_more_and_the_nearer_result_compete
     assert depth["reached"] == pytest.approx(depth["expected"])
     assert tried.count("candidate-0") == tried.count("candidate-0-again") == 1
     near = [one for one in found.values() if abs(planned["goal"] / one["reached"] - 1) <= 0.1]
-    assert found[planned["chosen"] or ""] == min(near, key=lambda one: one["bits_per_byte"])
+    assert found[planned["chosen"] or ""] == min(near, key=lambda one: one["kl"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
@@ -205,6 +206,7 @@ def test_a_result_that_the_engine_does_not_take_does_not_compete(
     refused: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = Latencies(token_s=1.0, block=0.1, channels=0.08, row=0.0, protocol="none")
+    monkeypatch.setattr(candidates, "MIXES", {name: candidates.MIXES[name] for name in ("width", "depth")})
     monkeypatch.setattr(planner, "latencies", lambda *_: parts)
 
     def speed(dense: Source, folder: Path, run: Run, target: Target) -> float:

@@ -67,7 +67,18 @@ def test_in_llama_cpp_parts_take_their_shares_of_the_bytes_that_a_token_reads(
     inside = sum(size for key, size in sizes.items() if ".layers.0." in key)
     assert taken.block == pytest.approx(inside / read)
     assert taken.row * prices.rows == pytest.approx(sizes["model.embed_tokens.weight"] / read)
-    assert 0.4 < speed(found, model, run, target) < 2.5
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("models_forked")
+def test_a_model_beside_itself_is_as_fast_in_llama_cpp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xllamacpp", reason="needs xllamacpp==2026.10.11549: pip install it")
+    monkeypatch.setattr("llmprune.planning.speed.LOAD", dataclasses.replace(LOAD, repeats=2, seconds=0.0))
+    model, run = saved("llama", tmp_path / "model"), Run(device="cpu", out=tmp_path / "out")
+    assert 0.4 < speed(source.find(str(model)), model, run, parse("1.3x-decode", "llama.cpp")) < 2.5
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
