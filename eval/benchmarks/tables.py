@@ -195,7 +195,7 @@ TABLES = {
         {
             "SparseGPT, 2:4": "sparsegpt-2of4-50k",
             "ADMM, 2:4": "admm-2of4-100k",
-            "6 of 30 blocks, `shortgpt`": "depth-20-100k-learning_rate-3e-4",
+            "6 of 30 blocks, `span`": "depth-20-span-100k-learning_rate-3e-4",
             "FLAP, 30 %, `affine`": "flap-30-100k",
         },
     ),
