@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from llmprune import prune
+from llmprune.checkpoint import opened
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.expert_site import ExpertSite
 from llmprune.model.sites.experts import WholeExpertsOfBlocks
@@ -41,13 +42,28 @@ def families() -> list[Any]:
     return [pytest.param(name, marks=marked.get(name, [])) for name in mixtures.FAMILIES]
 
 
+@torch.no_grad()
+def of_alignment(model: PreTrainedModel) -> float:
+    """What changes of a loaded model's logits once its weights lie as in the run that pruned it.
+
+    transformers' grouped kernel sums in another order where weights do not begin at a multiple of 16 bytes,
+    as in a file.
+    """
+    length = min(opened.PROBE, model.config.max_position_embeddings)
+    ids = torch.randint(0, model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+    loaded = model(ids).logits
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return float((model(ids).logits - loaded).abs().max())
+
+
 def require_masked(family: str, folder: Path, out: Path, recipe: dict[str, Any]) -> None:
     """Every matrix has lost half of its weights; the rest, and the layout of the file, are as before."""
     report = prune(folder, recipe, out=out)
     dense, pruned = load(folder), load(out)
     assert layout_of(out) == layout_of(folder)
     assert report.reload is not None
-    assert report.reload["max_abs_logit_difference"] == 0.0
+    assert report.reload["max_abs_logit_difference"] in (0.0, of_alignment(pruned))
     sites = Anatomy(pruned, LinearLayers()).sites
     assert any(isinstance(site, ExpertSite) for site in sites)
     for site in sites:
