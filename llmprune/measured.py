@@ -203,6 +203,8 @@ class Planned(TypedDict):
     judged_by: str
     """`kl`, or `bits_per_byte` where a candidate has another vocabulary."""
     dense_bits_per_byte: NotRequired[float]
+    landed: NotRequired[bool]
+    """Whether the chosen one is as near as was allowed."""
     seconds: NotRequired[float]
     """That this process spent on all candidates."""
     held_out: NotRequired[str]

@@ -152,10 +152,12 @@ def accelerate(
             decoded, or the largest batch.
 
     Raises:
-        KernelError: there is no such way of prefill.
+        KernelError: there is no such way of prefill, or number of tokens.
     """
     if prefill not in ("single", "dual"):
         raise KernelError(f"prefill is 'single' or 'dual', not {prefill!r}")
+    if most < 1:
+        raise KernelError(f"most is a number of tokens, 1 or more, not {most}")
     if reason := _why_dense(model):
         return Choices(reason)
     chosen: Chosen = {}

@@ -50,12 +50,12 @@ def _target(planned: Planned | None) -> list[tuple[str, str]]:
         return []
     by = planned["judged_by"].replace("kl", "KL divergence").replace("_", " ")
     best = next(one for one in planned["candidates"] if one["name"] == planned["chosen"])
+    why = f"the lowest {by} on held-out windows of those that land there"
+    if not planned.get("landed", True):
+        why = "the nearest, since none lands there"
     return [
         ("target", f"{planned['target']}: {candidates.reached(planned, best)}"),
-        (
-            "chosen",
-            f"{best['name']}, the lowest {by} on held-out windows of those that land there",
-        ),
+        ("chosen", f"{best['name']}, {why}"),
         *(("candidate", sentence) for sentence in candidates.sentences(planned)),
     ]
 

@@ -81,6 +81,10 @@ class Planner:
         """By which share of what was asked a candidate's result misses it."""
         return self.target.misses(tried.get("reached", self.prices.whole), self.goal)
 
+    def lands(self, tried: Tried) -> bool:
+        """Whether a candidate's result is as near as is allowed."""
+        return self.misses(tried) <= self.target.near
+
     def again(self, tried: Tried) -> Tried | None:
         """A candidate that takes more or less away, after one was not as fast as it was to be."""
         if "reached" not in tried:

@@ -168,7 +168,7 @@ class _Reaching:
         if not known:
             refused = next(one["refused"] for one in self._planned["candidates"] if "refused" in one)
             raise RequestError("target", f"no candidate can be measured: {refused}")
-        near = [one for one in known if self._planning.misses(one) <= self._planning.target.near]
+        near = [one for one in known if self._planning.lands(one)]
         by = self._planned["judged_by"]
         if not near:
             return min(known, key=self._planning.misses)
@@ -187,6 +187,7 @@ class _Reaching:
         best = self._chosen()
         folder, draft = self._folder(best), self._draft
         self._planned["chosen"] = best["name"]
+        self._planned["landed"] = self._planning.lands(best)
         self._planned["seconds"] = time.perf_counter() - self._begin
         done = report.read(folder)
         assert done is not None and done.reload is not None

@@ -55,15 +55,15 @@ def latencies(found: Source, run: Run, target: Target, prices: Prices) -> Latenc
 
     def measured() -> dict[str, object]:
         if target.engine == GGUF_ENGINE:
-            return asdict(_by_bytes(found, run, prices))
+            return asdict(_by_bytes(found, run, prices, folder))
         trust = run.trust_remote_code
         return asdict(blocks.measure(found.name, device=run.device, dtype=run.dtype, trust=trust))
 
     return Latencies(**Once(folder)("latencies", measured))
 
 
-def _by_bytes(found: Source, run: Run, prices: Prices) -> Latencies:
-    with _files(run, found.folder) as files:
+def _by_bytes(found: Source, run: Run, prices: Prices, place: Path) -> Latencies:
+    with _files(place, found.folder) as files:
         model = bench.compare(files, LOAD, {"device": run.device})["models"][0]
     read = prices.whole - (prices.tables - 1) * prices.row / prices.tables * prices.rows
     return Latencies(
@@ -82,7 +82,7 @@ def speed(found: Source, folder: Path, run: Run, target: Target) -> float:
         RequestError: the engine cannot run it.
     """
     if target.engine == GGUF_ENGINE:
-        with _files(run, found.folder, folder) as files:
+        with _files(folder.parent, found.folder, folder) as files:
             return _ratio(files, {"device": run.device})
     where = {"device": run.device, "dtype": run.dtype, "trust_remote_code": run.trust_remote_code}
     return _ratio([found.name, str(folder)], where)
@@ -94,13 +94,13 @@ def _ratio(both: list[str], where: dict[str, Any]) -> float:
 
 
 @contextmanager
-def _files(run: Run, *folders: Path) -> Iterator[list[str]]:
-    """Folders as llama.cpp reads them, while the context is open; beside the result, where there is room."""
+def _files(place: Path, *folders: Path) -> Iterator[list[str]]:
+    """Folders as llama.cpp reads them, below a place while the context is open."""
     if not engine.is_there():
         raise RequestError(
             "engine", f"llama.cpp was asked, and is not installed; run pip install {engine.PACKAGE}"
         )
-    beside = run.folder.absolute().parent if run.folder else None
-    with TemporaryDirectory(prefix=".llmprune-", dir=beside if beside and beside.is_dir() else None) as place:
-        files = [Path(place, f"{number}.gguf") for number, _ in enumerate(folders)]
+    place.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".gguf-", dir=place) as below:
+        files = [Path(below, f"{number}.gguf") for number, _ in enumerate(folders)]
         yield [str(gguf.export(*pair, TYPE)) for pair in zip(folders, files, strict=True)]

@@ -95,8 +95,10 @@ def opened(
 def _open(name: str, recovery: Recovery, text: Calibration, run: Run) -> Opened:
     found = source.find(name, trust_remote_code=run.trust_remote_code)
     try:
-        pattern, _ = recovery.walked(reader.blueprint(found, sites_of(Unstructured())))
-        anatomy = reader.blueprint(found, sites_of(pattern))
+        anatomy = reader.blueprint(found, sites_of(Unstructured()))
+        pattern, _ = recovery.walked(anatomy)
+        if pattern != Unstructured():
+            anatomy = reader.blueprint(found, sites_of(pattern))
     except RequestError as error:
         if error.field != "pattern":
             raise

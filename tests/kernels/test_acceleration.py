@@ -71,6 +71,23 @@ def test_what_loses_stays_and_the_table_says_so(loses_at: int, monkeypatch: pyte
     assert Sp24Linear in kinds(model)
 
 
+@pytest.mark.usefixtures("on_gpu")
+def test_the_most_tokens_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels here are twice as fast with one token, and half as fast with more than eight."""
+
+    def clock(layer: nn.Module, x: Tensor) -> float:
+        return (4.0 if len(x) > 8 else 1.0) if kernels_in(layer) else 2.0
+
+    monkeypatch.setattr(acceleration, "_microseconds", clock)
+    model = llama(True)
+    table = str(accelerate(model))
+    assert kinds(model) == {nn.Linear} and "2.00x    0.50x  dense" in table and "at 64" in table
+    with pytest.raises(KernelError, match="most is a number of tokens, 1 or more, not 0"):
+        accelerate(model, most=0)
+    assert "2.00x    2.00x  Sp24Linear" in str(accelerate(model, most=8))
+    assert Sp24Linear in kinds(model)
+
+
 class Clamped(nn.Module):
     """An MLP with the right parts and another idea of what to do with them."""
 

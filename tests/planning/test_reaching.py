@@ -153,6 +153,9 @@ def test_a_dry_run_shows_the_candidates_and_writes_nothing(
         (["--target", "0.8x", "--method", "wanda"], "method: a target chooses"),
         (["--target", "0.8x", "--set", "sparsity=0.1"], "set: a target chooses"),
         (["--dry-run"], "dry_run"),
+        (["--target", "0.8x", "--engine", "llama.cpp"], "engine: 0.8x is a size"),
+        (["--target", "1.3x-decode", "--engine", "vllm"], "engine: 'vllm' is not known"),
+        (["--engine", "llama.cpp"], "engine: it says where"),
     ],
 )
 def test_what_cannot_be_reached_is_refused_in_one_sentence(
@@ -222,4 +225,20 @@ def test_a_result_that_the_engine_does_not_take_does_not_compete(
     planned = reach(str(model), "1.25x-decode", TEXT, out=tmp_path / "out").planned
     assert planned is not None and planned["chosen"] != "width"
     assert planned["candidates"][0]["refused"] == "model: no home for such sizes"
+    assert planned["landed"]
     assert "reached" not in planned["candidates"][0]
+
+
+def test_where_nothing_lands_the_nearest_is_kept_and_said(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = Latencies(token_s=1.0, block=0.1, channels=0.08, row=0.0, protocol="none")
+    monkeypatch.setattr(candidates, "MIXES", {name: candidates.MIXES[name] for name in ("width", "depth")})
+    monkeypatch.setattr(planner, "latencies", lambda *_: parts)
+    fast = {"candidate-0": 0.9, "candidate-1": 1.05}  # neither gains anything to be solved again by
+    monkeypatch.setattr(reaching, "speed", lambda dense, folder, *_: fast.get(folder.parent.name, 0.8))
+    words = ["prune", str(model), "--target", "1.25x-decode", *WORDS, "--out", str(tmp_path / "out")]
+    assert main(monkeypatch, words) == 0
+    told = capsys.readouterr().out
+    assert "1.250x asked, 1.050x reached" in told
+    assert "depth, the nearest, since none lands there" in told

@@ -11,6 +11,7 @@ from llmprune_eval import blocks
 from llmprune_eval.blocks import LOAD, Latencies
 
 from llmprune.checkpoint import source
+from llmprune.checkpoint.source import Source
 from llmprune.errors import RequestError
 from llmprune.planning.candidates import candidates
 from llmprune.planning.prices import bytes_of, in_seconds
@@ -21,6 +22,7 @@ from tests import tiny
 from tests.cli.command import main
 from tests.export.test_gguf import saved
 
+IN_LLAMA_CPP = parse("1.3x-decode", "llama.cpp")
 TAKEN = Latencies(token_s=0.04, block=0.1, channels=0.06, row=0.0, protocol="made up")
 
 
@@ -50,36 +52,31 @@ def test_a_second_target_measures_nothing(
     assert latencies(*asked) == first
 
 
-@pytest.mark.usefixtures("models_forked")
-def test_in_llama_cpp_parts_take_their_shares_of_the_bytes_that_a_token_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
+    """A model that llama.cpp takes, to be measured twice."""
     pytest.importorskip("xllamacpp", reason="needs xllamacpp==2026.10.11549: pip install it")
     monkeypatch.setattr("llmprune.planning.speed.LOAD", dataclasses.replace(LOAD, repeats=2, seconds=0.0))
-    model, run = saved("llama", tmp_path / "model"), Run(device="cpu")
-    target = parse("1.3x-decode", "llama.cpp")
-    found = source.find(str(model))
-    prices = bytes_of(found)
-    taken = latencies(found, run, target, prices)
+    return source.find(str(saved("llama", tmp_path / "model")))
+
+
+@pytest.mark.usefixtures("models_forked")
+def test_in_llama_cpp_parts_take_their_shares_of_the_bytes_that_a_token_reads(exported: Source) -> None:
+    found, prices = exported, bytes_of(exported)
+    taken = latencies(found, Run(device="cpu"), IN_LLAMA_CPP, prices)
     assert taken.token_s > 0 and "llama.cpp" in taken.protocol
     sizes = {key: one.bytes for key, one in found.tensors.items()}
     read = sum(sizes.values()) - sizes.get("lm_head.weight", 0)
     inside = sum(size for key, size in sizes.items() if ".layers.0." in key)
     assert taken.block == pytest.approx(inside / read)
     assert taken.row * prices.rows == pytest.approx(sizes["model.embed_tokens.weight"] / read)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("models_forked")
-def test_a_model_beside_itself_is_as_fast_in_llama_cpp(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("xllamacpp", reason="needs xllamacpp==2026.10.11549: pip install it")
-    monkeypatch.setattr("llmprune.planning.speed.LOAD", dataclasses.replace(LOAD, repeats=2, seconds=0.0))
-    model, run = saved("llama", tmp_path / "model"), Run(device="cpu", out=tmp_path / "out")
-    assert 0.4 < speed(source.find(str(model)), model, run, parse("1.3x-decode", "llama.cpp")) < 2.5
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+def test_a_model_beside_itself_is_as_fast_in_llama_cpp(exported: Source) -> None:
+    assert 0.4 < speed(exported, exported.folder, Run(device="cpu"), IN_LLAMA_CPP) < 2.5
+    assert [path.name for path in exported.folder.parent.iterdir()] == ["model"]
 
 
 def test_an_engine_that_is_not_there_is_refused(
@@ -88,7 +85,7 @@ def test_an_engine_that_is_not_there_is_refused(
     monkeypatch.setattr("llmprune_eval.engine.is_there", lambda: False)
     found = source.find(str(checkpoints("llama")))
     with pytest.raises(RequestError, match=r"engine: llama\.cpp was asked, and is not installed"):
-        latencies(found, Run(device="cpu"), parse("1.3x-decode", "llama.cpp"), bytes_of(found))
+        latencies(found, Run(device="cpu"), IN_LLAMA_CPP, bytes_of(found))
 
 
 def test_recipes_are_solved_by_seconds(checkpoints: tiny.Checkpoints) -> None:

@@ -64,9 +64,9 @@ def run(job: Sp24Job) -> Tensor:
 
 def shares(best: Config) -> Iterator[Config]:
     """Ways to share out the inputs that are worth trying on a card."""
-    unrolls = (1, 2, 4) if "UNROLL" in best else (None,)
-    for splits, unroll in product((1, 2, 4, 8), unrolls):
-        yield best | {"SPLITS": splits} | ({"UNROLL": unroll} if unroll else {})
+    ways = {"SPLITS": (1, 2, 4, 8)} | ({"UNROLL": (1, 2, 4)} if "UNROLL" in best else {})
+    for values in product(*ways.values()):
+        yield best | dict(zip(ways, values, strict=True))
 
 
 def start(job: Sp24Job, config: Config) -> Tensor:
