@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llmprune import prune, recover
+from llmprune.errors import JobError
 from llmprune.model.experts import experts_of
 from tests import tiny
 from tests.recovery.test_rescale import PRUNED, last_matrices, loaded
@@ -37,6 +38,14 @@ def test_last_matrices_move_towards_the_dense_output_and_nothing_else_changes(
         assert pruned == "experts" or torch.equal(new == 0, old == 0)
     wanted, first, second = (model.model(ids).last_hidden_state for model in (dense, before, after))
     assert (second - wanted).norm() < (first - wanted).norm()
+
+
+@pytest.mark.parametrize("how", ["reconstruct", "rescale"])
+def test_experts_behind_a_norm_are_refused(how: str, checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:
+    prune(checkpoints("gemma4_text"), PRUNED["2:4"] | {"calibration": TEXT}, out=tmp_path / "out")
+    with pytest.raises(JobError, match=r"no block of this 'gemma4_text' model adds .*; use distill"):
+        recover(tmp_path / "out", how)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_the_matrices_are_those_of_a_textbook(checkpoints: tiny.Checkpoints, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmprune.checkpoint.journal import BlockRecord
+from llmprune.errors import JobError
 from llmprune.measured import Refit
 from llmprune.recovery.base import Recovered, Task
 from llmprune.walk.stage import Stage
@@ -46,7 +47,17 @@ class SideBySide:
         self._sites += refits
 
     def finish(self) -> Recovered:
-        """Write what lies outside the blocks."""
+        """Write what lies outside the blocks.
+
+        Raises:
+            JobError: no block was changed; nothing is left of the run.
+        """
         pruned = self._task.pruned
+        if not self._sites:
+            self._task.draft.discard()
+            raise JobError(
+                f"no block of this {pruned.anatomy.family!r} model adds what its experts put out, so none "
+                "can be refitted; use distill"
+            )
         self._task.draft.write_rest(pruned.store.rest())
         return Recovered({"sites": self._sites}, self._walk.logits() if pruned.fits_whole() else None)
