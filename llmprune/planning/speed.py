@@ -28,6 +28,7 @@ from llmprune.run.asked import Run
 from llmprune.text import cache
 
 TYPE = "q8_0"  # of the files that llama.cpp is measured with
+ON_CPU = {"device": "cpu"}  # where it is, wherever the model is pruned
 
 
 def latencies(found: Source, run: Run, target: Target, prices: Prices) -> Latencies:
@@ -35,36 +36,36 @@ def latencies(found: Source, run: Run, target: Target, prices: Prices) -> Latenc
 
     Args:
         found: the dense model.
-        run: where it runs.
+        run: where it is pruned, and runs in transformers.
         target: in which engine.
         prices: the bytes of its parts.
 
     Raises:
         RequestError: the engine is not there, or cannot run the model.
     """
-    key: dict[str, Any] = {
+    where = resources(run.device, run.dtype, run.max_memory, found.size[1], text=True)
+    key = {
         "config": shards.sha256(found.folder / "config.json"),
         "versions": versions.installed(),
         "engine": target.engine,
     }
     if target.engine != GGUF_ENGINE:
-        where = resources(run.device, run.dtype, run.max_memory, found.size[1], text=True)
         key |= {"device": where.name, "dtype": where.dtype_name}
     folder = cache.folder("latencies", {}, key)
     assert folder is not None
 
     def measured() -> dict[str, object]:
         if target.engine == GGUF_ENGINE:
-            return asdict(_by_bytes(found, run, prices, folder))
+            return asdict(_by_bytes(found, prices, folder))
         trust = run.trust_remote_code
         return asdict(blocks.measure(found.name, device=run.device, dtype=run.dtype, trust=trust))
 
     return Latencies(**Once(folder)("latencies", measured))
 
 
-def _by_bytes(found: Source, run: Run, prices: Prices, place: Path) -> Latencies:
+def _by_bytes(found: Source, prices: Prices, place: Path) -> Latencies:
     with _files(place, found.folder) as files:
-        model = bench.compare(files, LOAD, {"device": run.device})["models"][0]
+        model = bench.compare(files, LOAD, ON_CPU)["models"][0]
     read = prices.whole - (prices.tables - 1) * prices.row / prices.tables * prices.rows
     return Latencies(
         token_s=1 / model["decode_tokens_per_s"],
@@ -83,7 +84,7 @@ def speed(found: Source, folder: Path, run: Run, target: Target) -> float:
     """
     if target.engine == GGUF_ENGINE:
         with _files(folder.parent, found.folder, folder) as files:
-            return _ratio(files, {"device": run.device})
+            return _ratio(files, ON_CPU)
     where = {"device": run.device, "dtype": run.dtype, "trust_remote_code": run.trust_remote_code}
     return _ratio([found.name, str(folder)], where)
 

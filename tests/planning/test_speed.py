@@ -16,7 +16,7 @@ from llmprune.errors import RequestError
 from llmprune.planning.candidates import candidates
 from llmprune.planning.prices import bytes_of, in_seconds
 from llmprune.planning.speed import latencies, speed
-from llmprune.planning.target import parse
+from llmprune.planning.target import ENGINES, parse
 from llmprune.run.asked import Run
 from tests import tiny
 from tests.cli.command import main
@@ -77,6 +77,13 @@ def test_in_llama_cpp_parts_take_their_shares_of_the_bytes_that_a_token_reads(ex
 def test_a_model_beside_itself_is_as_fast_in_llama_cpp(exported: Source) -> None:
     assert 0.4 < speed(exported, exported.folder, Run(device="cpu"), IN_LLAMA_CPP) < 2.5
     assert [path.name for path in exported.folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_device_that_is_not_there_is_refused(engine: str, checkpoints: tiny.Checkpoints) -> None:
+    found = source.find(str(checkpoints("llama")))
+    with pytest.raises(RequestError, match="device: 'cuda:99' was asked"):
+        latencies(found, Run(device="cuda:99"), parse("1.3x-decode", engine), bytes_of(found))
 
 
 def test_an_engine_that_is_not_there_is_refused(
