@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from llmprune import ranks
 CHUNK = 1 << 22  # elements looked at in one go, so that scratch memory stays in the tens of megabytes
 PANELS = 4  # the Gram matrix is symmetric: computed in panels, 5/8 of the products are enough
 FEW = 8  # columns up to which comparing them all is faster than selecting
+CACHED = 1 << 18  # elements that stay in a core's cache
 DIGIT = 16  # bits that one histogram pass settles
 
 
@@ -33,11 +35,22 @@ def keep_largest(score: Tensor, drops: int) -> Tensor:
         return keep
     if score.shape[1] <= FEW:
         return _above_few(score, drops)
-    rows = max(1, CHUNK // score.shape[1])
+    if drops == score.shape[1]:
+        return ~keep
+    # On a CPU pieces that its cache holds; elsewhere larger ones, for fewer launches.
+    rows = max(1, (CACHED if score.device.type == "cpu" else CHUNK) // score.shape[1])
     for part, kept in zip(score.split(rows), keep.split(rows), strict=True):
         part = _wide(part)
-        kept.copy_(_above(part, part.kthvalue(drops, dim=1, keepdim=True).values, drops))
+        kept.copy_(_from(part, _kth_of_rows(part, drops + 1), drops))
     return keep
+
+
+def _kth_of_rows(rows: Tensor, k: int) -> Tensor:
+    """The k-th smallest entry (from 1) of every row [R, 1]."""
+    if rows.device.type != "cpu":
+        return rows.kthvalue(k, dim=1, keepdim=True).values
+    # NumPy partitions several numbers with one instruction, torch selects one by one.
+    return torch.from_numpy(np.partition(rows.numpy(), k - 1, axis=1)[:, k - 1 : k])
 
 
 def _above_few(score: Tensor, drops: int) -> Tensor:
@@ -55,21 +68,20 @@ def _above_few(score: Tensor, drops: int) -> Tensor:
 def keep_largest_of_all(score: Tensor, drops: int) -> Tensor:
     """Like `keep_largest`, with all entries of `score` [R, C] competing as if they were one row."""
     row = _wide(score).reshape(1, -1)
-    if drops == 0:
-        return torch.ones_like(score, dtype=torch.bool)
-    threshold = kth_smallest(lambda: [row], drops)
-    return _above(row, threshold.to(score.device), drops).reshape(score.shape)
+    if drops == row.numel():
+        return torch.zeros_like(score, dtype=torch.bool)
+    least = kth_smallest(lambda: [row], drops + 1)
+    return _from(row, least.to(score.device), drops).reshape(score.shape)
 
 
-def _above(rows: Tensor, threshold: Tensor, drops: int) -> Tensor:
-    """True above the threshold [R, 1], and for as many of its equals, from the right, as `drops` spares."""
-    keep = rows > threshold
-    tied = rows == threshold
-    tied_drops = drops - (rows.shape[1] - keep.sum(1, keepdim=True) - tied.sum(1, keepdim=True))
-    uneven = (tied.sum(1, keepdim=True) > tied_drops).squeeze(1)
+def _from(rows: Tensor, least: Tensor, drops: int) -> Tensor:
+    """True from the least that stays [R, 1] on, but for its leftmost equals until `drops` are gone."""
+    keep = rows >= least
+    surplus = keep.sum(1, keepdim=True, dtype=torch.int32) - (rows.shape[1] - drops)
+    uneven = (surplus > 0).squeeze(1)
     if uneven.any():
-        ties = tied[uneven]
-        keep[uneven] |= ties & (ties.cumsum(1, dtype=torch.int32) > tied_drops[uneven])
+        ties = (rows == least)[uneven]
+        keep[uneven] &= ~(ties & (ties.cumsum(1, dtype=torch.int32) <= surplus[uneven]))
     return keep
 
 
