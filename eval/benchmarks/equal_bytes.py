@@ -41,31 +41,16 @@ from llmprune.vocabulary.shared import shared
 
 PIECE, CONTEXT = 480, 512  # characters; tokens that no piece exceeds
 TYPES = ("f16", "q8_0", "q4_0")
-TAUGHT = {"name": "distill", "learning_rate": 3e-4}
 FORMS: dict[str, Recipe] = {
     "dense": {},
     "vocabulary": {"pattern": {"name": "vocabulary", "keep": 32256}},
     "vocabulary-64k": {"pattern": {"name": "vocabulary", "keep": 65536}},
     "width": {"method": "cfsp", "sparsity": 0.34, "repair": "affine"},
-    "depth-20-healed": {
-        **{"method": "shortgpt", "pattern": "blocks", "sparsity": 0.2, "repair": "span"},
-        "recovery": TAUGHT,
+    "depth-25-healed": {
+        **{"method": "shortgpt", "pattern": "blocks", "sparsity": 0.25, "repair": "span"},
+        "recovery": {"name": "distill"},
     },
-    "small": {"recipe": "small"},
-    "smaller": {
-        "steps": [
-            {"method": "shortgpt", "pattern": "blocks", "sparsity": 0.15, "repair": "span"},
-            {"method": "cfsp", "sparsity": 0.4, "repair": "affine"},
-        ],
-        "recovery": TAUGHT,
-    },
-    "small-english": {
-        "steps": [
-            {"pattern": {"name": "vocabulary", "keep": 32256}},
-            {"method": "shortgpt", "pattern": "blocks", "sparsity": 0.13, "repair": "span"},
-        ],
-        "recovery": TAUGHT,
-    },
+    **{name: {"recipe": name} for name in ("small", "smaller", "small-english")},
 }
 LOAD = Load(prompt=256, new_tokens=32, seconds=30.0)
 
@@ -128,10 +113,29 @@ class Scale:
         out = self._work / f"{form}-{kind}.gguf"
         return out if out.is_file() else export(folder, out, kind)
 
-    def sharp(self, name: str, model: Any, tokenizer: Any) -> dict[str, Any]:
-        """The share of the dense model's points above chance that a model keeps."""
+    def measured(self, form: str, kind: str, base: Path, tokens: str) -> dict[str, Any]:
+        """The row of a file, but for `sharp`."""
+        folder = self.folder(form, tokens)
+        file = self.file(form, folder, kind)
+        row: dict[str, Any] = {"name": f"{form}-{kind}", "asked": FORMS[form], "bytes": file.stat().st_size}
+        if form != "dense":
+            made = report.read(folder)
+            row |= {"parameters": made.totals["parameters_after"], "seconds": made.time["total_s"]}
+            row |= {"taught": made.recovery.get("trained_tokens")} if made.recovery else {}
+        return row | self.divergence(file, AutoTokenizer.from_pretrained(folder)) | speed(file, base)
+
+    def sharp(self, form: str, kind: str, tokens: str) -> dict[str, Any]:
+        """The share of the dense model's points above chance that a form keeps; a quant as transformers reads it."""
         dense = self._scored("dense-f16", self._dense, self._tokenizer)
-        found = self._scored(name, model, tokenizer)
+        folder, read_as = self.folder(form, tokens), {"trust_remote_code": True}
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if form == "dense" and kind != TYPES[0]:
+            file = self.file(form, folder, kind)
+            folder, read_as = file.parent, {"gguf_file": file.name}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **read_as).eval()
+        found = self._scored(
+            f"{form}-{kind}", model, AutoTokenizer.from_pretrained(self.folder(form, tokens))
+        )
         scores = {task: one[one["metric"]] for task, one in found["tasks"].items()}
         return {**comparison.of(dense, found)["kept"]["sharp"], "scores": scores}
 
@@ -192,7 +196,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="where folders and files are kept")
     parser.add_argument("out", type=Path, help="a folder of eval/results, for a file a row")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
-    parser.add_argument("--tokens", default="50k", help="that teach")
+    parser.add_argument("--tokens", default="48k", help="that teach")
     parser.add_argument("--pieces", type=int, default=128)
     parser.add_argument("--limit", type=int, default=200, help="questions of each task of sharp; 0 for none")
     asked = parser.parse_args()
@@ -200,27 +204,29 @@ def main() -> None:
     scale = Scale(asked.model, asked.shared, asked.work, asked.pieces, asked.limit)
     base = scale.file("dense", asked.model, TYPES[0])
     for form in asked.forms:
-        names = [name for kind in TYPES if not (asked.out / f"{(name := f'{form}-{kind}')}.json").exists()]
-        if not names:
-            continue
-        folder = scale.folder(form, asked.tokens)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        made = None if form == "dense" else report.read(folder)
-        for name in names:
-            kind = name.removeprefix(f"{form}-")
-            file = scale.file(form, folder, kind)
-            row: dict[str, Any] = {"name": name, "asked": FORMS[form], "bytes": file.stat().st_size}
-            if made is not None:
-                row |= {"parameters": made.totals["parameters_after"], "seconds": made.time["total_s"]}
-                row |= {"taught": made.recovery.get("trained_tokens")} if made.recovery else {}
-            row |= scale.divergence(file, tokenizer) | speed(file, base)
-            if asked.limit and (kind == TYPES[0] or name == "dense-q4_0"):
-                read_as = {"gguf_file": file.name} if kind != TYPES[0] else {"trust_remote_code": True}
-                place = file.parent if kind != TYPES[0] else folder
-                model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **read_as).eval()
-                row["sharp"] = scale.sharp(name, model, tokenizer)
-            print(name, row["bytes"], row["kl"], row["bits_per_byte"], flush=True)
-            write(asked.out, str(__doc__), str(asked.model), row)
+        for kind in TYPES:
+            if not row_file(asked.out, form, kind).exists():
+                tell(asked, scale.measured(form, kind, base, asked.tokens))
+    for form, kind in questioned(asked.forms) if asked.limit else []:
+        row = json.loads(row_file(asked.out, form, kind).read_text())
+        if "sharp" not in row:
+            tell(asked, row | {"sharp": scale.sharp(form, kind, asked.tokens)})
+
+
+def tell(asked: argparse.Namespace, row: dict[str, Any]) -> None:
+    """Write a row."""
+    print(row["name"], row["bytes"], row["kl"], row["bits_per_byte"], row.get("sharp"), flush=True)
+    write(asked.out, str(__doc__), str(asked.model), row)
+
+
+def questioned(forms: list[str]) -> list[tuple[str, str]]:
+    """The files whose model is asked questions: one of each form, and a quant of the dense model."""
+    return [(form, TYPES[0]) for form in forms] + [("dense", "q4_0")] * ("dense" in forms)
+
+
+def row_file(out: Path, form: str, kind: str) -> Path:
+    """Where the figures of a file stand."""
+    return out / f"{form}-{kind}.json"
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ FORMS = {
     "as it is, q4_0": "dense-q4_0",
     "`small`, q8_0": "small-q8_0",
     "`small`, q4_0": "small-q4_0",
-    "blocks and channels, taught, q8_0": "smaller-q8_0",
-    "tokens and blocks, taught, q8_0": "small-english-q8_0",
-    "a fifth of the blocks, taught, q8_0": "depth-20-healed-q8_0",
-    "vocabulary alone, q8_0": "vocabulary-q8_0",
+    "`smaller`, q8_0": "smaller-q8_0",
+    "`small-english`, q8_0": "small-english-q8_0",
+    "a quarter of the blocks, taught, q8_0": "depth-25-healed-q8_0",
+    "32,256 tokens, q8_0": "vocabulary-q8_0",
+    "65,536 tokens, q8_0": "vocabulary-64k-q8_0",
 }
 
 

@@ -53,8 +53,12 @@ class Distill(Taught):
     tokens: Tokens = 400_000
     """To train on: fresh windows of the text, unless a number of samples is asked, which then repeat."""
 
-    batch_tokens: Tokens = 2048
-    """Of one step."""
+    batch_tokens: Tokens = 512
+    """Of one step, which takes one window at least."""
+
+    relative_rate: Annotated[float, Field(gt=0)] = 3e-4
+    """Peak rate of AdamW over the root mean square of each parameter, which differs by more than ten times
+    between models (Adafactor, arXiv:1804.04235, section 8); a `learning_rate` goes before it."""
 
     adapters: Annotated[int, Field(ge=1)] | None = None
     """Rank of adapters that train in place of the weights."""
@@ -101,6 +105,11 @@ class Distill(Taught):
             start, allocation = earlier.totals["sparsity"], str(earlier.recipe["allocation"]["name"])
             self.schedule.require(pattern_of(pruned), start, allocation)
             self.schedule.shares(start, self.steps(length))
+
+    @property
+    def rate(self) -> tuple[float, bool]:
+        """Relative for weights, unless a rate is given."""
+        return super().rate if self.learning_rate or self.adapters else (self.relative_rate, True)
 
     @property
     def spreads(self) -> bool:

@@ -8,14 +8,14 @@ Letters used in shapes: N windows, L tokens, O outputs, I inputs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmprune.errors import RequestError
 from llmprune.methods.base import PruningMethod, Weights
@@ -115,13 +115,16 @@ class Masks:
     lesson: Lesson
 
     @torch.no_grad()
-    def choose(self, share: float, regrow: float = 0.0, rate: float = 0.0) -> None:
+    def choose(
+        self, share: float, regrow: float = 0.0, rates: Mapping[nn.Parameter, float] | None = None
+    ) -> None:
         """Remove a share of every layer, as the method does from the weights as they are.
 
         Args:
             share: to remove.
             regrow: share of the weights that stay to exchange for removed ones of larger gradients.
-            rate: what a weight that comes back begins with, against its gradient: a first step of Adam.
+            rates: what a weight that comes back begins with, against its gradient, by its parameter: a first
+                step of Adam.
         """
         gradients = self._gradients() if regrow else {}
         statistics = self._statistics()
@@ -135,6 +138,8 @@ class Masks:
                 # Where nothing reads a channel there is no gradient: what just went comes back as it was.
                 wanted = gradient.abs() + torch.finfo(before.dtype).tiny * (before != 0)
                 kept = at(self.pattern, share).keep(wanted.masked_fill(solution.keep, torch.inf), share)
+                assert rates is not None
+                rate = rates[site.layer.get_parameter(site.leaf)]
                 begun = torch.where(gradient == 0, before, -rate * gradient.sign())
                 matrix = torch.where(kept & ~solution.keep, begun, matrix)
             _place(site, matrix)
@@ -199,13 +204,14 @@ class Gradual(KeepZeros):
         self.settles = max(self._shares) + 1
         """Steps after which a state has the share that was asked."""
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, *, optimizer: Any, **_: Any) -> None:
         """Choose masks, where it is time to."""
         if (share := self._shares.get(state.global_step)) is None:
             return
         regrow = 0.0 if state.global_step + 1 == self.settles else self._regrow
         self.forget()
-        self._masks.choose(share, regrow, args.learning_rate)
+        rates = {p: group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+        self._masks.choose(share, regrow, rates)
         self.watch(self._masks.model)
 
 

@@ -25,6 +25,7 @@ from llmprune import ranks
 from llmprune.errors import JobError
 from llmprune.training.keep_zeros import KeepZeros
 from llmprune.training.pace import Saving, Telling
+from llmprune.training.rates import scaled
 from llmprune.training.teacher import Lesson
 
 LAST, BEST = "last.safetensors", "best.safetensors"  # weights of a checkpoint of the training
@@ -41,6 +42,9 @@ class Course:
 
     windows: int
     """Windows of one step; one at a time is in memory."""
+
+    relative: bool = False
+    """Whether the rate of each parameter is that share of the root mean square of its values at the start."""
 
     decay: float = 0.0
     seed: int = 0
@@ -152,11 +156,19 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
         self._saving, self._zeros = saving, course.zeros
         self.remove_callback(PrinterCallback)
         self._lesson, self._stored, self._settles = lesson, course.stored, course.settles
+        self._relative = course.relative
         self.best: dict[str, Tensor] = {}
         """The trained weights of the best state so far."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """AdamW, its rates by the scale of each parameter where that was asked."""
+        optimizer = super().create_optimizer(model)
+        if self._relative:
+            optimizer.param_groups = scaled(optimizer.param_groups)
+        return optimizer
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Take the gradients of a batch; those that other ranks added know no zeros."""

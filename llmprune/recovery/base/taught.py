@@ -23,6 +23,7 @@ from llmprune.training.teacher import Lesson, Teacher, Text
 JUDGING = 20  # windows to train on for each that is held out: what is held out is read ten times
 TRAINING = 6  # models in float32: student, gradient, two of AdamW's, the best state, and the teacher
 ADAPTING = 3  # student, teacher, and what adapters and their optimiser take
+ADAPTERS_RATE = 2e-4
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Taught(Recovery):
     streams: ClassVar = False
     translates: ClassVar = True
 
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak rate of AdamW; by default 2e-4 for adapters, and for weights what `relative_rate` makes of it."""
+
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
     loss: Literal["teacher", "text"] = "teacher"
@@ -67,6 +70,11 @@ class Taught(Recovery):
                 "recovery.hidden",
                 f"{self.hidden:g} was asked, and that needs a resident teacher; leave it out",
             )
+
+    @property
+    def rate(self) -> tuple[float, bool]:
+        """The peak rate, and whether it is a share of each parameter's scale."""
+        return self.learning_rate or ADAPTERS_RATE, False
 
     def require(self, pruned: Opened, dense: Opened, samples: int, length: int) -> None:
         """Refuse a text of one window, and a log whose package is not installed.
@@ -140,8 +148,10 @@ class Taught(Recovery):
         """
         from llmprune.training.trainer import Course, train
 
+        rate, relative = self.rate
         course = Course(
-            rate=self.learning_rate,
+            rate=rate,
+            relative=relative,
             windows=at_once,
             decay=self.weight_decay,
             seed=self.seed,
