@@ -125,7 +125,7 @@ class Scale:
         return row | self.divergence(file, AutoTokenizer.from_pretrained(folder)) | speed(file, base)
 
     def sharp(self, form: str, kind: str, tokens: str) -> dict[str, Any]:
-        """The share of the dense model's points above chance that a form keeps; a quant as transformers reads it."""
+        """The share of the dense model's points above chance that a form keeps, or a quant."""
         dense = self._scored("dense-f16", self._dense, self._tokenizer)
         folder, read_as = self.folder(form, tokens), {"trust_remote_code": True}
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -133,9 +133,7 @@ class Scale:
             file = self.file(form, folder, kind)
             folder, read_as = file.parent, {"gguf_file": file.name}
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **read_as).eval()
-        found = self._scored(
-            f"{form}-{kind}", model, AutoTokenizer.from_pretrained(self.folder(form, tokens))
-        )
+        found = self._scored(f"{form}-{kind}", model, tokenizer)
         scores = {task: one[one["metric"]] for task, one in found["tasks"].items()}
         return {**comparison.of(dense, found)["kept"]["sharp"], "scores": scores}
 
