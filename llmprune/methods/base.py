@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
+import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
@@ -137,9 +138,9 @@ class Method(Generic[S]):
 
     def solve(self, weights: Weights, statistic: S, pattern: Pattern, sparsity: float) -> Solution:
         """Prune one layer to `sparsity`, a share from 0 to 1."""
-        # Filled, not multiplied by 0, which would turn negative weights into -0.0 and infinite ones into NaN.
+        # Chosen, not multiplied by 0, which would turn negative weights into -0.0 and infinite ones into NaN.
         keep = pattern.keep(self.score(weights, statistic), sparsity, weights.units)
-        return Solution(weights.matrix.masked_fill(~keep, 0), keep)
+        return Solution(torch.where(keep, weights.matrix, 0), keep)
 
     @classmethod
     def scores_alone(cls) -> bool:

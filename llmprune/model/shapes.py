@@ -62,8 +62,8 @@ class Shapes:
             keep: what stays, bool [O, I], or [I] where whole inputs are removed.
         """
         return {
-            "dropped": keep.numel() - int(keep.count_nonzero()),
-            "zeros": weight.numel() - int(weight.count_nonzero()),
+            "dropped": keep.numel() - int(keep.sum()),
+            "zeros": int((weight == 0).sum()),
             "shape_after": list(weight.shape),
         }
 

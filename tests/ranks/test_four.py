@@ -30,7 +30,7 @@ def pruned(ranks: Ranks, model: Path, tmp_path_factory: pytest.TempPathFactory) 
     for count in (1, 4):
         (folder := root / str(count)).mkdir()
         refitted = {name: recipe | {"grams": folder / f"{name}.pt"} for name, recipe in REFITTED.items()}
-        prune_all(ranks, count, equal | refitted, (model, mixture), root)
+        prune_all(ranks, count, equal | refitted, model, {"mixture": mixture}, root)
     return root
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests import mixtures
 from tests.ranks.children import Ranks
+from tests.test_mtp_heads import with_heads
 
 TEXT = {"samples": 140, "length": 64}  # five batches, so that shares differ
 FEW = {"samples": 40, "length": 64}  # two batches, and some experts that they hardly reach
@@ -37,6 +38,7 @@ SAME: dict[str, dict[str, Any]] = {
     "mixture, wanda": {"method": "wanda", "calibration": FEW},
     "mixture, wanda, layer by layer": {"method": "wanda", "propagation": "layer", "calibration": FEW},
     "mixture, reap": {"method": "reap", "sparsity": 0.25, "calibration": FEW},
+    "drafting mixture, reap": {"method": "reap", "sparsity": 0.25, "calibration": FEW},
 }
 NEAR: dict[str, dict[str, Any]] = {
     "sparsegpt": {"method": "sparsegpt"},
@@ -63,18 +65,26 @@ def pruned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _prune(root: Path, model: Path) -> None:
     (root / "launches").mkdir(parents=True)
     ranks = Ranks(root / "launches")
-    mixture = mixtures.save("mixtral", root / "mixture", num_local_experts=32)
+    models = {
+        "mixture": mixtures.save("mixtral", root / "mixture", num_local_experts=32),
+        "drafting mixture": with_heads(mixtures.save("deepseek_v3", root / "plain"), root / "drafting"),
+    }
     for count in (1, 2):
-        prune_all(ranks, count, SAME | NEAR, (model, mixture), root)
+        prune_all(ranks, count, SAME | NEAR, model, models, root)
 
 
 def prune_all(
-    ranks: Ranks, count: int, recipes: dict[str, dict[str, Any]], models: tuple[Path, Path], root: Path
+    ranks: Ranks,
+    count: int,
+    recipes: dict[str, dict[str, Any]],
+    dense: Path,
+    others: dict[str, Path],
+    root: Path,
 ) -> None:
-    """Let so many processes prune a dense model or a mixture by every recipe, each into its folder."""
+    """Let so many processes prune by every recipe, each into its folder; a name may begin with its model."""
     asked = [
         {
-            "model": models[name.startswith("mixture")],
+            "model": others.get(name.partition(",")[0], dense),
             "calibration": TEXT,
             **recipe,
             "out": root / str(count) / name,
