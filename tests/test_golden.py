@@ -76,8 +76,8 @@ BESIDES: dict[str, dict[str, Any]] = {
 }
 # Recipes that do not run on all models: the tiny ones have no BPE tokenizer, and training takes its time.
 ON = {
-    "vocabulary-64k": (TRAINED.name,),
-    "small": FAMILIES[:2],
+    **dict.fromkeys(("vocabulary-64k", "small-english"), (TRAINED.name,)),
+    **dict.fromkeys(("small", "smaller"), FAMILIES[:2]),
     "admm-2of4": FAMILIES,  # `admm-2of4-healed` begins with it
     **dict.fromkeys(("reap-25", "reap-50", "reap-25-wanda-50"), MIXTURES),
 }
@@ -109,7 +109,8 @@ def asked(name: str, family: str) -> tuple[dict[str, Any], dict[str, Any] | str 
     for step in data.get("steps", [data]):
         _fitted(step, small=family in FAMILIES)
     if recovery := data.get("recovery"):
-        data["recovery"] = LORA if recovery == "lora" else DISTILL
+        name = recovery if isinstance(recovery, str) else recovery["name"]
+        data["recovery"] = {"lora": LORA, "distill": DISTILL}.get(name, recovery)
     return data, None
 
 
