@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
-import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
@@ -140,7 +139,7 @@ class Method(Generic[S]):
         """Prune one layer to `sparsity`, a share from 0 to 1."""
         # Chosen, not multiplied by 0, which would turn negative weights into -0.0 and infinite ones into NaN.
         keep = pattern.keep(self.score(weights, statistic), sparsity, weights.units)
-        return Solution(torch.where(keep, weights.matrix, 0), keep)
+        return Solution(weights.matrix.where(keep, 0), keep)
 
     @classmethod
     def scores_alone(cls) -> bool:
