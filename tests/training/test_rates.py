@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmprune.recovery.distill import Distill
+from llmprune.recovery.lora import Lora
 from llmprune.training.rates import LEAST, scaled
 from llmprune.training.teacher import Text
 from llmprune.training.trainer import Course, train
@@ -41,3 +43,10 @@ def test_groups_keep_their_parameters_and_options() -> None:
     assert all(group["params"][0] is one for group, one in zip(found, (first, second, third), strict=True))
     assert [group["lr"] for group in found] == pytest.approx([0.05, 0.2, 0.1 * LEAST])
     assert [group["weight_decay"] for group in found] == [0.3, 0.3, 0.0]
+
+
+def test_a_rate_that_is_given_goes_before() -> None:
+    assert Distill().rate == (Distill().relative_rate, True)
+    assert Distill(relative_rate=1e-3).rate == (1e-3, True)
+    assert Distill(learning_rate=5e-5).rate == Distill(learning_rate=5e-5, adapters=4).rate == (5e-5, False)
+    assert Distill(adapters=4).rate == Lora().rate == (2e-4, False)
