@@ -5,6 +5,7 @@ Letters used in shapes: R rows, C columns, T tokens, I input features.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -54,15 +55,16 @@ def _kth_of_rows(rows: Tensor, k: int) -> Tensor:
 
 
 def _above_few(score: Tensor, drops: int) -> Tensor:
-    """The same for short rows: count for each entry how many of its row go before it."""
+    """The same for short rows: count for each entry how many of its row go before it, by comparing pairs."""
     columns = score.T.contiguous()  # all rows at once: a selection in each of them would take far longer
-    keep = torch.empty(columns.shape, dtype=torch.bool, device=score.device)
-    for number, column in enumerate(columns):
-        below = torch.zeros(len(column), dtype=torch.int8, device=score.device)
-        for other, values in enumerate(columns):
-            below += values <= column if other < number else values < column
-        torch.ge(below, drops, out=keep[number])
-    return keep.T.contiguous()
+    count = len(columns)
+    later = torch.arange(count - 1, -1, -1, dtype=torch.int8, device=score.device)
+    before = later[:, None].repeat(1, columns.shape[1])  # as if of each pair the later one went first
+    for first, second in itertools.combinations(range(count), 2):
+        goes = (columns[first] <= columns[second]).view(torch.int8)
+        before[first] -= goes
+        before[second] += goes
+    return (before >= drops).T.contiguous()
 
 
 def keep_largest_of_all(score: Tensor, drops: int) -> Tensor:

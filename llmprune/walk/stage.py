@@ -18,7 +18,6 @@ from llmprune.errors import JobError
 from llmprune.methods.base import Propagation
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.block_site import BlockSite
-from llmprune.model.expert_site import ExpertSite
 from llmprune.model.site import Site
 from llmprune.tensors import ops
 from llmprune.tensors.statistics import Nothing, Statistic
@@ -150,9 +149,7 @@ class Stage:
         return time.perf_counter()
 
     def _new(self, site: Site, needs: type[Statistic]) -> Observation:
-        # Of an expert few, since those of all experts of a block can be in memory at once.
-        sampled = self._sampled // 8 if isinstance(site, ExpertSite) else self._sampled
-        every = max(1, int(self._tokens * site.share) // sampled) if sampled else 0
+        every = max(1, int(self._tokens * site.share) // self._sampled) if self._sampled else 0
         return Observation(needs(site.inputs, device_of(self.block)), every)
 
     def entering(self, layer: nn.Module, batch: int) -> Tensor:

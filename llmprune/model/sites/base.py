@@ -48,8 +48,9 @@ class Sites:
     shares: ClassVar[str] = "weights"
     """What an allocator distributes over the sites: `weights`, whole `units`, `blocks`, or `rows`."""
 
-    sample_tokens: ClassVar[int] = 512
-    """Tokens of a site's inputs to keep, from which its output error is computed."""
+    sample_tokens: ClassVar[int] = 64
+    """Tokens of a site's inputs to keep, from which its output error is computed: few, since it takes as long
+    as pruning by Wanda, and those of all blocks can be in memory at once."""
 
     def find(self, anatomy: Anatomy) -> Iterable[Site]:
         """Find the sites of a model, block by block, in the order of its modules."""

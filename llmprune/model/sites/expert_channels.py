@@ -37,7 +37,6 @@ class ChannelsOfExperts(Sites):
 
     changes_sizes: ClassVar = True
     shares: ClassVar = "units"
-    sample_tokens: ClassVar = 64
 
     def find(self, anatomy: Anatomy) -> Iterator[UnitSite]:
         """Find the experts, then the shared ones, of each block.

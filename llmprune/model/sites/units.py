@@ -24,7 +24,6 @@ class WholeUnits(Sites):
 
     changes_sizes: ClassVar = True
     shares: ClassVar = "units"
-    sample_tokens: ClassVar = 64  # few, since the samples of all blocks can be in memory at once
 
     def find(self, anatomy: Anatomy) -> Iterator[UnitSite]:
         """Find the attention, then the feed-forward network, of each block."""
