@@ -15,7 +15,6 @@ FORMS = {
     "as it is, q8_0": "dense-q8_0",
     "as it is, q4_0": "dense-q4_0",
     "`small`, q8_0": "small-q8_0",
-    "`small`, q4_0": "small-q4_0",
     "`smaller`, q8_0": "smaller-q8_0",
     "`small-english`, q8_0": "small-english-q8_0",
     "a quarter of the blocks, taught, q8_0": "depth-25-healed-q8_0",
