@@ -112,12 +112,12 @@ def require_same(cut: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize(("save_every", "first"), [(0.0, 5), (60.0, 0)])
-@pytest.mark.parametrize("adapters", [None, 2])
+@pytest.mark.parametrize("own", [{"learning_rate": None}, {"adapters": 2}], ids=["weights", "adapters"])
 def test_an_interrupted_training_resumes_from_its_checkpoint(
-    adapters: int | None, save_every: float, first: int, pruned: Path, monkeypatch: pytest.MonkeyPatch
+    own: dict[str, Any], save_every: float, first: int, pruned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, cut, steps = pruned.with_name("whole"), pruned.with_name("cut"), []
-    how = HOW | {"adapters": adapters}
+    how = HOW | own
     reference = recover(pruned, how, out=whole)
     step = _Trainer.training_step
 
