@@ -57,6 +57,8 @@ def divergence(row: Row) -> str:
 
 def divergence_known(row: Row) -> str:
     """KL to the dense model with its interval, and on which share of the pieces, if not on all."""
+    if row["kl_interval"] is None:
+        return "only one piece kept its tokens"
     low, high = row["kl_interval"]
     of = f" on {100 * row['shared']:.0f} %" if row["shared"] < 1 else ""
     return f"{row['kl']:.3f} [{low:.3f}, {high:.3f}]{of}"
