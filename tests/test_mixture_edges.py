@@ -119,7 +119,7 @@ def test_the_dense_model_teaches_experts(
     """Zeros and sizes stay, and the file keeps its keys."""
     how = {"wanda": {"method": "wanda", "pattern": "2:4"}, "reap": {"method": "reap", "sparsity": 0.25}}
     prune(checkpoints("mixtral"), asked(**how[pruned_by]), out=tmp_path / "pruned")
-    teach = {"name": "distill", "tokens": 512, "batch_tokens": 64}
+    teach = {"name": "distill", "tokens": 512, "batch_tokens": 64, "learning_rate": 2e-4}
     recover(tmp_path / "pruned", teach, out=tmp_path / "taught", calibration={"samples": 8})
     before, after = (load(tmp_path / name).state_dict() for name in ("pruned", "taught"))
     assert layout_of(tmp_path / "taught").keys() == layout_of(tmp_path / "pruned").keys()
