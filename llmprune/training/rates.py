@@ -23,5 +23,5 @@ def scaled(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def scale(parameter: Tensor) -> float:
-    """The root mean square of a parameter."""
+    """The root mean square of a parameter, at least LEAST."""
     return max(LEAST, float(parameter.detach().float().square().mean().sqrt()))

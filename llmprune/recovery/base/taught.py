@@ -168,7 +168,8 @@ class Taught(Recovery):
             task.draft.discard()
             raise JobError(
                 f"no state on the way was better than {name} ({start:.4f} nats on held-out windows, "
-                f"{done.end:.4f} at best); try a lower learning_rate or another text"
+                f"{done.end:.4f} at best); try a lower {'relative_rate' if relative else 'learning_rate'} or "
+                "another text"
             )
         return {
             "trained_tokens": len(done.losses) * at_once * text.windows.shape[1],
