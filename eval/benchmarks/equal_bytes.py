@@ -5,7 +5,7 @@ llama.cpp over the dense f16 file's, both in turns; bits per byte of pieces of C
 taught nor chose (`held_out.py`), each 480 characters after <|endoftext|>; and the KL divergence of the dense
 model in float32 (transformers) to the file (llama.cpp) on the same pieces. Where the vocabulary was cut, the
 dense model is renormalised over the tokens that stayed, on the pieces whose tokens all stayed (`shared`).
-`sharp` is scored on the folder, or on a quant of the dense model as transformers reads it.
+`sharp` is scored on the folder, or on a quant of the dense model as transformers reads it, in bfloat16.
 
 Pruned and taught on C4, Wikipedia and WikiText-2 validation, without the documents that report.
 """
@@ -69,7 +69,7 @@ class Scale:
     def __init__(self, model: Path, shared: Path, work: Path, pieces: int, limit: int) -> None:
         self.model, self._work, self._data = model, work, shared / "data"
         self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._sharp = tasks.ask("sharp", limit=limit or None, data=self._data)
+        self._sharp = tasks.ask("sharp", limit=limit or None, batch_size="8", data=self._data)
         texts = {name: "\n\n".join(documents(shared, name, "reporting")) for name in ("c4", "wikipedia")}
         self._pieces = [
             Piece(part, _ids(self._tokenizer, part))
@@ -126,23 +126,23 @@ class Scale:
 
     def sharp(self, form: str, kind: str, tokens: str) -> dict[str, Any]:
         """The share of the dense model's points above chance that a form keeps, or a quant."""
-        dense = self._scored("dense-f16", self._dense, self._tokenizer)
-        folder, read_as = self.folder(form, tokens), {"trust_remote_code": True}
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        if form == "dense" and kind != TYPES[0]:
-            file = self.file(form, folder, kind)
-            folder, read_as = file.parent, {"gguf_file": file.name}
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **read_as).eval()
-        found = self._scored(f"{form}-{kind}", model, tokenizer)
+        dense = self._scored("dense", TYPES[0], tokens)
+        found = self._scored(form, kind, tokens)
         scores = {task: one[one["metric"]] for task, one in found["tasks"].items()}
         return {**comparison.of(dense, found)["kept"]["sharp"], "scores": scores}
 
-    def _scored(self, name: str, model: Any, tokenizer: Any) -> dict[str, Any]:
-        """The scores of a model, kept in a file."""
-        file = self._work / f"{name}-sharp.json"
-        if not file.exists():
-            file.write_text(json.dumps(tasks.score(model, tokenizer, self._sharp)))
-        found: dict[str, Any] = json.loads(file.read_text())
+    def _scored(self, form: str, kind: str, tokens: str) -> dict[str, Any]:
+        """The scores of a form, kept in a file."""
+        kept = self._work / f"{form}-{kind}-sharp.json"
+        if not kept.exists():
+            folder, read_as = self.folder(form, tokens), {"trust_remote_code": True}
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            if form == "dense" and kind != TYPES[0]:
+                file = self.file(form, folder, kind)
+                folder, read_as = file.parent, {"gguf_file": file.name}
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **read_as).eval()
+            kept.write_text(json.dumps(tasks.score(model, tokenizer, self._sharp)))
+        found: dict[str, Any] = json.loads(kept.read_text())
         return found
 
     @torch.no_grad()
