@@ -5,7 +5,6 @@ pruned language models Minitron, arXiv:2407.14679: temperature 1, and no loss of
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -26,13 +25,13 @@ from llmprune.recovery.base import Recovered, Removed, Task
 from llmprune.recovery.base.taught import ADAPTING, TRAINING, Taught, held_of
 from llmprune.recovery.refine.originals import pattern_of, report_of, require_mask
 from llmprune.text.windows import Split
+from llmprune.training import sharded
 from llmprune.training.adapters import attach, merge
 from llmprune.training.gradual import Gradual, Masks, Schedule, at, gone
 from llmprune.training.teacher import Lesson
 
 SCALE = 2.0  # of the adapters' products
 SEEN = 8  # windows that masks are chosen by
-SHARDING = ("FSDP", "DeepSpeed")  # of accelerate; its FSDP knows no CPU, where it could be tested
 UNITS = {"k": 1_000, "M": 1_000_000}
 
 
@@ -92,7 +91,7 @@ class Distill(Taught):
             RequestError: it says which.
         """
         super().require(pruned, dense, samples, length)
-        _require_ddp()
+        sharded.require()
         if self.at_once(length) % ranks.count():
             raise RequestError(
                 "recovery.batch_tokens",
@@ -206,21 +205,6 @@ class Distill(Taught):
         taken = mean if loss < min(losses) else best
         found = {"member_losses": losses, "average_loss": loss}
         return Recovered({**record, **found}, task.write(taken))
-
-
-def _require_ddp() -> None:
-    """Refuse a launcher that would shard the student.
-
-    Raises:
-        RequestError: it names what was asked.
-    """
-    for name in SHARDING:
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() in ("true", "1"):
-            raise RequestError(
-                "ranks",
-                f"accelerate was asked for {name}, and a distillation is shared by DDP, with the whole "
-                "student in every process; launch it with --multi_gpu alone",
-            )
 
 
 def _sites(student: Any) -> list[Site]:

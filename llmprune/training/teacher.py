@@ -41,7 +41,7 @@ class Teacher:
         counterparts: Sequence[int] = (),
         shared: Shared = Shared(),  # noqa: B008  # it does not change
     ) -> None:
-        self._dense, self._shared = dense.requires_grad_(False).eval(), shared
+        self.dense, self._shared = dense.requires_grad_(False).eval(), shared
         self._weight, self._counterparts, self.states = weight, counterparts, weight > 0
 
     def __call__(self, ids: Tensor, student: Any) -> Tensor:
@@ -49,7 +49,7 @@ class Teacher:
         theirs = student.hidden_states
         with torch.no_grad():
             read = self._shared.dense_ids(ids)
-            dense = self._dense(input_ids=read, use_cache=False, output_hidden_states=theirs is not None)
+            dense = self.dense(input_ids=read, use_cache=False, output_hidden_states=theirs is not None)
         expected, found = self._shared.of_dense(dense.logits), self._shared.of_pruned(student.logits)
         loss = divergence(expected.float().flatten(0, 1), found.float().flatten(0, 1))
         if theirs is None:

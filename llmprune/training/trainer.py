@@ -5,8 +5,8 @@ A run that was killed resumes from its last checkpoint, and ends with the same b
 
 from __future__ import annotations
 
+import copy
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,19 +17,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from llmprune import ranks
-from llmprune.errors import JobError
+from llmprune.errors import JobError, RequestError
+from llmprune.training import checkpoints, sharded
 from llmprune.training.keep_zeros import KeepZeros
 from llmprune.training.pace import Saving, Telling
 from llmprune.training.rates import scaled
-from llmprune.training.teacher import Lesson
+from llmprune.training.sharded import local, whole
+from llmprune.training.teacher import Lesson, Teacher
 
-LAST, BEST = "last.safetensors", "best.safetensors"  # weights of a checkpoint of the training
-COMPLETE = "complete"  # a file that is written last into it
 LOOKS = 10  # at the held-out windows, over a run
 
 
@@ -93,6 +92,8 @@ def train(
 ) -> Trained:
     """Train the parameters that require a gradient, and leave the model in its best state.
 
+    Under FSDP2 a copy trains, of which every process keeps a share; the model waits on the CPU.
+
     Args:
         model: the student, its weights in float32.
         lesson: its loss.
@@ -102,10 +103,15 @@ def train(
         folder: for checkpoints of the training, from which an interrupted one resumes.
 
     Raises:
+        RequestError: FSDP2 was asked, on a CPU.
         JobError: the loss is not finite, or memory or disk ran out.
     """
-    trainer = _Trainer(model, lesson, windows, held_out, course, folder)
-    last = ranks.from_first(lambda: _last(folder))
+    device, shares = model.device, sharded.asked()
+    trains = copy.deepcopy(model.cpu()) if shares else model
+    trainer = _Trainer(trains, lesson, windows, held_out, course, folder)
+    if shares:
+        _shard(trainer, lesson)
+    last = ranks.from_first(lambda: checkpoints.last(folder))
     trainer.args.eval_on_start = last is None
     try:
         with torch.enable_grad():
@@ -116,14 +122,26 @@ def train(
         ) from error
     except (OSError, SafetensorError) as error:
         raise JobError(f"cannot write {folder}: {error}; fix that, then rerun with --resume") from error
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # its forward pass computes as before
+    trainer.accelerator.unwrap_model(trains, keep_fp32_wrapper=False)  # its forward pass computes as before
     _place(model, trainer.best)
+    model.to(device)
     history = trainer.state.log_history
     return Trained(
         [entry["loss"] for entry in history if "loss" in entry],
         [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry],
         course.settles,
     )
+
+
+def _shard(trainer: _Trainer, lesson: Lesson) -> None:
+    """Share a teacher in memory among the processes, as Trainer will share the student.
+
+    Raises:
+        RequestError: accelerate shards nothing on this device.
+    """
+    if not trainer.is_fsdp_enabled:
+        raise RequestError("ranks", "FSDP was asked, and accelerate shards none on a CPU; launch without it")
+    sharded.share(trainer.accelerator, lesson.dense if isinstance(lesson, Teacher) else None)
 
 
 @torch.no_grad()
@@ -201,26 +219,26 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
         with _rounded(self.model, self._stored):
             found: dict[str, float] = super().evaluate(*args, **kwargs)
         if self.state.global_step >= settles and (not known or found["eval_loss"] < min(known)):
-            self.best = {name: p.detach().to("cpu", copy=True) for name, p in _trained(self.model)}
+            self.best = {name: whole(p.detach()).to("cpu", copy=True) for name, p in _trained(self.model)}
         return found
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write one, and only then delete the one before it."""
         start, folder = time.monotonic(), Path(self.args.output_dir)
         super()._save_checkpoint(model, trial)
-        ranks.from_first(lambda: _completed(folder, f"checkpoint-{self.state.global_step}"))
+        weights = {name: whole(p.detach()).contiguous() for name, p in _trained(self.model)}
+        name = f"checkpoint-{self.state.global_step}"
+        ranks.from_first(lambda: checkpoints.complete(folder, name, weights, self.best))
         self._saving.wrote(time.monotonic() - start)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Leave the weights to `_save_checkpoint`."""
         assert output_dir is not None
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().contiguous() for name, p in _trained(self.model)}, folder / LAST)
-        save_file(self.best, folder / BEST)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        _place(self.model, load_file(Path(resume_from_checkpoint) / LAST))
-        self.best = load_file(Path(resume_from_checkpoint) / BEST)
+        weights, self.best = checkpoints.read(Path(resume_from_checkpoint))
+        _place(self.model, weights)
 
 
 def _arguments(course: Course, steps: int, folder: Path, *, cpu: bool) -> TrainingArguments:
@@ -261,40 +279,18 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def _place(model: nn.Module, weights: dict[str, Tensor]) -> None:
     for name, parameter in _trained(model):
-        parameter.data.copy_(weights[name])
+        sharded.place(parameter, weights[name])
 
 
 @contextmanager
 def _rounded(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Round the trained weights for a while; adapters round their sum with the weight themselves."""
-    weights = [p for name, p in _trained(model) if "parametrizations" not in name]
-    exact = [parameter.data for parameter in weights]
-    for parameter in weights:
-        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+    weights = [local(p.data) for name, p in _trained(model) if "parametrizations" not in name]
+    exact = [weight.clone() for weight in weights]
+    for weight in weights:
+        weight.copy_(weight.to(dtype))
     try:
         yield
     finally:
-        for parameter, data in zip(weights, exact, strict=True):
-            parameter.data = data
-
-
-def _complete(folder: Path) -> list[Path]:
-    """The checkpoints of a training that were written to their end."""
-    return [file.parent for file in folder.glob(f"checkpoint-*/{COMPLETE}")]
-
-
-def _completed(folder: Path, name: str) -> None:
-    """Mark a checkpoint as whole, and delete those before it."""
-    earlier = _complete(folder)
-    (folder / name / COMPLETE).touch()
-    for one in earlier:
-        shutil.rmtree(one)
-
-
-def _last(folder: Path) -> str | None:
-    """The checkpoint to resume from; deletes what was left unfinished."""
-    complete = _complete(folder)
-    for part in folder.glob("checkpoint-*"):
-        if part not in complete:
-            shutil.rmtree(part)
-    return str(max(complete, key=lambda found: int(found.name.rpartition("-")[2]))) if complete else None
+        for weight, value in zip(weights, exact, strict=True):
+            weight.copy_(value)

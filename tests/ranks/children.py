@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from accelerate.state import DistributedType, PartialState
 
 from llmprune import prune, ranks, recover
 from llmprune.checkpoint import reload
@@ -32,6 +33,7 @@ ENDS: dict[str, Callable[[], object]] = {
     "asleep": lambda: time.sleep(9),
 }
 AT = "killed at "  # a second after its start
+OURS = ("only", "ends", "grams", "sharded")  # what `prune` and `recover` do not know
 
 
 def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], patience: int) -> None:
@@ -43,7 +45,8 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
         count: how many there are.
         port: where they meet.
         asked: `only` holds what this rank is asked otherwise; `ends` which rank ends how, in block 1 of what
-            it prunes, in step 6 of what it trains, or at a time; `grams` where to keep block 0's matrices.
+            it prunes, in step 6 of what it trains, or at a time; `grams` where to keep block 0's matrices;
+            `sharded` whether FSDP2 trains.
         patience: seconds to wait for the others.
     """
     place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
@@ -67,9 +70,11 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
 
 def _do(one: Asked, rank: int, said: Path) -> None:
     """Do what was asked of a rank, and note what it said."""
-    request = {key: value for key, value in one.items() if key not in ("only", "ends", "grams")}
+    request = {key: value for key, value in one.items() if key not in OURS}
     if rank == one.get("ends", (None, ""))[0]:
         _end(one["ends"][1])
+    if one.get("sharded"):
+        _shard()
     if rank == 0 and "grams" in one:
         _keep_grams(one["grams"])
     try:
@@ -93,6 +98,18 @@ def _keep_grams(file: Path) -> None:
             torch.save(found, file)
 
     Observation.complete = complete  # type: ignore[method-assign]
+
+
+def _shard() -> None:
+    """Ask for FSDP2 as `accelerate launch` does, and let accelerate take processes on CPUs for its own."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    own = PartialState.__init__
+
+    def __init__(self: PartialState, *args: Any, **rest: Any) -> None:
+        own(self, *args, **rest)
+        self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = __init__
 
 
 def _note_walks(file: TextIO) -> None:

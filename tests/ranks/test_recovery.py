@@ -21,13 +21,14 @@ ADAPTERS = HOW | {"adapters": 2}
 
 @pytest.fixture(scope="module")
 def taught(ranks: Ranks, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of recovered models, by how many processes taught them."""
+    """A folder of recovered models, by how many processes taught them; `sharded` by FSDP2 where two did."""
     root = tmp_path_factory.mktemp("taught")
     prune = {"model": model, "method": "magnitude", "out": root / "pruned"}
     assert ranks(prune, count=1) == [["done"]]
-    for count in (1, 2):
+    for count, sharded in ((1, False), (2, False), (2, True)):
         asked = [
-            {"model": root / "pruned", "how": how, "calibration": TEXT, "out": root / name / str(count)}
+            {"model": root / "pruned", "how": how, "calibration": TEXT, "sharded": sharded}
+            | {"out": root / name / ("sharded" if sharded else str(count))}
             for name, how in (("weights", HOW), ("adapters", ADAPTERS))
         ]
         assert ranks(*asked, count=count) == [["done"] * count] * 2
@@ -35,32 +36,38 @@ def taught(ranks: Ranks, model: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.parametrize("trained", ["weights", "adapters"])
-def test_losses_are_those_of_one(taught: Path, trained: str) -> None:
-    one, two = (_recovery(taught / trained / count) for count in "12")
+@pytest.mark.parametrize("way", ["2", "sharded"])
+def test_losses_are_those_of_one(taught: Path, trained: str, way: str) -> None:
+    one, two = (_recovery(taught / trained / of) for of in ("1", way))
     assert len(one["losses"]) == len(two["losses"]) == 8
     assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)
     looks = [[look["loss"] for look in found["held_out"]] for found in (one, two)]
     assert looks[0] == pytest.approx(looks[1], rel=1e-4)
 
 
-def test_zeros_stay(taught: Path) -> None:
+@pytest.mark.parametrize("way", ["2", "sharded"])
+def test_zeros_stay(taught: Path, way: str) -> None:
     pruned = {}
     for file in (taught / "pruned").glob("model-*.safetensors"):
         pruned |= load_file(file)
-    for file in (taught / "weights" / "2").glob("*.safetensors"):
+    for file in (taught / "weights" / way).glob("*.safetensors"):
         for key, weight in load_file(file).items():
             assert bool((weight[pruned[key] == 0] == 0).all())
 
 
-def test_a_training_that_lost_a_rank_resumes(taught: Path, ranks: Ranks, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["2", "sharded"])
+def test_a_training_that_lost_a_rank_resumes(taught: Path, ranks: Ranks, tmp_path: Path, way: str) -> None:
     how = {"model": taught / "pruned", "how": HOW, "calibration": TEXT, "out": tmp_path / "out"}
+    how |= {"sharded": way == "sharded"}
     said = ranks(how | {"ends": (1, "killed")})[0]
     assert said[0] == "JobError: process 1 of this run has ended or does not answer; rerun with --resume"
     assert list(tmp_path.glob("out/.unfinished/**/complete"))
+    shares = {file.name for file in tmp_path.glob("out/.unfinished/**/optimizer_0/*.distcp")}
+    assert shares == ({"__0_0.distcp", "__1_0.distcp"} if way == "sharded" else set())
     assert ranks(how | {"resume": True}) == [["done"] * 2]
-    whole, cut = (_recovery(folder) for folder in (taught / "weights" / "2", tmp_path / "out"))
+    whole, cut = (_recovery(folder) for folder in (taught / "weights" / way, tmp_path / "out"))
     assert whole["losses"] == cut["losses"]
-    assert written(tmp_path / "out") == written(taught / "weights" / "2")
+    assert written(tmp_path / "out") == written(taught / "weights" / way)
 
 
 def test_a_step_that_they_cannot_share_is_refused(taught: Path, ranks: Ranks, tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from llmprune.errors import JobError, RequestError
 from llmprune.recovery.base import taught
 from llmprune.recovery.distill import counted
 from llmprune.training import cached, pace, trainer
+from llmprune.training.checkpoints import COMPLETE
 from llmprune.training.teacher import Teacher, divergence
-from llmprune.training.trainer import COMPLETE, _Trainer
+from llmprune.training.trainer import _Trainer
 from tests import tiny
 from tests.recovery.test_reconstruct import PADDED, PRUNED, UNEVEN, tensors
 
@@ -161,11 +162,9 @@ def test_killed_while_it_trains_it_resumes_to_the_same_bytes(pruned: Path) -> No
     require_same(cut, whole)
 
 
-def test_a_launcher_that_would_shard_the_student_is_refused(
-    pruned: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(RequestError, match=r"accelerate was asked for FSDP, and .* is shared by DDP"):
+def test_a_launcher_that_asks_for_deepspeed_is_refused(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RequestError, match="ranks: accelerate was asked for DeepSpeed; launch with"):
         recover(pruned, HOW, out=pruned.with_name("sharded"))
     assert not pruned.with_name("sharded").exists()
 

@@ -10,11 +10,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from llmprune import ranks
 from llmprune.checkpoint import devices
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
 from llmprune.recovery.base import Recovery, Task
 from llmprune.text.windows import HELD_OUT, Split, batched, sharing
+from llmprune.training import sharded
 from llmprune.training.cached import Cached, keep
 from llmprune.training.gradual import Gradual
 from llmprune.training.keep_zeros import KeepZeros
@@ -23,6 +25,7 @@ from llmprune.training.teacher import Lesson, Teacher, Text
 JUDGING = 20  # windows to train on for each that is held out: what is held out is read ten times
 TRAINING = 6  # models in float32: student, gradient, two of AdamW's, the best state, and the teacher
 ADAPTING = 3  # student, teacher, and what adapters and their optimiser take
+WHOLE = 2  # student and teacher, before processes share them
 ADAPTERS_RATE = 2e-4
 
 
@@ -95,11 +98,12 @@ class Taught(Recovery):
             )
 
     def student(self, task: Task, copies: float) -> Any:
-        """The pruned model in float32.
+        """The pruned model in float32; FSDP2 will leave each process its share of the copies.
 
         Raises:
             JobError: that many copies of it do not fit into memory.
         """
+        copies = max(WHOLE, copies / ranks.count()) if sharded.asked() else copies
         if not task.pruned.fits_whole(copies, torch.float32):
             raise JobError(
                 f"training takes {copies:g} times the model in float32, and memory does not hold that; use "
