@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmprune import ranks
 from llmprune.errors import RequestError
@@ -51,6 +51,17 @@ def share(accelerator: Any, teacher: Any | None) -> None:
         plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32)
     if teacher is not None:
         fsdp2_prepare_model(accelerator, teacher)
+
+
+def release(model: nn.Module) -> None:
+    """Drop what a forward pass has gathered and kept, or changes of the share would not be seen."""
+    if not asked():
+        return
+    from torch.distributed.fsdp import FSDPModule  # takes a second
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

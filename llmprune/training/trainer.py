@@ -218,6 +218,7 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
         known = [e["eval_loss"] for e in self.state.log_history if "eval_loss" in e and e["step"] >= settles]
         with _rounded(self.model, self._stored):
             found: dict[str, float] = super().evaluate(*args, **kwargs)
+        sharded.release(self.model)
         if self.state.global_step >= settles and (not known or found["eval_loss"] < min(known)):
             self.best = {name: whole(p.detach()).to("cpu", copy=True) for name, p in _trained(self.model)}
         return found

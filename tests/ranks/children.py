@@ -56,7 +56,6 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
     os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
     _note_walks((notes / f"walks-{rank}").open("w", buffering=1))
-    pace.SAVE_EVERY, pace.SHARE = 0.0, 1e9  # a checkpoint after every step
     reload.check = check_here  # a fresh process takes seconds to start
     said = notes / f"said-0-{rank}"
     try:
@@ -71,6 +70,8 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
 def _do(one: Asked, rank: int, said: Path) -> None:
     """Do what was asked of a rank, and note what it said."""
     request = {key: value for key, value in one.items() if key not in OURS}
+    if "ends" in one:
+        pace.SAVE_EVERY, pace.SHARE = 0.0, 1e9  # a checkpoint after every step
     if rank == one.get("ends", (None, ""))[0]:
         _end(one["ends"][1])
     if one.get("sharded"):

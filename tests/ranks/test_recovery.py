@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from tests.ranks.children import Ranks
 from tests.ranks.test_ends import written
@@ -23,7 +26,9 @@ ADAPTERS = HOW | {"adapters": 2}
 def taught(ranks: Ranks, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of recovered models, by how many processes taught them; `sharded` by FSDP2 where two did."""
     root = tmp_path_factory.mktemp("taught")
-    prune = {"model": model, "method": "magnitude", "out": root / "pruned"}
+    half = shutil.copytree(model, root / "dense")  # what trains is judged and written as it rounds to
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(half)
+    prune = {"model": half, "method": "magnitude", "out": root / "pruned"}
     assert ranks(prune, count=1) == [["done"]]
     for count, sharded in ((1, False), (2, False), (2, True)):
         asked = [
