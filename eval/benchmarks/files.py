@@ -42,11 +42,17 @@ class Both:
         for said, name in self.lines.items():
             if not any(name in found for found in known):
                 continue
-            cells = [
-                [column(found[name]) if name in found else "" for column in self.columns] for found in known
-            ]
-            lines.append("| " + " | ".join([said, *(cell for own in cells for cell in own)]) + " |")
+            both = [cell for one in known for cell in self._of(name, one)]
+            lines.append("| " + " | ".join([said, *both]) + " |")
         return "\n".join([f"| {self.head} |", rule, *lines])
+
+    def _of(self, name: str, known: dict[str, Row]) -> list[str]:
+        """The cells of a file; a pruned model was asked its questions before it was quantised."""
+        if name not in known:
+            return [""] * len(self.columns)
+        asked = known[name if name.startswith("dense") else name.replace("-q8_0", "-f16")]
+        row = {key: asked[key] for key in ("sharp",) if key in asked} | known[name]
+        return [column(row) for column in self.columns]
 
 
 def of_files(model: str) -> Table:
@@ -62,7 +68,7 @@ def of_files(model: str) -> Table:
 
 FIRST = Both(
     FORMS,
-    (cells.file_size, cells.divergence_known, cells.bits_alone),
+    (cells.file_size, cells.divergence_known, cells.bits_alone, cells.points_kept),
     ("smollm2-135m", "qwen2.5-coder-0.5b"),
-    "file | SmolLM2-135M | KL | bits per byte | Qwen2.5-Coder-0.5B | KL | bits per byte",
+    "file | SmolLM2-135M | KL | bits per byte | `sharp` | Qwen2.5-Coder-0.5B | KL | bits per byte | `sharp`",
 )
