@@ -27,6 +27,7 @@ from llmprune_eval import bench, bootstrap, comparison, logits, tasks
 from llmprune_eval.engine import Engine
 from llmprune_eval.runner import Load
 from rows import Recipe
+from shared_beginnings import SharedBeginnings
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vocabulary import FIRST, column, spread
@@ -69,7 +70,7 @@ class Scale:
     def __init__(self, model: Path, shared: Path, work: Path, pieces: int, limit: int) -> None:
         self.model, self._work, self._data = model, work, shared / "data"
         self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._sharp = tasks.ask("sharp", limit=limit or None, batch_size="8", data=self._data)
+        self._sharp = tasks.ask("sharp", limit=limit or None, data=self._data)
         texts = {name: "\n\n".join(documents(shared, name, "reporting")) for name in ("c4", "wikipedia")}
         self._pieces = [
             Piece(part, _ids(self._tokenizer, part))
@@ -141,7 +142,7 @@ class Scale:
                 file = self.file(form, folder, kind)
                 folder, read_as = file.parent, {"gguf_file": file.name}
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **read_as).eval()
-            kept.write_text(json.dumps(tasks.score(model, tokenizer, self._sharp)))
+            kept.write_text(json.dumps(tasks.score(model, tokenizer, self._sharp, SharedBeginnings)))
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
 
