@@ -34,6 +34,7 @@ from vocabulary import FIRST, column, spread
 
 import llmprune
 from llmprune import report
+from llmprune.checkpoint import devices
 from llmprune.export.gguf import export
 from llmprune.progress import track
 from llmprune.recipe.text import load_data
@@ -81,7 +82,7 @@ class Scale:
 
     @cached_property
     def _dense(self) -> Any:
-        return AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32).to(devices.kind()).eval()
 
     def _teaching(self, shared: Path) -> list[Path]:
         """Files of what calibrates and teaches."""
@@ -141,7 +142,8 @@ class Scale:
             if form == "dense" and kind != TYPES[0]:
                 file = self.file(form, folder, kind)
                 folder, read_as = file.parent, {"gguf_file": file.name}
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **read_as).eval()
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **read_as)
+            model = model.to(devices.kind()).eval()
             kept.write_text(json.dumps(tasks.score(model, tokenizer, self._sharp, SharedBeginnings)))
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
@@ -159,7 +161,7 @@ class Scale:
             size += len(piece.text.encode())
             if common.pruned_ids(piece.ids) is None:
                 continue
-            meant = torch.cat([part for _, part in logits.pieces(self._dense, piece.ids)])[:-1]
+            meant = torch.cat([part.cpu() for _, part in logits.pieces(self._dense, piece.ids)])[:-1]
             found = agreement(common.of_dense(meant), common.of_pruned(said))
             each.append(found.kl / found.predictions)
             total += found
