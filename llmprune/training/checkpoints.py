@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.trainer import OPTIMIZER_NAME
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 COMPLETE = "complete"  # a file that is written last
@@ -32,6 +33,11 @@ def complete(folder: Path, name: str, weights: dict[str, Tensor], best: dict[str
 def read(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights of a checkpoint, and those of the best state."""
     return load_file(checkpoint / LAST), load_file(checkpoint / BEST)
+
+
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether FSDP wrote one; Trainer keeps the optimizer of others in a file of its own."""
+    return not (checkpoint / OPTIMIZER_NAME).exists()
 
 
 def last(folder: Path) -> str | None:

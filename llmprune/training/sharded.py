@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from llmprune import ranks
 from llmprune.errors import RequestError
+from llmprune.model.anatomy import Anatomy
+from llmprune.model.sites.linear import LinearLayers
 
 
 def asked() -> bool:
@@ -39,14 +41,25 @@ def require() -> None:
     if asked():
         # Or only the first process would read the checkpoints, the dense model's too.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-        os.environ.setdefault("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")  # block by block
+        os.environ.setdefault("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
 
 
-def share(accelerator: Any, teacher: Any | None) -> None:
-    """Shard a teacher, which does not train; of the student, let gradients be added in float32."""
+def share(accelerator: Any, student: Any, teacher: Any | None) -> None:
+    """Shard a teacher, which does not train; prepare to shard a student block by block, its gradients added
+    in float32.
+
+    Raises:
+        RequestError: accelerate shards nothing on this device.
+    """
     from accelerate.utils import fsdp2_prepare_model
 
-    plugin = accelerator.state.fsdp_plugin
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        raise RequestError("ranks", "FSDP was asked, and accelerate shards none on a CPU; launch without it")
+    if plugin.transformer_cls_names_to_wrap is None:
+        # By default classes of other parts, too, which a model need not have.
+        blocks = Anatomy(student, LinearLayers()).blocks
+        plugin.transformer_cls_names_to_wrap = sorted({type(block).__name__ for block in blocks})
     if policy := plugin.mixed_precision_policy:
         plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32)
     if teacher is not None:

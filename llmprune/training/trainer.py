@@ -103,15 +103,20 @@ def train(
         folder: for checkpoints of the training, from which an interrupted one resumes.
 
     Raises:
-        RequestError: FSDP2 was asked, on a CPU.
+        RequestError: FSDP2 was asked, on a CPU; or what is resumed ran in another way.
         JobError: the loss is not finite, or memory or disk ran out.
     """
     device, shares = model.device, sharded.asked()
     trains = copy.deepcopy(model.cpu()) if shares else model
     trainer = _Trainer(trains, lesson, windows, held_out, course, folder)
-    if shares:
-        _shard(trainer, lesson)
     last = ranks.from_first(lambda: checkpoints.last(folder))
+    if last is not None and checkpoints.is_sharded(Path(last)) != shares:
+        raise RequestError(
+            "resume",
+            f"the training was interrupted {'without' if shares else 'under'} FSDP; launch it so again",
+        )
+    if shares:
+        sharded.share(trainer.accelerator, trains, lesson.dense if isinstance(lesson, Teacher) else None)
     trainer.args.eval_on_start = last is None
     try:
         with torch.enable_grad():
@@ -124,24 +129,14 @@ def train(
         raise JobError(f"cannot write {folder}: {error}; fix that, then rerun with --resume") from error
     trainer.accelerator.unwrap_model(trains, keep_fp32_wrapper=False)  # its forward pass computes as before
     _place(model, trainer.best)
-    model.to(device)
+    if shares:
+        model.to(device)
     history = trainer.state.log_history
     return Trained(
         [entry["loss"] for entry in history if "loss" in entry],
         [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry],
         course.settles,
     )
-
-
-def _shard(trainer: _Trainer, lesson: Lesson) -> None:
-    """Share a teacher in memory among the processes, as Trainer will share the student.
-
-    Raises:
-        RequestError: accelerate shards nothing on this device.
-    """
-    if not trainer.is_fsdp_enabled:
-        raise RequestError("ranks", "FSDP was asked, and accelerate shards none on a CPU; launch without it")
-    sharded.share(trainer.accelerator, lesson.dense if isinstance(lesson, Teacher) else None)
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests import tiny
+from tests.families import sweep
 from tests.ranks.children import Ranks
 from tests.ranks.test_ends import written
 
@@ -69,10 +71,21 @@ def test_a_training_that_lost_a_rank_resumes(taught: Path, ranks: Ranks, tmp_pat
     assert list(tmp_path.glob("out/.unfinished/**/complete"))
     shares = {file.name for file in tmp_path.glob("out/.unfinished/**/optimizer_0/*.distcp")}
     assert shares == ({"__0_0.distcp", "__1_0.distcp"} if way == "sharded" else set())
+    said = ranks(how | {"resume": True, "sharded": way == "2"})[0]
+    assert said[0].startswith("RequestError: resume: the training was interrupted ")
     assert ranks(how | {"resume": True}) == [["done"] * 2]
     whole, cut = (_recovery(folder) for folder in (taught / "weights" / way, tmp_path / "out"))
     assert whole["losses"] == cut["losses"]
     assert written(tmp_path / "out") == written(taught / "weights" / way)
+
+
+def test_the_blocks_of_a_decoder_among_other_parts_are_shared(ranks: Ranks, tmp_path: Path) -> None:
+    sweep.model("gemma3").save_pretrained(tmp_path / "dense")
+    tiny.tokenizer().save_pretrained(tmp_path / "dense")
+    prune = {"model": tmp_path / "dense", "method": "magnitude", "out": tmp_path / "pruned"}
+    assert ranks(prune, count=1) == [["done"]]
+    how = {"model": tmp_path / "pruned", "how": HOW | {"tokens": 256}, "calibration": TEXT}
+    assert ranks(how | {"out": tmp_path / "taught", "sharded": True}) == [["done"] * 2]
 
 
 def test_a_step_that_they_cannot_share_is_refused(taught: Path, ranks: Ranks, tmp_path: Path) -> None:

@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmprune import prune, recover
+from llmprune import prune, ranks, recover
 from llmprune.checkpoint.draft import SCRATCH, WORK
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
 from llmprune.recovery.base import taught
 from llmprune.recovery.distill import counted
-from llmprune.training import cached, pace, trainer
+from llmprune.training import cached, pace, sharded, trainer
 from llmprune.training.checkpoints import COMPLETE
 from llmprune.training.teacher import Teacher, divergence
 from llmprune.training.trainer import _Trainer
@@ -167,6 +168,18 @@ def test_a_launcher_that_asks_for_deepspeed_is_refused(pruned: Path, monkeypatch
     with pytest.raises(RequestError, match="ranks: accelerate was asked for DeepSpeed; launch with"):
         recover(pruned, HOW, out=pruned.with_name("sharded"))
     assert not pruned.with_name("sharded").exists()
+
+
+def test_the_first_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    with pytest.raises(RequestError, match="ranks: accelerate was asked for FSDP 1; launch with"):
+        sharded.require()
+
+
+def test_fsdp_on_a_cpu_is_refused() -> None:
+    with pytest.raises(RequestError, match="ranks: FSDP was asked, and accelerate shards none on a CPU"):
+        sharded.share(Accelerator(cpu=True), None, None)
 
 
 def test_a_loss_that_is_no_number_is_a_sentence(pruned: Path) -> None:
