@@ -111,7 +111,7 @@ def add_up(part: Tensor) -> None:
 
 
 def from_first(compute: Callable[[], T]) -> T:
-    """What the first rank computes, alone; the others wait for it, however long it takes.
+    """What the first rank computes, alone, once all have come; they wait for it, however long it takes.
 
     Raises:
         LlmpruneError: it failed there; every rank raises what it raised.
@@ -120,6 +120,7 @@ def from_first(compute: Callable[[], T]) -> T:
         return compute()
     import torch.distributed as dist
 
+    gathered([])  # a rank may still read what the first one is about to move or delete
     outcome: list[Any] = [None]
     if first():
         with alone():

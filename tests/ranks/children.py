@@ -17,6 +17,7 @@ from accelerate.state import DistributedType, PartialState
 
 from llmprune import prune, ranks, recover
 from llmprune.checkpoint import reload
+from llmprune.checkpoint.draft import Draft
 from llmprune.errors import LlmpruneError
 from llmprune.tensors.statistics import Gram
 from llmprune.training import pace
@@ -30,9 +31,11 @@ Asked = dict[str, Any]  # the arguments of one call of `prune`
 ENDS: dict[str, Callable[[], object]] = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "out of memory": lambda: (_ for _ in ()).throw(MemoryError),
-    "asleep": lambda: time.sleep(9),
+    "asleep": lambda: time.sleep(6),
+    "late": lambda: time.sleep(1),
 }
 AT = "killed at "  # a second after its start
+WHOLE = "killed with all blocks written"
 OURS = ("only", "ends", "grams", "sharded")  # what `prune` and `recover` do not know
 
 
@@ -128,6 +131,9 @@ def _end(how: str) -> None:
     """Let this rank end when it comes to block 1 of its pruning, or to step 6 of its training."""
     if how.startswith(AT):
         threading.Timer(float(how.removeprefix(AT)), ENDS["killed"]).start()
+        return
+    if how == WHOLE:
+        Draft.write_rest = lambda *_: ENDS["killed"]()  # type: ignore[method-assign]
         return
     own, step = Walk.stages, _Trainer.training_step
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.ranks.children import AT, Ranks
+from tests.ranks.children import AT, WHOLE, Ranks
 
 ASKED: dict[str, Any] = {"method": "wanda", "calibration": {"samples": 100, "length": 64}}
 
@@ -50,6 +50,15 @@ def test_a_killed_rank_is_named_and_any_number_resumes(
     assert written(tmp_path / "out") == undisturbed
 
 
+def test_nothing_is_moved_while_another_rank_reads_it(
+    ranks: Ranks, model: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    asked = {"model": model, **ASKED, "out": tmp_path / "out"}
+    assert ranks(asked | {"ends": (0, WHOLE)})[0][0] == ""
+    assert ranks(asked | {"resume": True, "ends": (1, "late")}) == [["done"] * 2]
+    assert written(tmp_path / "out") == undisturbed
+
+
 def test_what_one_rank_ran_into_all_of_them_say(ranks: Ranks, model: Path, tmp_path: Path) -> None:
     asked = {"model": model, **ASKED, "out": tmp_path / "out", "ends": (1, "out of memory")}
     first, second = ranks(asked)[0]
@@ -59,7 +68,7 @@ def test_what_one_rank_ran_into_all_of_them_say(ranks: Ranks, model: Path, tmp_p
 
 def test_a_rank_that_does_not_answer_is_named(ranks: Ranks, model: Path, tmp_path: Path) -> None:
     asked = {"model": model, **ASKED, "out": tmp_path / "out", "ends": (1, "asleep")}
-    said = ranks(asked, patience=4)[0]
+    said = ranks(asked, patience=3)[0]
     assert said[0] == "JobError: process 1 of this run has ended or does not answer; rerun with --resume"
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tests.families import sweep
-from tests.ranks.children import Ranks
+from tests.ranks.children import Asked, Ranks
 from tests.ranks.test_ends import written
 
 TEXT = {"samples": 48, "length": 32}
@@ -31,14 +31,14 @@ def taught(ranks: Ranks, model: Path, tmp_path_factory: pytest.TempPathFactory) 
     half = shutil.copytree(model, root / "dense")  # what trains is judged and written as it rounds to
     AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(half)
     prune = {"model": half, "method": "magnitude", "out": root / "pruned"}
-    assert ranks(prune, count=1) == [["done"]]
     for count, sharded in ((1, False), (2, False), (2, True)):
-        asked = [
+        asked: list[Asked] = [prune] if count == 1 else []
+        asked += [
             {"model": root / "pruned", "how": how, "calibration": TEXT, "sharded": sharded}
             | {"out": root / name / ("sharded" if sharded else str(count))}
             for name, how in (("weights", HOW), ("adapters", ADAPTERS))
         ]
-        assert ranks(*asked, count=count) == [["done"] * count] * 2
+        assert ranks(*asked, count=count) == [["done"] * count] * len(asked)
     return root
 
 
@@ -79,13 +79,13 @@ def test_a_training_that_lost_a_rank_resumes(taught: Path, ranks: Ranks, tmp_pat
     assert written(tmp_path / "out") == written(taught / "weights" / way)
 
 
+@pytest.mark.slow  # its family takes seconds to import
 def test_the_blocks_of_a_decoder_among_other_parts_are_shared(ranks: Ranks, tmp_path: Path) -> None:
     sweep.model("gemma3").save_pretrained(tmp_path / "dense")
     tiny.tokenizer().save_pretrained(tmp_path / "dense")
     prune = {"model": tmp_path / "dense", "method": "magnitude", "out": tmp_path / "pruned"}
-    assert ranks(prune, count=1) == [["done"]]
-    how = {"model": tmp_path / "pruned", "how": HOW | {"tokens": 256}, "calibration": TEXT}
-    assert ranks(how | {"out": tmp_path / "taught", "sharded": True}) == [["done"] * 2]
+    how = {"model": tmp_path / "pruned", "how": HOW | {"tokens": 256}, "calibration": TEXT, "sharded": True}
+    assert ranks(prune, how | {"out": tmp_path / "taught"}) == [["done"] * 2] * 2
 
 
 def test_a_step_that_they_cannot_share_is_refused(taught: Path, ranks: Ranks, tmp_path: Path) -> None:
