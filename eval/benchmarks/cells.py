@@ -83,7 +83,7 @@ def talked(figure: str) -> Callable[[Row], str]:
 
 def points_kept(row: Row) -> str:
     """Of the dense model's above chance, in percent, with the interval; empty where not scored."""
-    if "sharp" not in row:
+    if not row.get("sharp"):
         return ""
     low, high = (100 * end for end in row["sharp"]["interval"])
     return f"{100 * row['sharp']['value']:.0f} % [{low:.0f}, {high:.0f}]"

@@ -153,11 +153,12 @@ class Scale:
         """Bits per byte of all pieces, and KL on those whose tokens stayed."""
         engine = Engine(file, CONTEXT)
         common = shared(tokenizer.get_vocab(), self._tokenizer.get_vocab())
-        nats, size, each, total = 0.0, 0, [], Agreement()
+        nats: list[float] = []
+        size, each, total = 0, [], Agreement()
         for piece in track(self._pieces, file.name, len(self._pieces)):
             ids = _ids(tokenizer, piece.text)
             said = torch.cat([part for _, part in engine.pieces(ids)])[:-1].log_softmax(-1)
-            nats -= float(said.gather(1, ids[1:, None]).sum())
+            nats.append(-float(said.gather(1, ids[1:, None]).sum()))
             size += len(piece.text.encode())
             if common.pruned_ids(piece.ids) is None:
                 continue
@@ -168,7 +169,8 @@ class Scale:
         if not each:
             raise SystemExit(f"no piece keeps all its tokens in {file.name}; ask for more --pieces")
         return {
-            "bits_per_byte": nats / math.log(2) / size,
+            "bits_per_byte": sum(nats) / math.log(2) / size,
+            "nats_pieces": nats,
             "kl": sum(each) / len(each),
             "kl_interval": bootstrap.spread(each),
             "kl_pieces": each,
@@ -180,6 +182,16 @@ class Scale:
 def _ids(tokenizer: Any, text: str) -> Tensor:
     first = tokenizer.convert_tokens_to_ids(FIRST)
     return torch.tensor([first, *tokenizer(text, add_special_tokens=False)["input_ids"]])
+
+
+def over_dense(row: dict[str, Any], out: Path) -> dict[str, Any]:
+    """A row with its bits per byte over the dense f16 file's, on the same pieces."""
+    base = row_file(out, "dense", TYPES[0])
+    dense = row if base.stem == row["name"] else json.loads(base.read_text())
+    ours, theirs = row["nats_pieces"], dense["nats_pieces"]
+    drawn = bootstrap.paired(ours, theirs)
+    interval = bootstrap.interval(drawn[:, 0] / drawn[:, 1])
+    return row | {"bits_ratio": {"value": sum(ours) / sum(theirs), "interval": interval}}
 
 
 def speed(file: Path, base: Path) -> dict[str, Any]:
@@ -201,13 +213,15 @@ def main() -> None:
     parser.add_argument("--pieces", type=int, default=128)
     parser.add_argument("--limit", type=int, default=200, help="questions of each task of sharp; 0 for none")
     asked = parser.parse_args()
+    if "dense" not in asked.forms and not row_file(asked.out, "dense", TYPES[0]).exists():
+        parser.error("the other forms are told over the dense f16 file; ask for --forms dense, too")
     asked.work.mkdir(parents=True, exist_ok=True)
     scale = Scale(asked.model, asked.shared, asked.work, asked.pieces, asked.limit)
     base = scale.file("dense", asked.model, TYPES[0])
     for form in asked.forms:
         for kind in TYPES:
             if not row_file(asked.out, form, kind).exists():
-                tell(asked, scale.measured(form, kind, base, asked.tokens))
+                tell(asked, over_dense(scale.measured(form, kind, base, asked.tokens), asked.out))
     for form, kind in questioned(asked.forms) if asked.limit else []:
         row = json.loads(row_file(asked.out, form, kind).read_text())
         if "sharp" not in row:

@@ -50,8 +50,8 @@ class Both:
         """The cells of a file; a pruned model was asked its questions before it was quantised."""
         if name not in known:
             return [""] * len(self.columns)
-        asked = known[name if name.startswith("dense") else name.replace("-q8_0", "-f16")]
-        row = {key: asked[key] for key in ("sharp",) if key in asked} | known[name]
+        whole = name if name.startswith("dense") else name.replace("-q8_0", "-f16")
+        row = {"sharp": known[whole].get("sharp")} | known[name]
         return [column(row) for column in self.columns]
 
 
