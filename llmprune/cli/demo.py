@@ -116,6 +116,7 @@ def _figures(out: Path) -> dict[str, Any]:
         "totals": kept.totals,
         "dense": judged["baseline"]["perplexity"][0],
         "pruned": judged["model"]["perplexity"][0],
+        "comparison": judged["model"]["comparison"]["perplexity"][0],
         "agreement": judged["model"]["agreement"][0],
         "bench": judged["bench"],
     }
@@ -125,17 +126,22 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The demo's table: dense, pruned, and their ratio."""
     from llmprune import measured
 
-    dense, pruned, totals = found["dense"], found["pruned"], found["totals"]
+    dense, pruned, totals, both = (found[one] for one in ("dense", "pruned", "totals", "comparison"))
     bits = [one["bits_per_byte"] for one in (dense, pruned)]
     size = [totals["bytes_before"], totals["bytes_after"]]
     table = [
-        ("", "dense", "pruned", "ratio"),
+        ("", "dense", "pruned", "ratio [95 %]"),
         ("weight files, MB", *(f"{one / 1e6:.1f}" for one in size), f"{size[1] / size[0]:.3f}"),
-        ("bits per byte of held-out text", *(f"{one:.4f}" for one in bits), f"{bits[1] / bits[0]:.3f}"),
+        (
+            "bits per byte of held-out text",
+            *(f"{one:.4f}" for one in bits),
+            measured.said({"ratio": both["bits_per_byte"], "interval": both["interval"]}),
+        ),
     ]
     wanted = ("parameters", "prefill, tokens per second", "decode, tokens per second")
     table[1:1] = [tuple(row) for row in measured.speeds(found["bench"]) if row.what in wanted]
     alike = found["agreement"]
     rows = [(what, f"{a:>12}  {b:>12}  {c}".rstrip()) for what, a, b, c in table]
-    said = f"KL {alike['kl']:.3f} nats, same first choice {alike['top1']:.1%}"
+    kl = measured.said({"ratio": alike["kl"], "interval": alike["interval"]})
+    said = f"KL {kl} nats, same first choice {alike['top1']:.1%}"
     return [*rows, ("predictions", said), ("protocol", pruned["protocol"])]
