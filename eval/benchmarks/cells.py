@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from llmprune.measured import said
+
 Row = dict[str, Any]
 
 
@@ -64,9 +66,50 @@ def divergence_known(row: Row) -> str:
     return f"{row['kl']:.3f} [{low:.3f}, {high:.3f}]{of}"
 
 
-def bits_alone(row: Row) -> str:
-    """Bits per byte of all pieces."""
-    return f"{row['bits_per_byte']:.3f}"
+def bits_over_dense(row: Row) -> str:
+    """Bits per byte of all pieces over the dense model's, with the interval."""
+    low, high = row["bits_ratio_interval"]
+    return f"{row['bits_ratio']:.3f}x [{low:.3f}, {high:.3f}]"
+
+
+def bits_of_both(row: Row) -> str:
+    """Bits per byte of all pieces, and over the dense model's."""
+    return f"{row['bits_per_byte']:.3f}, {bits_over_dense(row)}"
+
+
+def same_token(row: Row) -> str:
+    """How often the file says the dense model's likeliest token, in percent; empty of a single piece."""
+    if row["top1_interval"] is None:
+        return ""
+    low, high = (100 * end for end in row["top1_interval"])
+    return f"{100 * row['top1']:.0f} % [{low:.0f}, {high:.0f}]"
+
+
+def figure(which: str) -> Callable[[Row], str]:
+    """A figure of the demo, to four digits."""
+    return lambda row: f"{row[which]:#.4g}"
+
+
+def ratio(row: Row) -> str:
+    """Of the demo's figures, with its interval."""
+    return said(row["ratio"])
+
+
+def same(counts: str) -> Callable[[Row], str]:
+    """Whether so many processes with so many threads wrote the bytes of one."""
+    return lambda row: "yes" if row["sha256"][counts] == row["sha256"]["1 x 1"] else "no"
+
+
+def by_processes(row: Row) -> str:
+    """Perplexity of what one, two and four of them wrote."""
+    return ", ".join(f"{row['perplexity'][one]:.2f}" for one in ("1 x 1", "2 x 1", "4 x 1"))
+
+
+def halved(row: Row) -> str:
+    """Seconds of two processes of one thread over those of one with two threads, where timed."""
+    if "1 x 2" not in row["seconds"]:
+        return ""
+    return f"{row['seconds']['2 x 1'] / row['seconds']['1 x 2']:.2f}x"
 
 
 def talked(figure: str) -> Callable[[Row], str]:

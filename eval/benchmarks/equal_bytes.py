@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -150,33 +151,37 @@ class Scale:
 
     @torch.no_grad()
     def divergence(self, file: Path, tokenizer: Any) -> dict[str, Any]:
-        """Bits per byte of all pieces, and KL on those whose tokens stayed."""
+        """Bits per byte of all pieces; KL, and how often both say the same, on those whose tokens stayed."""
         engine = Engine(file, CONTEXT)
         common = shared(tokenizer.get_vocab(), self._tokenizer.get_vocab())
         nats: list[float] = []
-        size, each, total = 0, [], Agreement()
+        found: list[Agreement] = []
         for piece in track(self._pieces, file.name, len(self._pieces)):
             ids = _ids(tokenizer, piece.text)
             said = torch.cat([part for _, part in engine.pieces(ids)])[:-1].log_softmax(-1)
             nats.append(-float(said.gather(1, ids[1:, None]).sum()))
-            size += len(piece.text.encode())
             if common.pruned_ids(piece.ids) is None:
                 continue
-            meant = torch.cat([part.cpu() for _, part in logits.pieces(self._dense, piece.ids)])[:-1]
-            found = agreement(common.of_dense(meant), common.of_pruned(said))
-            each.append(found.kl / found.predictions)
-            total += found
-        if not each:
+            found.append(agreement(common.of_dense(self._meant(piece)), common.of_pruned(said)))
+        if not found:
             raise SystemExit(f"no piece keeps all its tokens in {file.name}; ask for more --pieces")
+        each = [one.kl / one.predictions for one in found]
+        top1, interval = quotient([one.same for one in found], [one.predictions for one in found])
+        size = sum(len(piece.text.encode()) for piece in self._pieces)
         return {
             "bits_per_byte": sum(nats) / math.log(2) / size,
             "nats_pieces": nats,
             "kl": sum(each) / len(each),
             "kl_interval": bootstrap.spread(each),
             "kl_pieces": each,
-            "top1": total.same / total.predictions,
-            "shared": len(each) / len(self._pieces),
+            "top1": top1,
+            "top1_interval": interval,
+            "shared": len(found) / len(self._pieces),
         }
+
+    def _meant(self, piece: Piece) -> Tensor:
+        """The dense model's logits [L - 1, V] after each token but the last."""
+        return torch.cat([part.cpu() for _, part in logits.pieces(self._dense, piece.ids)])[:-1]
 
 
 def _ids(tokenizer: Any, text: str) -> Tensor:
@@ -188,10 +193,15 @@ def over_dense(row: dict[str, Any], out: Path) -> dict[str, Any]:
     """A row with its bits per byte over the dense f16 file's, on the same pieces."""
     base = row_file(out, "dense", TYPES[0])
     dense = row if base.stem == row["name"] else json.loads(base.read_text())
-    ours, theirs = row["nats_pieces"], dense["nats_pieces"]
-    drawn = bootstrap.paired(ours, theirs)
-    interval = bootstrap.interval(drawn[:, 0] / drawn[:, 1])
-    return row | {"bits_ratio": {"value": sum(ours) / sum(theirs), "interval": interval}}
+    ratio, interval = quotient(row["nats_pieces"], dense["nats_pieces"])
+    return row | {"bits_ratio": ratio, "bits_ratio_interval": interval}
+
+
+def quotient(first: Sequence[float], second: Sequence[float]) -> tuple[float, list[float] | None]:
+    """A sum over another of the same pieces, and its interval by drawing pieces."""
+    drawn = bootstrap.paired(first, second)
+    wide = len(first) >= bootstrap.FEWEST
+    return sum(first) / sum(second), bootstrap.interval(drawn[:, 0] / drawn[:, 1]) if wide else None
 
 
 def speed(file: Path, base: Path) -> dict[str, Any]:

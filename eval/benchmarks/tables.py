@@ -27,6 +27,12 @@ def transcribed(row: Row) -> str:
 
 
 TABLES = {
+    "demo": Table(
+        ("demo",),
+        "SmolLM2-135M-Instruct | dense | pruned | ratio [95 %]",
+        (cells.figure("dense"), cells.figure("pruned"), cells.ratio),
+        {name: [name] for name in rows("demo")},
+    ),
     "first": FIRST,
     "equal-bytes": of_files("smollm2-135m"),
     "equal-bytes-qwen": of_files("qwen2.5-coder-0.5b"),
@@ -211,6 +217,16 @@ TABLES = {
         },
     ),
     "engines": Engines(),
+    "processes": Table(
+        ("processes",),
+        "recipe | same bytes: two | four | perplexity by one, two, four | time of two",
+        (cells.same("2 x 1"), cells.same("4 x 1"), cells.by_processes, cells.halved),
+        {
+            **{f"`{name}`": name for name in ("wanda-2of4", "flap-20", "cfsp-20")},
+            **{"Wanda, 50 %, `owl`": "owl", "Wanda, 50 %, `global`": "global"},
+            **{f"`{name}`": name for name in ("sparsegpt-2of4", "admm-2of4")},
+        },
+    ),
     "llama-cpp": served(
         "in_llama_cpp",
         "folder | architecture | largest difference | greedy tokens equal | same bytes: q8_0 | q4_0",

@@ -1,0 +1,18 @@
+"""What the demo says before it begins; `test_end_to_end.py` runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmprune.cli import demo, demo_model
+from llmprune.errors import JobError
+
+
+def test_a_disk_that_is_too_small_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMPRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(demo_model, "WRITTEN", 10**18)
+    with pytest.raises(JobError, match=r"the demo writes 1000000000\.9 GB and [\d.]+ GB are free for"):
+        demo.demo(tmp_path / "demo")
+    assert not list(tmp_path.iterdir())
