@@ -175,8 +175,6 @@ class Draft:
         Raises:
             JobError: the disk is full, or the folder cannot be written.
         """
-        if not ranks.first():
-            return
         try:
             model.save_pretrained(self.folder)
         except Exception as error:  # safetensors wraps the system's errors in its own

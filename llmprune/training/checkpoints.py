@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer import OPTIMIZER_NAME
+
+from llmprune import ranks
+from llmprune.training import sharded
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 COMPLETE = "complete"  # a file that is written last
@@ -38,6 +42,16 @@ def read(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def is_sharded(checkpoint: Path) -> bool:
     """Whether FSDP wrote one; Trainer keeps the optimizer of others in a file of its own."""
     return not (checkpoint / OPTIMIZER_NAME).exists()
+
+
+def on_host(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """All of what trains, in the memory of the first process' host; every process has to ask."""
+    found = {}
+    for name, parameter in parameters:
+        value = sharded.whole(parameter.detach())
+        if ranks.first():
+            found[name] = value.cpu().contiguous()
+    return found
 
 
 def last(folder: Path) -> str | None:

@@ -10,13 +10,16 @@ import os
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
 from llmprune import ranks
-from llmprune.errors import RequestError
+from llmprune.errors import JobError, RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.model.sites.linear import LinearLayers
+
+WAITING = 3  # copies in float32: the student as it came, the one that will be shared, and its best state
 
 
 def asked() -> bool:
@@ -36,12 +39,27 @@ def require() -> None:
     if other:
         raise RequestError(
             "ranks",
-            f"accelerate was asked for {other}; launch with --multi_gpu, or FSDP of version 2",
+            f"accelerate was asked for {other}; launch with --multi_gpu, or with --use_fsdp --fsdp_version 2",
         )
     if asked():
         # Or only the first process would read the checkpoints, the dense model's too.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         os.environ.setdefault("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+
+
+def require_host(parameters: int) -> None:
+    """Refuse processes whose copies of a model do not fit into their host's memory.
+
+    Raises:
+        JobError: it says how much they take.
+    """
+    needed = WAITING * parameters * torch.float32.itemsize * ranks.neighbours()
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise JobError(
+            f"{ranks.neighbours()} processes keep {WAITING} copies of the model each in host memory, "
+            f"{needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free; start fewer on this machine"
+        )
 
 
 def share(accelerator: Any, student: Any, teacher: Any | None) -> None:

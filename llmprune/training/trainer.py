@@ -108,7 +108,10 @@ def train(
     """
     device, shares = model.device, sharded.asked()
     trains = copy.deepcopy(model.cpu()) if shares else model
-    trainer = _Trainer(trains, lesson, windows, held_out, course, folder)
+    steps = len(windows) // course.windows
+    windows = windows[: steps * course.windows]  # or Trainer, resumed at its end, goes on
+    arguments = _arguments(course, steps, folder, cpu=device.type == "cpu")
+    trainer = _Trainer(trains, lesson, windows, held_out, course, arguments)
     last = ranks.from_first(lambda: checkpoints.last(folder))
     if last is not None and checkpoints.is_sharded(Path(last)) != shares:
         raise RequestError(
@@ -155,13 +158,12 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
     """Windows in their order, our loss, and checkpoints of what trains alone."""
 
     def __init__(
-        self, model: Any, lesson: Lesson, windows: Tensor, held_out: Tensor, course: Course, folder: Path
+        self, model: Any, lesson: Lesson, windows: Tensor, held_out: Tensor, course: Course, how: Any
     ) -> None:
-        steps, saving = len(windows) // course.windows, Saving()
-        windows = windows[: steps * course.windows]  # or Trainer, resumed at its end, goes on
+        saving = Saving()
         super().__init__(
             model,
-            _arguments(course, steps, folder, cpu=next(model.parameters()).device.type == "cpu"),
+            how,
             train_dataset=[{"input_ids": ids} for ids in windows],
             eval_dataset=[{"input_ids": ids} for ids in held_out],
             callbacks=[course.zeros, saving, Telling(course.windows * windows.shape[1])],
@@ -222,7 +224,7 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
         """Write one, and only then delete the one before it."""
         start, folder = time.monotonic(), Path(self.args.output_dir)
         super()._save_checkpoint(model, trial)
-        weights = {name: whole(p.detach()).contiguous() for name, p in _trained(self.model)}
+        weights = checkpoints.on_host(_trained(self.model))
         name = f"checkpoint-{self.state.global_step}"
         ranks.from_first(lambda: checkpoints.complete(folder, name, weights, self.best))
         self._saving.wrote(time.monotonic() - start)

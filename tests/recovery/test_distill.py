@@ -24,8 +24,8 @@ from llmprune.recovery.base import taught
 from llmprune.recovery.distill import counted
 from llmprune.training import cached, pace, sharded, trainer
 from llmprune.training.checkpoints import COMPLETE
-from llmprune.training.teacher import Teacher, divergence
-from llmprune.training.trainer import _Trainer
+from llmprune.training.teacher import Teacher, Text, divergence
+from llmprune.training.trainer import Course, _Trainer
 from tests import tiny
 from tests.recovery.test_reconstruct import PADDED, PRUNED, UNEVEN, tensors
 
@@ -180,6 +180,34 @@ def test_the_first_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fsdp_on_a_cpu_is_refused() -> None:
     with pytest.raises(RequestError, match="ranks: FSDP was asked, and accelerate shards none on a CPU"):
         sharded.share(Accelerator(cpu=True), None, None)
+
+
+def test_copies_that_a_host_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "neighbours", lambda: 8)
+    with pytest.raises(JobError, match=r"8 processes keep 3 copies .* and [\d.]+ GiB are free; start fewer"):
+        sharded.require_host(10**12)
+
+
+def test_a_copy_that_waits_on_the_host_trains_where_the_student_was(
+    pruned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU: what Trainer is told, for a student that says it lies on one."""
+
+    class Told(Exception):
+        pass
+
+    def init(self: _Trainer, model: Any, *rest: Any) -> None:
+        assert next(model.parameters()).device.type == "cpu"
+        raise Told(rest[-1].use_cpu)
+
+    student = AutoModelForCausalLM.from_pretrained(pruned)
+    ids, course = torch.zeros(2, 8, dtype=torch.long), Course(rate=1e-3, windows=1)
+    monkeypatch.setattr(_Trainer, "__init__", init)
+    monkeypatch.setattr(sharded, "asked", lambda: True)
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(type(student), "device", torch.device(device))
+        with pytest.raises(Told, match=str(device == "cpu")):
+            trainer.train(student, Text(), ids, ids, course, pruned / "scratch")
 
 
 def test_a_loss_that_is_no_number_is_a_sentence(pruned: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
+from llmprune import ranks
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.opened import Opened
 from llmprune.model.anatomy import Anatomy
@@ -61,7 +62,7 @@ class Task:
         """Write a whole model as the pruned one is stored; return its logits on the probe, so rounded."""
         where = self.pruned.resources
         _cast(model, self.stored)
-        self.draft.write_model(model)
+        ranks.from_first(lambda: self.draft.write_model(model))
         _cast(model, where.dtype)
         logits: Tensor = model(self.pruned.probe().to(where.device), use_cache=False).logits
         return logits

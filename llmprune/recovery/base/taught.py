@@ -101,9 +101,11 @@ class Taught(Recovery):
         """The pruned model in float32; FSDP2 will leave each process its share of the copies.
 
         Raises:
-            JobError: that many copies of it do not fit into memory.
+            JobError: that many copies of it do not fit into memory, or those that wait into the host's.
         """
-        copies = max(WHOLE, copies / ranks.count()) if sharded.asked() else copies
+        if sharded.asked():
+            sharded.require_host(task.pruned.anatomy.parameters)
+            copies = max(WHOLE, copies / ranks.count())
         if not task.pruned.fits_whole(copies, torch.float32):
             raise JobError(
                 f"training takes {copies:g} times the model in float32, and memory does not hold that; use "
