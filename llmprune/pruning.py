@@ -18,6 +18,7 @@ from llmprune import ranks, recovering
 from llmprune.allocation.base import Allocation, Problem
 from llmprune.checkpoint.draft import Draft, step_folder
 from llmprune.checkpoint.journal import Fingerprint, RunHeader
+from llmprune.checkpoint.lock import held
 from llmprune.errors import RequestError, of_step
 from llmprune.measured import Learned
 from llmprune.paths import existing
@@ -81,7 +82,9 @@ def prune(
         if run.out is None:
             raise RequestError("out", "no folder was named for the pruned checkpoint")
         model = str(existing(str(model)) or model)
-    return _prune(model, asked, run, _Given(tokenizer, tokens, on_plan))
+    given = _Given(tokenizer, tokens, on_plan)
+    with held(run.folder), held(recovering.folder_to_prune(asked, run).folder):
+        return _prune(model, asked, run, given)
 
 
 @dataclass(frozen=True)

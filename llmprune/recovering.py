@@ -17,6 +17,7 @@ from llmprune import plugins, ranks, report
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import RunHeader
+from llmprune.checkpoint.lock import held
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
 from llmprune.model.shapes import from_earlier_pruning
@@ -75,12 +76,12 @@ def recover(
     text = calibration_of(asked)
     if ranks.count() > 1 and not recovery.spreads:
         raise RequestError("ranks", "several processes share a distillation alone; start one")
-    if run.resume:
-        asked_before = (folder, earlier, recovery, text, run, baseline)
-        if done := ranks.from_first(lambda: _already_done(*asked_before)):
+    request = (folder, earlier, recovery, text, run, baseline)
+    with held(run.folder):
+        if run.resume and (done := ranks.from_first(lambda: _already_done(*request))):
             return done
-    pruned, dense, shared = ranks.everywhere(lambda: opened(folder, earlier, recovery, text, run, baseline))
-    return _carry_out(RecoveryJob(recovery, text, run, earlier, pruned, dense, shared), tokens)
+        pruned, dense, shared = ranks.everywhere(lambda: opened(*request))
+        return _carry_out(RecoveryJob(recovery, text, run, earlier, pruned, dense, shared), tokens)
 
 
 def folder_to_prune(asked: Recipe, run: Run) -> Run:

@@ -16,6 +16,7 @@ from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint import versions
 from llmprune.checkpoint.draft import Draft
 from llmprune.checkpoint.journal import BlockRecord, RunHeader
+from llmprune.checkpoint.lock import held
 from llmprune.errors import RequestError
 from llmprune.model.anatomy import Anatomy
 from llmprune.paths import existing
@@ -68,17 +69,18 @@ def score(
     wanted = _wanted(asked)
     if run.folder is None:
         raise RequestError("out", "no folder was named for the scores")
-    if run.resume and (run.folder / scores.FILE).is_file() and not drafts.is_unfinished(run.folder):
-        say(f"{run.folder} is finished already")
-        return scores.read(run.folder)
-    drafts.require_usable(run.folder, resume=run.resume)
-    todo = ranks.everywhere(lambda: job.checkpoint_job(str(existing(str(model)) or model), wanted, run))
-    todo = dataclasses.replace(todo, plan=_plan(todo))
-    if on_plan is not None:
-        on_plan(todo.plan)
-    todo.plan.require_fit(run.folder)
-    with job.within_memory():
-        return _carry_out(todo, asked, tokens)
+    with held(run.folder):
+        if run.resume and (run.folder / scores.FILE).is_file() and not drafts.is_unfinished(run.folder):
+            say(f"{run.folder} is finished already")
+            return scores.read(run.folder)
+        drafts.require_usable(run.folder, resume=run.resume)
+        todo = ranks.everywhere(lambda: job.checkpoint_job(str(existing(str(model)) or model), wanted, run))
+        todo = dataclasses.replace(todo, plan=_plan(todo))
+        if on_plan is not None:
+            on_plan(todo.plan)
+        todo.plan.require_fit(run.folder)
+        with job.within_memory():
+            return _carry_out(todo, asked, tokens)
 
 
 def _wanted(asked: dict[str, object]) -> Recipe:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 import transformers
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmprune.checkpoint import shards
 from llmprune.checkpoint.shards import sha256
-from llmprune.errors import JobError, one_line
+from llmprune.errors import JobError, LlmpruneError, one_line
 from llmprune.progress import say
 
 
@@ -28,13 +30,39 @@ def dequantised(file: Path) -> Path:
     float32, because bfloat16 cannot hold all dequantised values. The whole model must fit into memory.
 
     Raises:
-        JobError: transformers cannot read the file.
+        JobError: transformers cannot read the file, or the cache cannot be written.
     """
     folder = cache_folder() / "gguf" / sha256(file)
-    if (folder / "config.json").is_file():
+    if _is_whole(folder):
         return folder
-    say(f"dequantising {file.name} into {folder} (once)")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # another run may be at it
+            if not _is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                say(f"dequantising {file.name} into {folder} (once)")
+                _dequantise(file, folder)
+    except OSError as error:
+        raise JobError(
+            f"{folder} cannot be written: {error.strerror}; set LLMPRUNE_CACHE to another folder"
+        ) from error
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder of the cache holds all that was written into it."""
+    try:
+        return (folder / "config.json").is_file() and bool(shards.read_headers(folder))
+    except LlmpruneError:
+        return False
+
+
+def _dequantise(file: Path, folder: Path) -> None:
+    """Write the checkpoint of a .gguf file.
+
+    Raises:
+        JobError: transformers cannot read the file.
+    """
     part = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         arguments: dict[str, object] = {"gguf_file": file.name, "dtype": torch.float32}
@@ -52,4 +80,3 @@ def dequantised(file: Path) -> Path:
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ _held = _Held()
 
 @contextmanager
 def held(out: Path | None) -> Iterator[None]:
-    """Keep all other runs on this machine out of a folder.
+    """Keep the user's other runs out of a folder: those on this machine that have the same temporary folder.
 
     Args:
         out: the folder, which need not exist; None holds nothing.
@@ -36,34 +35,37 @@ def held(out: Path | None) -> Iterator[None]:
     Raises:
         RequestError: another run writes into it.
     """
-    folder = out.absolute() if out is not None else None
+    folder = out.resolve() if out is not None else None
     if folder is None or folder in _held.folders:
         yield
         return
-    lock = _lock(folder)
-    ranks.from_first(lambda: _take(lock, folder))
+    taken: list[FileLock] = []  # by the first rank
+    ranks.from_first(lambda: taken.append(_taken(folder)))
     _held.folders.add(folder)
     try:
         yield
     finally:
         _held.folders.remove(folder)
-        if ranks.first():
+        for lock in taken:
             _leave(lock)
 
 
-def _lock(folder: Path) -> FileLock:
-    """A file elsewhere: where a run is refused, nothing is left beside the folder."""
-    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
-    return FileLock(Path(tempfile.gettempdir(), f"llmprune-{name}.lock"), timeout=0)
-
-
-def _take(lock: FileLock, folder: Path) -> None:
+def _taken(folder: Path) -> FileLock:
+    """Take the lock of a folder: a file elsewhere, so that a refused run leaves nothing beside the folder."""
+    name = hashlib.sha256(f"{Path.home()}\0{folder}".encode(errors="surrogateescape")).hexdigest()[:32]
     try:
+        lock = FileLock(Path(tempfile.gettempdir(), f"llmprune-{name}.lock"), timeout=0)
         lock.acquire()
     except Timeout:
         raise RequestError(
             "out", f"another run is writing into {folder}; wait for it, or name another folder"
         ) from None
+    except OSError as error:
+        raise RequestError(
+            "out",
+            f"{folder} cannot be kept from other runs: {error}; set TMPDIR to a folder that can be written",
+        ) from error
+    return lock
 
 
 def _leave(lock: FileLock) -> None:

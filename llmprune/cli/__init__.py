@@ -40,7 +40,7 @@ def main() -> NoReturn:
             app()
     except SystemExit as leaving:
         if leaving.code == 130:
-            typer.echo("llmprune: stopped; rerun with --resume to finish a prune", err=True)
+            typer.echo("llmprune: stopped; rerun it (`prune`, `score` and `recover` with --resume)", err=True)
         sys.exit(leaving.code)
     except RequestError as error:
         if ranks.first():  # the others found the same

@@ -33,25 +33,15 @@ def demo(
 
     Takes a few minutes. 30 % of the feed-forward channels go, and the others are refitted.
     """
+    from llmprune.checkpoint.lock import held
     from llmprune.cli import demo_model
     from llmprune.export import gguf
-    from llmprune.pruning import prune
 
     display.quiet()
     start = time.monotonic()
-    say("1 of 5: finding the model")
-    name = demo_model.model()
-    say("2 of 5: pruning it, block by block")
-    prune(name, out=out, resume=True, **demo_model.ASK)
-    say("3 of 5: comparing predictions and speed with the dense model's")
-    _measure(name, out)
-    say("4 of 5: asking both")
-    answers = {role: _answer(model) for role, model in (("dense", name), ("pruned", str(out)))}
-    say("5 of 5: writing a GGUF file and a page")
     file, page = gguf.beside(out, "q8_0"), out.with_name(f"{out.name}.html")
-    if not file.is_file():
-        gguf.export(out, file, "q8_0")
-    _draw(out, page)
+    with held(out):
+        answers = _made(out, file, page)
     found = _figures(out)
     if as_json:
         return display.print_json({"out": str(out), "gguf": str(file), "answers": answers, **found})
@@ -60,6 +50,27 @@ def demo(
     display.table([(f"  {role}", said) for role, said in answers.items()], sys.stdout)
     typer.echo(f"\nDone in {time.monotonic() - start:.0f} s: {out}, {file}, {page}")
     typer.echo(NEXT.format(out=out, file=file))
+
+
+def _made(out: Path, file: Path, page: Path) -> dict[str, str]:
+    """Write all that is not there yet; return the answers of both models."""
+    from llmprune.cli import demo_model
+    from llmprune.export import gguf
+    from llmprune.pruning import prune
+
+    say("1 of 5: finding the model")
+    name = demo_model.model(out)
+    say("2 of 5: pruning it, block by block")
+    prune(name, out=out, resume=True, **demo_model.ASK)
+    say("3 of 5: comparing predictions and speed with the dense model's")
+    _measure(name, out)
+    say("4 of 5: asking both")
+    answers = {role: _answer(model) for role, model in (("dense", name), ("pruned", str(out)))}
+    say("5 of 5: writing a GGUF file and a page")
+    if not file.is_file():
+        gguf.export(out, file, "q8_0")
+    _draw(out, page)
+    return answers
 
 
 def _measure(dense: str, out: Path) -> None:

@@ -14,6 +14,7 @@ from llmprune import pruning, ranks, report
 from llmprune.checkpoint import draft as drafts
 from llmprune.checkpoint import reload
 from llmprune.checkpoint.draft import Draft
+from llmprune.checkpoint.lock import held
 from llmprune.checkpoint.once import Once
 from llmprune.errors import RequestError
 from llmprune.measured import Planned, Tried
@@ -70,10 +71,11 @@ def reach(model: str, target: str, text: Options, engine: str | None = None, **h
         raise RequestError("out", "no folder was named for the pruned checkpoint; give --out")
     if ranks.count() > 1:
         raise RequestError("ranks", f"{ranks.count()} processes were started, and one plans; start one")
-    if run.resume and (done := finish.finished(run.folder)):
-        return done
-    drafts.require_usable(run.folder, resume=run.resume)
-    return _Reaching(Planner(model, wanted, text, run), run.folder).best()
+    with held(run.folder):
+        if run.resume and (done := finish.finished(run.folder)):
+            return done
+        drafts.require_usable(run.folder, resume=run.resume)
+        return _Reaching(Planner(model, wanted, text, run), run.folder).best()
 
 
 class _Reaching:

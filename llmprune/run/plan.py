@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import psutil
 
 from llmprune import ranks
+from llmprune.checkpoint import disk
 from llmprune.checkpoint.resources import Resources
 from llmprune.errors import JobError, RequestError
 from llmprune.model.anatomy import Anatomy
@@ -136,9 +136,7 @@ class Plan:
                 f"and {_gib(host)} are available; lower --samples or --length"
             )
         if out is not None:
-            place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-            written = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
-            free = shutil.disk_usage(place).free + written
+            free = disk.free(out) + sum(path.stat().st_size for path in out.rglob("*.safetensors"))
             if free < self.disk_bytes:
                 raise JobError(
                     f"{out} needs {_gib(self.disk_bytes)} of disk and {_gib(free)} are free; "

@@ -18,11 +18,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmprune import prune
-from llmprune.checkpoint import reader, reload, shards, source
+from llmprune.checkpoint import gguf, reader, reload, shards, source
 from llmprune.checkpoint.source import Source
 from llmprune.errors import JobError, LlmpruneError, RequestError
+from llmprune.export.gguf import export
 from llmprune.model.sites.linear import LinearLayers
 from tests import tiny
+from tests.export.test_gguf import saved
 
 ROOT = Path(__file__).parents[2]
 ASK: dict[str, Any] = {"method": "wanda", "calibration": {"samples": 2, "length": 16}}
@@ -348,10 +350,23 @@ def test_an_id_out_of_reach_is_refused(name: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_half_a_model_in_the_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMPRUNE_CACHE", str(tmp_path / "cache"))
+    file = export(saved("llama", tmp_path / "dense"), tmp_path / "dense.gguf", "f32")
+    (shard,) = gguf.dequantised(file).glob("*.safetensors")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    gguf.dequantised(file)
+    assert shard.read_bytes() == whole
+    shard.unlink()
+    gguf.dequantised(file)
+    assert shard.read_bytes() == whole
+
+
 def test_a_gguf_file_that_is_none_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMPRUNE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "x.gguf").write_bytes(b"GGUF is not enough")
     with pytest.raises(JobError, match=r"cannot read .*x\.gguf") as raised:
         source.find(str(tmp_path / "x.gguf"))
     assert "\n" not in str(raised.value)
-    assert not list((tmp_path / "cache" / "gguf").iterdir())
+    assert all(left.suffix == ".lock" for left in (tmp_path / "cache" / "gguf").iterdir())

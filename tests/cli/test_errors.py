@@ -220,7 +220,11 @@ def test_a_misspelt_command_line_says_how_it_is_used(
     ("error", "code", "said"),
     [
         (JobError("the disk is full; free some space"), 1, "llmprune: the disk is full; free some space\n"),
-        (KeyboardInterrupt(), 130, "llmprune: stopped; rerun with --resume to finish a prune\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "llmprune: stopped; rerun it (`prune`, `score` and `recover` with --resume)\n",
+        ),
     ],
 )
 def test_how_a_command_ends_shows_in_its_exit_code(
