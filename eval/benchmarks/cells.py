@@ -87,7 +87,7 @@ def same_token(row: Row) -> str:
 
 def figure(which: str) -> Callable[[Row], str]:
     """A figure of the demo, to four digits."""
-    return lambda row: f"{row[which]:#.4g}"
+    return lambda row: f"{row[which]:,.0f}" if row[which] >= 1000 else f"{row[which]:#.4g}"
 
 
 def ratio(row: Row) -> str:

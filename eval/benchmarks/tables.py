@@ -12,6 +12,7 @@ import yaml
 from cells import Row
 from files import FIRST, of_files
 from table import ROOT, Engines, Table, rows, served
+from targets import Targets
 
 PAGES = tuple(
     ROOT / page for page in ("README.md", "eval/RESULTS.md", "llmprune/README.md", "recipes/README.md")
@@ -217,6 +218,7 @@ TABLES = {
         },
     ),
     "engines": Engines(),
+    "targets": Targets(),
     "processes": Table(
         ("processes",),
         "recipe | same bytes: two | four | perplexity by one, two, four | time of two",

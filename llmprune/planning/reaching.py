@@ -209,6 +209,8 @@ def _healed(best: Tried) -> Tried | None:
         recipe = Recipe.parse(best["recipe"] | {"recovery": "reconstruct"})
     except RequestError:
         return None
+    if all(step.sites.shares == "rows" for step in recipe.every_step):
+        return None  # its blocks are the dense model's
     return {
         "name": f"{best['name']}, reconstructed",
         "recipe": recipe.resolved(),

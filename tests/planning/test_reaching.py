@@ -65,6 +65,19 @@ def weights(folder: Path) -> dict[str, str]:
     return {name: digest for name, digest in hashes(folder).items() if name.endswith(".safetensors")}
 
 
+@pytest.mark.parametrize(
+    ("recipe", "healed"),
+    [
+        ({"pattern": {"name": "vocabulary", "keep": 256}}, False),
+        ({"method": "cfsp", "sparsity": 0.2}, True),
+        ({"steps": [{"pattern": {"name": "vocabulary", "keep": 256}}, {"method": "cfsp"}]}, True),
+    ],
+)
+def test_blocks_that_lost_nothing_are_not_reconstructed(recipe: dict[str, Any], healed: bool) -> None:
+    found = reaching._healed({"name": "one", "recipe": recipe, "expected": 1.0})
+    assert (found is not None) == healed
+
+
 def test_a_target_is_reached_by_the_best_candidate_whose_recipe_gives_the_same_by_itself(
     model: Path, tmp_path: Path
 ) -> None:
