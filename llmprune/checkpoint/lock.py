@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def held(out: Path | None) -> Iterator[None]:
     Raises:
         RequestError: another run writes into it.
     """
-    folder = out.resolve() if out is not None else None
+    folder = Path(os.path.realpath(out)) if out is not None else None
     if folder is None or folder in _held.folders:
         yield
         return

@@ -91,6 +91,26 @@ def run_of(options: Options) -> Run:
     if unknown:
         raise RequestError(unknown[0], f"there is no such option; there are {', '.join(sorted(known))}")
     try:
-        return TypeAdapter(Run).validate_python(options)
+        run = TypeAdapter(Run).validate_python(options)
     except ValidationError as error:
         raise sentence(error) from error
+    if run.folder is not None:
+        _require_path(run.folder)
+    return run
+
+
+def _require_path(out: Path) -> None:
+    """Refuse a name that no file can have.
+
+    Raises:
+        RequestError: it says why.
+    """
+    try:
+        out.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise RequestError(
+            "out", f"{str(out)[:80]!r} cannot be written: {why}; name another folder"
+        ) from error
