@@ -102,7 +102,7 @@ def same(counts: str) -> Callable[[Row], str]:
 
 def by_processes(row: Row) -> str:
     """Perplexity of what one, two and four of them wrote."""
-    return ", ".join(f"{row['perplexity'][one]:.2f}" for one in ("1 x 1", "2 x 1", "4 x 1"))
+    return "; ".join(_figure(row["perplexity"][one]) for one in ("1 x 1", "2 x 1", "4 x 1"))
 
 
 def halved(row: Row) -> str:

@@ -221,7 +221,7 @@ TABLES = {
     "targets": Targets(),
     "processes": Table(
         ("processes",),
-        "recipe | same bytes: two | four | perplexity by one, two, four | time of two",
+        "recipe | same bytes: two | four | perplexity by one; two; four | time of two",
         (cells.same("2 x 1"), cells.same("4 x 1"), cells.by_processes, cells.halved),
         {
             **{f"`{name}`": name for name in ("wanda-2of4", "flap-20", "cfsp-20")},
