@@ -67,14 +67,9 @@ def divergence_known(row: Row) -> str:
 
 
 def bits_over_dense(row: Row) -> str:
-    """Bits per byte of all pieces over the dense model's, with the interval."""
+    """Bits per byte of all pieces, and over the dense model's with the interval."""
     low, high = row["bits_ratio_interval"]
-    return f"{row['bits_ratio']:.3f}x [{low:.3f}, {high:.3f}]"
-
-
-def bits_of_both(row: Row) -> str:
-    """Bits per byte of all pieces, and over the dense model's."""
-    return f"{row['bits_per_byte']:.3f}, {bits_over_dense(row)}"
+    return f"{row['bits_per_byte']:.3f}, {row['bits_ratio']:.3f}x [{low:.3f}, {high:.3f}]"
 
 
 def same_token(row: Row) -> str:

@@ -56,7 +56,7 @@ def main() -> None:
         "model": MODEL,
         "commit": commit(),
         "seconds": round(time.monotonic() - start),
-        "kl": found["agreement"],
+        "agreement": found["agreement"],
         "rows": rows(found),
     }
     (RESULTS / MODEL / "demo.json").write_text(json.dumps(told, indent=1) + "\n")

@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200, help="questions of each task of sharp; 0 for none")
     asked = parser.parse_args()
     if "dense" not in asked.forms and not row_file(asked.out, "dense", TYPES[0]).exists():
-        parser.error("the other forms are told over the dense f16 file; ask for --forms dense, too")
+        parser.error("the dense f16 file is not measured yet; add dense to --forms")
     asked.work.mkdir(parents=True, exist_ok=True)
     scale = Scale(asked.model, asked.shared, asked.work, asked.pieces, asked.limit)
     base = scale.file("dense", asked.model, TYPES[0])

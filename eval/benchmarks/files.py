@@ -61,7 +61,7 @@ def of_files(model: str) -> Table:
     head = "file | size | decode | prefill | KL | same token | bits per byte, over dense f16 | `sharp` kept"
     columns = (
         *(cells.file_size, cells.speed("decode"), cells.speed("prefill")),
-        *(cells.divergence_known, cells.same_token, cells.bits_of_both, cells.points_kept),
+        *(cells.divergence_known, cells.same_token, cells.bits_over_dense, cells.points_kept),
     )
     return Table(("equal_bytes",), head, columns, {f"`{name}`": [name] for name in sorted(names)}, model)
 

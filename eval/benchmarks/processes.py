@@ -23,6 +23,8 @@ from llmprune_eval import evaluation
 from llmprune_eval.windows import Protocol
 from table import MODEL, RESULTS
 
+from llmprune.checkpoint.shards import sha256
+
 ASKED = {
     "wanda-2of4": ["--recipe", "wanda-2of4"],
     "flap-20": ["--recipe", "flap-20"],
@@ -50,8 +52,8 @@ def measured(model: Path, words: list[str], work: Path, *, timed: bool) -> dict[
         subprocess.run([*map(str, asked)], check=True, capture_output=True, env=around)
         if timed:
             row["seconds"][name] = time.monotonic() - start
-        files = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(out.glob("*.safetensors"))]
-        row["sha256"][name] = hashlib.sha256("".join(files).encode()).hexdigest()
+        files = "".join(map(sha256, sorted(out.glob("*.safetensors"))))
+        row["sha256"][name] = hashlib.sha256(files.encode()).hexdigest()
         found = evaluation.evaluate({"model": str(out)}, ["builtin"], PROTOCOL)
         row["perplexity"][name] = found["model"]["perplexity"][0]["perplexity"]
     return row

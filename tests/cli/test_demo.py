@@ -16,3 +16,12 @@ def test_a_disk_that_is_too_small_is_told_at_once(tmp_path: Path, monkeypatch: p
     with pytest.raises(JobError, match=r"the demo writes 1000000000\.9 GB where .*demo is"):
         demo.demo(tmp_path / "demo")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMPRUNE_CACHE", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    with pytest.raises(JobError, match=r"file/demo cannot be written: Not a directory; set LLMPRUNE_CACHE"):
+        demo_model._from_wheel()

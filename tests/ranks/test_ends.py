@@ -68,7 +68,7 @@ def test_what_one_rank_ran_into_all_of_them_say(ranks: Ranks, model: Path, tmp_p
 
 def test_a_rank_that_does_not_answer_is_named(ranks: Ranks, model: Path, tmp_path: Path) -> None:
     asked = {"model": model, **ASKED, "out": tmp_path / "out", "ends": (1, "asleep")}
-    said = ranks(asked, patience=3)[0]
+    said = ranks(asked, patience=4)[0]
     assert said[0] == "JobError: process 1 of this run has ended or does not answer; rerun with --resume"
 
 

@@ -196,9 +196,9 @@ def test_a_copy_that_waits_on_the_host_trains_where_the_student_was(
     class Told(Exception):
         pass
 
-    def init(self: _Trainer, model: Any, *rest: Any) -> None:
+    def init(self: _Trainer, model: Any, arguments: Any, *rest: Any) -> None:
         assert next(model.parameters()).device.type == "cpu"
-        raise Told(rest[-1].use_cpu)
+        raise Told(arguments.use_cpu)
 
     student = AutoModelForCausalLM.from_pretrained(pruned)
     ids, course = torch.zeros(2, 8, dtype=torch.long), Course(rate=1e-3, windows=1)
