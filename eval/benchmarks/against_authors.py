@@ -62,10 +62,14 @@ def tokens_of(shared: Path, split: str, tokenizer: Any) -> torch.Tensor:
 
 
 def calibration_tokens(model: str, shared: Path) -> torch.Tensor:
-    """The windows [N, L] of WikiText-2 validation that the authors' code was calibrated on."""
+    """The windows [N, L] of WikiText-2 validation that the authors' code was calibrated on.
+
+    Under a tokenizer of fewer tokens, those that would begin behind the last window begin anew at the first.
+    """
     asked = json.loads((shared / BASELINES).read_text())["calibration"]
     ids = tokens_of(shared, "validation", AutoTokenizer.from_pretrained(model))
-    return torch.stack([ids[start : start + asked["length"]] for start in asked["starts"]])
+    windows = ids.unfold(0, asked["length"], 1)
+    return torch.stack([windows[start % len(windows)] for start in asked["starts"]])
 
 
 def perplexity(folder: str | Path, ids: torch.Tensor, windows: int = 32, length: int = 1024) -> float:

@@ -1,7 +1,7 @@
 """Prune, then let the dense model teach: perplexity and divergence before and after.
 
-Pruned on the calibration windows of `against_authors.py`; taught on those and on as many of C4 and Wikipedia
-(`held_out.py`) as fill the tokens asked, in a fixed random order; a share of them chooses the state that is
+Pruned on the calibration windows of `against_authors.py`; taught on those, up to a third of the tokens asked,
+and on C4 and Wikipedia (`held_out.py`), in a fixed random order; a share of them chooses the state that is
 kept.
 `kl` is the mean KL divergence to the dense model on the windows of 1024 tokens that report, 8 of C4 and 8 of
 Wikipedia.
@@ -64,8 +64,9 @@ class Healing(Measuring):
         return {"before": self._of(start), **after, **kept, "versions": report.versions}
 
     def _text(self, windows: int) -> Tensor:
-        """So many windows, those that calibrated among them."""
-        return _shuffled(torch.cat([self._calibration, self._others[: windows - len(self._calibration)]]))
+        """So many windows, at most a third of them those that calibrated."""
+        own = self._calibration[: windows // 3]
+        return _shuffled(torch.cat([own, self._others[: windows - len(own)]]))
 
     def _of(self, folder: Path) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)

@@ -109,10 +109,10 @@ class Opened:
 
     def fits_whole(self, copies: float = 1, dtype: torch.dtype | None = None) -> bool:
         """Whether so many copies of the model fit into free memory, in the dtype of the computation."""
-        # Half of what is free: loading keeps a second copy for a while, and activations need room too.
         limit = min(psutil.virtual_memory().available, self.resources.available)
         width = (dtype or self.resources.dtype).itemsize
-        return bool(copies * self.anatomy.parameters * width < limit // 2)
+        # One more: loading keeps a second copy for a while, and activations need room too.
+        return bool((copies + 1) * self.anatomy.parameters * width < limit)
 
     def tokenizer(self, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
         """`given` if it is not None, otherwise the checkpoint's tokenizer."""
