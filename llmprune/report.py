@@ -153,6 +153,7 @@ class RecoveryRecord(TypedDict):
     losses: NotRequired[list[float]]
     held_out: NotRequired[list[Look]]
     trained_tokens: NotRequired[int]
+    rate: NotRequired[float]
     computed_in: NotRequired[str]
     member_losses: NotRequired[list[float]]
     schedule: NotRequired[dict[str, float] | None]

@@ -77,7 +77,7 @@ BESIDES: dict[str, dict[str, Any]] = {
 # Recipes that do not run on all models: the tiny ones have no BPE tokenizer, and training takes its time.
 ON = {
     **dict.fromkeys(("vocabulary-64k", "small-english"), (TRAINED.name,)),
-    **dict.fromkeys(("small", "smaller"), FAMILIES[:2]),
+    **dict.fromkeys(("small", "smaller", "flap-30-healed", "depth-20-healed"), FAMILIES[:2]),
     "admm-2of4": FAMILIES,  # `admm-2of4-healed` begins with it
     **dict.fromkeys(("reap-25", "reap-50", "reap-25-wanda-50"), MIXTURES),
 }

@@ -198,7 +198,7 @@ def before(row: Row) -> str:
 
 def taught(row: Row) -> str:
     """Thousands of tokens that trained."""
-    return f"{2.048 * len(row['losses']):.0f} k"  # 2048 a step
+    return f"{row['trained_tokens'] / 1000:.0f} k"
 
 
 def minutes(row: Row) -> str:

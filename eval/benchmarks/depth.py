@@ -1,7 +1,7 @@
 """Remove whole blocks by every criterion, with and without refitting seams, and the same share by width.
 
 Calibration and evaluation windows are those of `against_authors.py`. `kl` is the mean KL divergence to the
-dense model on held-out windows of 1024 tokens that choose (`held_out.py`), 8 of C4 and 8 of Wikipedia.
+dense model on held-out windows of 1024 tokens that choose (`held_out.py`), 8 of C4 and the 6 of Wikipedia.
 A criterion that is nested is run once, at the largest share, and its order is used for the smaller ones.
 """
 

@@ -1,7 +1,7 @@
 """Prune before any training: stronger solvers, orders of units, budgets by text, refined masks.
 
 Calibration and evaluation windows are those of `against_authors.py`. `kl` is the mean KL divergence to the
-dense model on held-out windows of 1024 tokens that choose (`held_out.py`), 8 of C4 and 8 of Wikipedia.
+dense model on held-out windows of 1024 tokens that choose (`held_out.py`), 8 of C4 and the 6 of Wikipedia.
 `ratio` is the time of the whole run over one plain forward pass of the calibration set. Rows of searched
 budgets, and those that they are compared with, calibrate on the first 16 x 512 of the calibration tokens.
 """

@@ -23,7 +23,7 @@ class Measuring:
     """One model and the texts that its rows share.
 
     Calibration and evaluation windows are those of `against_authors.py`; of the windows that choose
-    (`held_out.py`), 8 of C4 and 8 of Wikipedia, each of 1024 tokens.
+    (`held_out.py`), 8 of C4 and the 6 of Wikipedia, each of 1024 tokens.
     """
 
     def __init__(self, model: Path, shared: Path) -> None:

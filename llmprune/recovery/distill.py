@@ -5,6 +5,7 @@ pruned language models Minitron, arXiv:2407.14679: temperature 1, and no loss of
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -31,6 +32,8 @@ from llmprune.training.gradual import Gradual, Masks, Schedule, at, gone
 from llmprune.training.teacher import Lesson
 
 SCALE = 2.0  # of the adapters' products
+RATE_OF_A_NAT, MOST = 1e-3, 2e-3  # relative to each parameter's scale
+TEXT_RATE = 3e-4  # the same, where the loss tells nothing of the distance to the dense model
 SEEN = 8  # windows that masks are chosen by
 UNITS = {"k": 1_000, "M": 1_000_000}
 
@@ -55,9 +58,10 @@ class Distill(Taught):
     batch_tokens: Tokens = 512
     """Of one step, which takes one window at least."""
 
-    relative_rate: Annotated[float, Field(gt=0)] = 3e-4
+    relative_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak rate of AdamW over the root mean square of each parameter, which differs by more than ten times
-    between models (Adafactor, arXiv:1804.04235, section 8); a `learning_rate` goes before it."""
+    between models (Adafactor, arXiv:1804.04235, section 8); by default 0.001 for each nat of held-out loss at
+    the start, at most 0.002. A `learning_rate` goes before it."""
 
     adapters: Annotated[int, Field(ge=1)] | None = None
     """Rank of adapters that train in place of the weights."""
@@ -105,10 +109,13 @@ class Distill(Taught):
             self.schedule.require(pattern_of(pruned), start, allocation)
             self.schedule.shares(start, self.steps(length))
 
-    @property
-    def rate(self) -> tuple[float, bool]:
-        """Relative for weights, unless a rate is given."""
-        return super().rate if self.learning_rate or self.adapters else (self.relative_rate, True)
+    def rate(self, start: Callable[[], float]) -> tuple[float, bool]:
+        """Unless one is given, relative for weights, and the higher the farther from the dense model."""
+        if self.learning_rate or self.adapters:
+            return super().rate(start)
+        if self.relative_rate:
+            return self.relative_rate, True
+        return (min(RATE_OF_A_NAT * start(), MOST) if self.loss == "teacher" else TEXT_RATE), True
 
     @property
     def spreads(self) -> bool:

@@ -20,7 +20,8 @@ def perplexities() -> dict[str, float]:
     rows = table.rows("one_shot", "against_authors", "textless", "depth")
     rows["depth-20"] = rows["shortgpt-20-span"]  # the same recipe
     rows["tyr-30"] = rows["flap-30-search-held_out"]
-    rows["admm-2of4-healed"] = table.rows("healed")["admm-2of4-100k"]
+    healed = {"admm-2of4": "100k", "flap-30": "128k", "depth-20": "128k"}
+    rows |= {f"{start}-healed": table.rows("healed")[f"{start}-{tokens}"] for start, tokens in healed.items()}
     return {name.replace("2of4", "2_4").replace("-", "_"): row["perplexity"] for name, row in rows.items()}
 
 

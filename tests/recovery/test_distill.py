@@ -113,6 +113,14 @@ def require_same(cut: Path, whole: Path) -> None:
         assert (cut / file.name).read_bytes() == file.read_bytes()
 
 
+def test_the_default_rate_follows_the_held_out_loss_of_the_start(pruned: Path) -> None:
+    record = recover(pruned, HOW | {"learning_rate": None}, out=pruned.with_name("after")).recovery
+    assert record is not None
+    start = record["held_out"][0]["loss"]
+    assert record["rate"] == pytest.approx(1e-3 * start, rel=1e-4)
+    assert record["rate"] < 2e-3
+
+
 @pytest.mark.parametrize(("save_every", "first"), [(0.0, 5), (60.0, 0)])
 @pytest.mark.parametrize("own", [{"learning_rate": None}, {"adapters": 2}], ids=["weights", "adapters"])
 def test_an_interrupted_training_resumes_from_its_checkpoint(

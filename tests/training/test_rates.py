@@ -45,8 +45,23 @@ def test_groups_keep_their_parameters_and_options() -> None:
     assert [group["weight_decay"] for group in found] == [0.3, 0.3, 0.0]
 
 
+def unasked() -> float:
+    """What an absolute rate, or one that is given, has no use for."""
+    raise AssertionError
+
+
 def test_a_rate_that_is_given_goes_before() -> None:
-    assert Distill().rate == (Distill().relative_rate, True)
-    assert Distill(relative_rate=1e-3).rate == (1e-3, True)
-    assert Distill(learning_rate=5e-5).rate == Distill(learning_rate=5e-5, adapters=4).rate == (5e-5, False)
-    assert Distill(adapters=4).rate == Lora().rate == (2e-4, False)
+    assert Distill(relative_rate=1e-3).rate(unasked) == (1e-3, True)
+    given = (5e-5, False)
+    assert Distill(learning_rate=5e-5).rate(unasked) == given
+    assert Distill(learning_rate=5e-5, adapters=4).rate(unasked) == given
+    assert Distill(adapters=4).rate(unasked) == Lora().rate(unasked) == (2e-4, False)
+
+
+def test_the_farther_from_the_dense_model_the_longer_the_steps() -> None:
+    asked = Distill()
+    near, far, lost = (asked.rate(lambda loss=loss: loss) for loss in (0.2, 1.0, 9.0))
+    assert near == (pytest.approx(2e-4), True)
+    assert far == (pytest.approx(1e-3), True)
+    assert lost == (2e-3, True)
+    assert Distill(loss="text").rate(unasked) == (3e-4, True)

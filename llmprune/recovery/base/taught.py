@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Literal
@@ -23,8 +24,8 @@ from llmprune.training.keep_zeros import KeepZeros
 from llmprune.training.teacher import Lesson, Teacher, Text
 
 JUDGING = 20  # windows to train on for each that is held out: what is held out is read ten times
-TRAINING = 6  # models in float32: student, gradient, two of AdamW's, the best state, and the teacher
-ADAPTING = 3  # student, teacher, and what adapters and their optimiser take
+TRAINING = 7  # models in float32: student, gradient, two of AdamW's, the best state, teacher, activations
+ADAPTING = 4  # student, teacher, what adapters and their optimiser take, activations
 WHOLE = 2  # student and teacher, before processes share them
 ADAPTERS_RATE = 2e-4
 
@@ -74,9 +75,12 @@ class Taught(Recovery):
                 f"{self.hidden:g} was asked, and that needs a resident teacher; leave it out",
             )
 
-    @property
-    def rate(self) -> tuple[float, bool]:
-        """The peak rate, and whether it is a share of each parameter's scale."""
+    def rate(self, start: Callable[[], float]) -> tuple[float, bool]:
+        """The peak rate, and whether it is a share of each parameter's scale.
+
+        Args:
+            start: judges the model before training: held-out loss in nats.
+        """
         return self.learning_rate or ADAPTERS_RATE, False
 
     def require(self, pruned: Opened, dense: Opened, samples: int, length: int) -> None:
@@ -152,9 +156,15 @@ class Taught(Recovery):
         Raises:
             JobError: the training failed, or helped nothing.
         """
-        from llmprune.training.trainer import Course, train
+        from llmprune.training.trainer import Course, judged, train
 
-        rate, relative = self.rate
+        def before() -> float:
+            """Processes that round in their own ways have to train at one rate."""
+            if gradual:
+                return gradual.one_shot
+            return ranks.from_first(lambda: judged(student, lesson, text.held_out, self.computes_in(task)))
+
+        rate, relative = self.rate(before)
         course = Course(
             rate=rate,
             relative=relative,
@@ -174,11 +184,12 @@ class Taught(Recovery):
             task.draft.discard()
             raise JobError(
                 f"no state on the way was better than {name} ({start:.4f} nats on held-out windows, "
-                f"{done.end:.4f} at best); try a lower {'relative_rate' if relative else 'learning_rate'} or "
-                "another text"
+                f"{done.end:.4f} at best); try a {'relative_rate' if relative else 'learning_rate'} below "
+                f"{rate:.2g} or another text"
             )
         return {
             "trained_tokens": len(done.losses) * at_once * text.windows.shape[1],
+            "rate": rate,
             "losses": done.losses,
             "held_out": [{"step": step, "loss": loss} for step, loss in done.held_out],
             "computed_in": str(self.computes_in(task)).removeprefix("torch."),
