@@ -15,6 +15,7 @@ from llmprune import ranks
 from llmprune.checkpoint import devices
 from llmprune.checkpoint.opened import Opened
 from llmprune.errors import JobError, RequestError
+from llmprune.progress import say
 from llmprune.recovery.base import Recovery, Task
 from llmprune.text.windows import HELD_OUT, Split, batched, sharing
 from llmprune.training import sharded
@@ -165,6 +166,7 @@ class Taught(Recovery):
             return ranks.from_first(lambda: judged(student, lesson, text.held_out, self.computes_in(task)))
 
         rate, relative = self.rate(before)
+        say(f"training at a peak rate of {rate:.2g}{' of the scale of each parameter' if relative else ''}")
         course = Course(
             rate=rate,
             relative=relative,
