@@ -202,7 +202,6 @@ TABLES = {
         {
             "SparseGPT, 2:4": "sparsegpt-2of4-100k",
             "ADMM, 2:4": "admm-2of4-64k",
-            "ADMM, 2:4, one rate of 2e-4": "admm-2of4-100k",
             "FLAP, 30 %, `affine`": "flap-30-128k",
             "CFSP, 30 % of the channels, `affine`, rate 0.002": "cfsp-30-128k-relative_rate-2e-3",
             "6 of 30 blocks": "depth-20-128k",
