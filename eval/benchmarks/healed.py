@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llmprune
+from llmprune import report
 from llmprune.recovery.distill import Distill, counted
 
 KEPT = ("trained_tokens", "rate", "losses", "held_out", "computed_in", "time")
@@ -54,15 +55,17 @@ class Healing(Measuring):
     def healed(self, name: str, how: dict[str, Any]) -> dict[str, Any]:
         """Prune unless that is done, recover, and measure both."""
         start = self._pruned / name
-        if not start.exists():
-            llmprune.prune(self.model, STARTS[name], tokens=self._calibration, out=start)
+        if not (start / report.FILE).exists():
+            llmprune.prune(
+                self.model, STARTS[name], tokens=self._calibration, out=start, resume=start.exists()
+            )
         with tempfile.TemporaryDirectory() as work:
             text = self._text(Distill(tokens=counted(how["tokens"])).samples(1024))
-            report = llmprune.recover(start, how, tokens=text, out=Path(work, "out"))
+            told = llmprune.recover(start, how, tokens=text, out=Path(work, "out"))
             after = self._of(Path(work, "out"))
-        done: Any = report.recovery
+        done: Any = told.recovery
         kept = {key: done[key] for key in KEPT}
-        return {"before": self._of(start), **after, **kept, "versions": report.versions}
+        return {"before": self._of(start), **after, **kept, "versions": told.versions}
 
     def _text(self, windows: int) -> Tensor:
         """So many windows, at most a third of them those that calibrated."""
