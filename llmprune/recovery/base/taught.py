@@ -160,12 +160,10 @@ class Taught(Recovery):
         from llmprune.training.trainer import Course, judged, train
 
         def before() -> float:
-            """Processes that round in their own ways have to train at one rate."""
-            if gradual:
-                return gradual.one_shot
-            return ranks.from_first(lambda: judged(student, lesson, text.held_out, self.computes_in(task)))
+            return judged(student, lesson, text.held_out, self.computes_in(task))
 
-        rate, relative = self.rate(before)
+        # Processes that round in their own ways train at one rate.
+        rate, relative = self.rate(lambda: gradual.one_shot if gradual else ranks.from_first(before))
         say(f"training at a peak rate of {rate:.2g}{' of the scale of each parameter' if relative else ''}")
         course = Course(
             rate=rate,
