@@ -21,7 +21,7 @@ from llmprune.recovery.base import Recovered, Recovery, Task
 from llmprune.training.teacher import Teacher
 
 State = dict[str, Tensor]
-COPIES = 4  # models in float32: the student, the teacher, a sum, and the member that is read
+COPIES = 5  # models in float32: student, teacher, a sum, the member that is read, activations
 
 
 @dataclass(frozen=True)

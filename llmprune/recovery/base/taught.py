@@ -184,8 +184,8 @@ class Taught(Recovery):
             task.draft.discard()
             raise JobError(
                 f"no state on the way was better than {name} ({start:.4f} nats on held-out windows, "
-                f"{done.end:.4f} at best); try a {'relative_rate' if relative else 'learning_rate'} below "
-                f"{rate:.2g} or another text"
+                f"{done.end:.4f} at best); lower {'relative_rate' if relative else 'learning_rate'} from "
+                f"{rate:.2g}, or give another text"
             )
         return {
             "trained_tokens": len(done.losses) * at_once * text.windows.shape[1],

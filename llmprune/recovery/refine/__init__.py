@@ -28,7 +28,7 @@ from llmprune.recovery.refine.originals import pattern_of, require_mask, require
 from llmprune.recovery.refine.rounds import Refinement, Settings
 
 JUDGING = 4  # one of so many calibration windows judges masks, and gives no gradient
-COPIES = 5  # models, in bytes: the two, a gradient, and running means of gradient and curvature
+COPIES = 6  # models, in bytes: the two, a gradient, running means of gradient and curvature, activations
 
 
 @dataclass(frozen=True)
