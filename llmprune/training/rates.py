@@ -1,8 +1,8 @@
 """Learning rates that follow the scale of the parameters.
 
 A step of Adam moves a weight by about its learning rate, whatever the weight is. The root mean square of a
-matrix is 0.2 in one model and 0.015 in another, so that no rate fits both; a share of it does (Adafactor,
-Shazeer and Stern, 2018, arXiv:1804.04235, section 8).
+matrix is 0.2 in one model and 0.015 in another, so that no rate fits both; a share of it (Adafactor, Shazeer
+and Stern, 2018, arXiv:1804.04235, section 8) can.
 """
 
 from __future__ import annotations
