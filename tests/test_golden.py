@@ -41,6 +41,7 @@ DISTILL = {"name": "distill", "tokens": 512, "batch_tokens": 64, "products": "fl
 # What no shipped recipe reaches; `then` is a recovery of the result.
 BESIDES: dict[str, dict[str, Any]] = {
     "global": {"method": "wanda", "sparsity": 0.4, "allocation": "global"},
+    "owl": {"method": "wanda", "sparsity": 0.7, "allocation": "owl"},
     "erk": {"method": "magnitude", "sparsity": 0.4, "allocation": "erk"},
     "profile": {
         "method": "random",
@@ -77,7 +78,8 @@ BESIDES: dict[str, dict[str, Any]] = {
 # Recipes that do not run on all models: the tiny ones have no BPE tokenizer, and training takes its time.
 ON = {
     **dict.fromkeys(("vocabulary-64k", "small-english"), (TRAINED.name,)),
-    **dict.fromkeys(("small", "smaller", "flap-30-healed", "depth-20-healed"), FAMILIES[:2]),
+    **dict.fromkeys(("small", "smaller", "flap-30-healed", "depth-20-healed", "best-70"), FAMILIES[:2]),
+    "wanda-50-healed": FAMILIES[:1],
     "admm-2of4": FAMILIES,  # `admm-2of4-healed` begins with it
     **dict.fromkeys(("reap-25", "reap-50", "reap-25-wanda-50"), MIXTURES),
 }

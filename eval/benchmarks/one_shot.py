@@ -52,7 +52,12 @@ HELD_OUT = {**UNITS["flap"], "sparsity": 0.3, "repair": {"name": "affine", "ridg
 SEARCHED |= {"flap-30-held_out": HELD_OUT}
 for allocation in ("block_influence", "search"):
     SEARCHED[f"flap-30-{allocation}-held_out"] = {**HELD_OUT, "allocation": allocation}
+SEARCHED["flap-50-search-held_out"] = {**HELD_OUT, "sparsity": 0.5, "allocation": "search"}
 ROWS |= SEARCHED
+for name in ("sparsegpt-2of4", "admm-2of4", "flap-20", "cfsp-20"):
+    ROWS[f"{name}-short"] = ROWS[name]
+for name in ("flap-20", "cfsp-20"):
+    ROWS[f"{name}-held_out-short"] = {**ROWS[name], "repair": HELD_OUT["repair"]}
 for ridge in (0.01, 0.1, 1.0, 10.0, "held_out"):
     asked = {**UNITS["flap-channels"], "sparsity": 0.2, "repair": {"name": "affine", "ridge": ridge}}
     ROWS |= {f"ridge-{ridge}": asked, f"ridge-{ridge}-short": asked}

@@ -48,7 +48,7 @@ TABLES = {
             "`sparsegpt-50`": "sparsegpt_50",
             "`sparsegpt-2of4`": "sparsegpt_2_4",
             "`magnitude-50`": "magnitude_50",
-            "`owl-70`": "owl_70",
+            "Wanda, `owl`, 70 %": "owl_70",
         },
     ),
     "smaller": Table(
@@ -202,9 +202,12 @@ TABLES = {
         {
             "SparseGPT, 2:4": "sparsegpt-2of4-100k",
             "ADMM, 2:4": "admm-2of4-64k",
+            "Wanda, 2:4": "wanda-2of4-50k",
+            **{f"{name}, 50 %": f"{name.lower()}-50-50k" for name in ("Wanda", "SparseGPT", "ADMM")},
             "FLAP, 30 %, `affine`": "flap-30-128k",
             "CFSP, 30 % of the channels, `affine`, rate 0.002": "cfsp-30-128k-relative_rate-2e-3",
             "6 of 30 blocks": "depth-20-128k",
+            "6 of 30 blocks, rate 0.002": "depth-20-256k-relative_rate-2e-3",
             "6 of 30 blocks, `span`, one rate of 3e-4": "depth-20-span-100k-learning_rate-3e-4",
         },
     ),

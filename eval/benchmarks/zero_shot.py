@@ -30,12 +30,14 @@ RECIPES = (
     *("prunenet-20", "magnitude-50", "flap-50", "prunenet-30", "cfsp-50", "flap-20-self", "cfsp-30-recover"),
     *("flap-20-synthetic", "owl-70"),
 )
+BASELINES: dict[str, dict[str, Any]] = {"owl-70": {"method": "wanda", "sparsity": 0.7, "allocation": "owl"}}
 OUT = RESULTS / "smollm2-135m" / "zero_shot"
 
 
-def pruned(model: str, shared: Path, recipe: str, out: Path) -> dict[str, Any]:
-    """Prune, and say what is left."""
-    text = isinstance(Recipe.parse(load_data(recipe)).calibration.source, Documents)
+def pruned(model: str, shared: Path, name: str, out: Path) -> dict[str, Any]:
+    """Prune by a shipped recipe or a baseline, and say what is left."""
+    recipe = BASELINES.get(name) or load_data(name)
+    text = isinstance(Recipe.parse(recipe).calibration.source, Documents)
     totals = llmprune.prune(
         model, recipe, tokens=calibration_tokens(model, shared) if text else None, out=out
     ).totals
