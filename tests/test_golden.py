@@ -80,7 +80,8 @@ ON = {
     **dict.fromkeys(("vocabulary-64k", "small-english"), (TRAINED.name,)),
     **dict.fromkeys(("small", "smaller", "flap-30-healed", "depth-20-healed", "best-70"), FAMILIES[:2]),
     "wanda-50-healed": FAMILIES[:1],
-    "admm-2of4": FAMILIES,  # `admm-2of4-healed` begins with it
+    "admm-2of4-healed": FAMILIES[:1],
+    "cfsp-30-recover": FAMILIES,
     **dict.fromkeys(("reap-25", "reap-50", "reap-25-wanda-50"), MIXTURES),
 }
 CASES = [

@@ -20,7 +20,12 @@ def perplexities() -> dict[str, float]:
     rows = table.rows("one_shot", "against_authors", "textless", "depth")
     rows["depth-20"] = rows["shortgpt-20-span"]  # the same recipe
     rows["tyr-30"] = rows["flap-30-search-held_out"]
-    healed = {"admm-2of4": "64k", "flap-30": "128k", "depth-20": "128k"}
+    healed = {
+        "admm-2of4": "64k",
+        "flap-30": "128k",
+        "depth-20": "256k-relative_rate-2e-3",
+        "wanda-50": "50k",
+    }
     rows |= {f"{start}-healed": table.rows("healed")[f"{start}-{tokens}"] for start, tokens in healed.items()}
     return {name.replace("2of4", "2_4").replace("-", "_"): row["perplexity"] for name, row in rows.items()}
 
