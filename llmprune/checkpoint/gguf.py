@@ -7,10 +7,12 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from filelock import FileLock
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmprune.checkpoint import shards
@@ -42,9 +44,9 @@ def dequantised(file: Path) -> Path:
                 shutil.rmtree(folder, ignore_errors=True)
                 say(f"dequantising {file.name} into {folder} (once)")
                 _dequantise(file, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise JobError(
-            f"{folder} cannot be written: {error.strerror}; set LLMPRUNE_CACHE to another folder"
+            f"{folder} cannot be written: {one_line(error)}; set LLMPRUNE_CACHE to another folder"
         ) from error
     return folder
 
@@ -58,25 +60,32 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _dequantise(file: Path, folder: Path) -> None:
-    """Write the checkpoint of a .gguf file.
+    """Write the checkpoint of a .gguf file."""
+    model, tokenizer = _read(file)
+    part = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        part.chmod(0o755)  # mkdtemp makes it private
+        part.rename(folder)  # last, so that the folder is complete or absent
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _read(file: Path) -> tuple[Any, Any]:
+    """The model of a .gguf file in float32, and its tokenizer.
 
     Raises:
         JobError: transformers cannot read the file.
     """
-    part = Path(tempfile.mkdtemp(dir=folder.parent))
+    arguments: dict[str, object] = {"gguf_file": file.name, "dtype": torch.float32}
+    # Newer transformers keeps the weights quantised by default; older ones do not have the option.
+    if "dequantize" in inspect.signature(getattr(transformers, "GgufConfig", dict)).parameters:
+        arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        arguments: dict[str, object] = {"gguf_file": file.name, "dtype": torch.float32}
-        # Newer transformers keeps the weights quantised by default; older ones do not have the option.
-        if "dequantize" in inspect.signature(getattr(transformers, "GgufConfig", dict)).parameters:
-            arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(file.parent, **arguments)
-        model.save_pretrained(part)
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(part)
-        part.chmod(0o755)  # mkdtemp makes it private
-        part.rename(folder)  # last, so that the folder is complete or absent
+        return model, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:
         raise JobError(
             f"transformers cannot read {file} as a causal language model: {one_line(error)}"
         ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

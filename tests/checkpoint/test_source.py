@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import struct
 from collections.abc import Callable
@@ -361,6 +362,23 @@ def test_half_a_model_in_the_cache_is_made_again(tmp_path: Path, monkeypatch: py
     shard.unlink()
     gguf.dequantised(file)
     assert shard.read_bytes() == whole
+
+
+def test_a_cache_without_room_for_the_model_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMPRUNE_CACHE", str(tmp_path / "cache"))
+    file = export(saved("llama", tmp_path / "dense"), tmp_path / "dense.gguf", "f32")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size // 2, unlimited[1]))
+    try:
+        with pytest.raises(JobError, match=r"gguf/\w+ cannot be written: .*; set LLMPRUNE_CACHE") as raised:
+            gguf.dequantised(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert "\n" not in str(raised.value)
+    assert all(left.suffix == ".lock" for left in (tmp_path / "cache" / "gguf").iterdir())
+    assert gguf.dequantised(file).is_dir()
 
 
 def test_a_gguf_file_that_is_none_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
