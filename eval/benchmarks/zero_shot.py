@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from against_authors import calibration_tokens, write
+from against_authors import ROWS, calibration_tokens, write
 from llmprune_eval import comparison, tasks
 from shared_beginnings import SharedBeginnings
 from table import RESULTS, rows_of
@@ -30,7 +30,7 @@ RECIPES = (
     *("prunenet-20", "magnitude-50", "flap-50", "prunenet-30", "cfsp-50", "flap-20-self", "cfsp-30-recover"),
     *("flap-20-synthetic", "owl-70"),
 )
-BASELINES: dict[str, dict[str, Any]] = {"owl-70": {"method": "wanda", "sparsity": 0.7, "allocation": "owl"}}
+BASELINES = {"owl-70": ROWS["owl_70"]}
 OUT = RESULTS / "smollm2-135m" / "zero_shot"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import struct
 from collections.abc import Callable
@@ -367,6 +366,7 @@ def test_half_a_model_in_the_cache_is_made_again(tmp_path: Path, monkeypatch: py
 def test_a_cache_without_room_for_the_model_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    resource = pytest.importorskip("resource", reason="needs limits of file sizes, which Windows lacks")
     monkeypatch.setenv("LLMPRUNE_CACHE", str(tmp_path / "cache"))
     file = export(saved("llama", tmp_path / "dense"), tmp_path / "dense.gguf", "f32")
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)

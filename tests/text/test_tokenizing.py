@@ -115,6 +115,7 @@ print(found.predictions, peak() - before)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc/self/status")
 @pytest.mark.parametrize("megabytes", [1, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_memory_does_not_grow_with_the_text(megabytes: int, tmp_path: Path) -> None:
     line = "the rest of a story is told in one line of words after another\n"
