@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import socket
@@ -57,6 +58,7 @@ def child(notes: Path, rank: int, count: int, port: int, asked: list[Asked], pat
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     log = (notes / f"log-{rank}").open("w")
     os.dup2(log.fileno(), 2)
+    faulthandler.enable(log)
     torch.set_num_threads(1)
     _note_walks((notes / f"walks-{rank}").open("w", buffering=1))
     reload.check = check_here  # a fresh process takes seconds to start
@@ -183,5 +185,7 @@ class Ranks:
         for process in processes:
             process.join(120)
             assert process.exitcode is not None, "a rank hangs"
+        for rank, process in enumerate(processes):
+            print(f"rank {rank} exits {process.exitcode}", (notes / f"log-{rank}").read_text(), sep="\n")
         files = [[notes / f"said-{n}-{rank}" for rank in range(count)] for n in range(len(asked))]
         return [[file.read_text() if file.is_file() else "" for file in line] for line in files]
