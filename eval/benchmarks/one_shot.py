@@ -48,11 +48,12 @@ SEARCHED = {
     f"flap-30-{allocation}": {**UNITS["flap"], "sparsity": 0.3, "allocation": allocation}
     for allocation in ("uniform", "global_threshold", "block_influence", "search")
 }
-HELD_OUT = {**UNITS["flap"], "sparsity": 0.3, "repair": {"name": "affine", "ridge": "held_out"}}
-SEARCHED |= {"flap-30-held_out": HELD_OUT}
-for allocation in ("block_influence", "search"):
-    SEARCHED[f"flap-30-{allocation}-held_out"] = {**HELD_OUT, "allocation": allocation}
-SEARCHED["flap-50-search-held_out"] = {**HELD_OUT, "sparsity": 0.5, "allocation": "search"}
+HELD_OUT = {**UNITS["flap"], "repair": {"name": "affine", "ridge": "held_out"}}
+for share in (30, 50):
+    asked = {**HELD_OUT, "sparsity": share / 100}
+    SEARCHED[f"flap-{share}-held_out"] = asked
+    for allocation in ("block_influence", "search"):
+        SEARCHED[f"flap-{share}-{allocation}-held_out"] = {**asked, "allocation": allocation}
 ROWS |= SEARCHED
 for name in ("sparsegpt-2of4", "admm-2of4", "flap-20", "cfsp-20"):
     ROWS[f"{name}-short"] = ROWS[name]

@@ -178,6 +178,8 @@ TABLES = {
             "`global_threshold`, ridge `held_out`": "flap-30-held_out",
             "`block_influence`, ridge `held_out`": "flap-30-block_influence-held_out",
             "`search`, ridge `held_out`: `tyr-30`": "flap-30-search-held_out",
+            "`block_influence`, ridge `held_out`, 50 %": "flap-50-block_influence-held_out",
+            "`search`, ridge `held_out`, 50 %: `tyr-50`": "flap-50-search-held_out",
         },
     ),
     "ridge": Table(

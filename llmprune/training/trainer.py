@@ -119,7 +119,8 @@ def train(
             f"the training was interrupted {'without' if shares else 'under'} FSDP; launch it so again",
         )
     if shares:
-        sharded.share(trainer.accelerator, trains, lesson.dense if isinstance(lesson, Teacher) else None)
+        teacher = lesson.dense if isinstance(lesson, Teacher) else None
+        ranks.exchange(partial(sharded.share, trainer.accelerator, trains, teacher))
     trainer.args.eval_on_start = last is None
     try:
         with torch.enable_grad():

@@ -19,7 +19,7 @@ def perplexities() -> dict[str, float]:
     """What was measured, by the recipe's name with underscores."""
     rows = table.rows("one_shot", "against_authors", "textless", "depth")
     rows["depth-20"] = rows["shortgpt-20-span"]  # the same recipe
-    rows["tyr-30"] = rows["flap-30-search-held_out"]
+    rows |= {f"tyr-{share}": rows[f"flap-{share}-search-held_out"] for share in (30, 50)}
     healed = {
         "admm-2of4": "64k",
         "flap-30": "128k",

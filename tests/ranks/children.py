@@ -6,6 +6,7 @@ import faulthandler
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -186,6 +187,8 @@ class Ranks:
             process.join(120)
             assert process.exitcode is not None, "a rank hangs"
         for rank, process in enumerate(processes):
-            print(f"rank {rank} exits {process.exitcode}", (notes / f"log-{rank}").read_text(), sep="\n")
+            if process.exitcode:  # pytest shows it where a test fails
+                log = (notes / f"log-{rank}").read_text()
+                sys.stderr.write(f"rank {rank} exits {process.exitcode}\n{log}")
         files = [[notes / f"said-{n}-{rank}" for rank in range(count)] for n in range(len(asked))]
         return [[file.read_text() if file.is_file() else "" for file in line] for line in files]
