@@ -22,7 +22,11 @@ def test_the_peak_is_at_least_what_is_held_now() -> None:
     assert found["peak_device_bytes"] == 0
 
 
-ASK = "import torch; from llmprune.run import memory; print(memory.peak(torch.device('cpu'))['peak_rss_bytes'])"
+ASK = """
+import torch
+from llmprune.run import memory
+print(memory.peak(torch.device("cpu"))["peak_rss_bytes"])
+"""
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc/self/status")
