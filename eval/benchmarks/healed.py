@@ -1,8 +1,8 @@
 """Prune, then let the dense model teach: perplexity and divergence before and after.
 
 Pruned on the calibration windows of `against_authors.py`; taught on those, up to a third of the tokens asked,
-and on C4 and Wikipedia (`held_out.py`), in a fixed random order; a share of them chooses the state that is
-kept.
+and on C4 and Wikipedia (`held_out.py`) or one of these, in a fixed random order; a share of them chooses the
+state that is kept.
 `kl` is the mean KL divergence to the dense model on the windows of 1024 tokens that report, 8 of C4 and the 5
 of Wikipedia, and on the first 8 of WikiText-2 test.
 """
@@ -25,6 +25,7 @@ import llmprune
 from llmprune import report
 from llmprune.recovery.distill import Distill, counted
 
+TEXTS = ["c4", "wikipedia"]
 KEPT = ("trained_tokens", "rate", "losses", "held_out", "computed_in", "time")
 STARTS: dict[str, dict[str, Any]] = {
     "sparsegpt-2of4": {"method": "sparsegpt", "pattern": "2:4"},
@@ -41,14 +42,14 @@ STARTS: dict[str, dict[str, Any]] = {
 
 
 class Healing(Measuring):
-    """Starts are pruned once, into a folder of their own."""
+    """Starts are pruned once, into a folder of their own; the named texts teach besides what calibrated."""
 
-    def __init__(self, model: Path, shared: Path, pruned: Path) -> None:
+    def __init__(self, model: Path, shared: Path, pruned: Path, teachers: list[str]) -> None:
         super().__init__(model, shared)
         tokenizer = AutoTokenizer.from_pretrained(model)
         held = {"choosing": False, "count": 8, "length": 1024}
-        self._held = {name: windows(shared, name, tokenizer, **held) for name in ("c4", "wikipedia")}
-        others = torch.cat([teaching(shared, name, tokenizer, 1024) for name in self._held])
+        self._held = {name: windows(shared, name, tokenizer, **held) for name in TEXTS}
+        others = torch.cat([teaching(shared, name, tokenizer, 1024) for name in teachers])
         self._held["wikitext"] = self._test[: 8 * 1024].reshape(8, 1024)
         self._pruned = pruned
         self._others = _shuffled(others)
@@ -95,13 +96,15 @@ def main() -> None:
     parser.add_argument("--pruned", type=Path, required=True, help="where the starts are kept")
     parser.add_argument("--rows", nargs="+", default=list(STARTS), choices=list(STARTS))
     parser.add_argument("--tokens", default="100k")
+    parser.add_argument("--teachers", nargs="+", default=TEXTS, choices=TEXTS)
     parser.add_argument("--set", nargs="*", default=[], help="further options of distill, as key=value")
     arguments = parser.parse_args()
-    healing = Healing(arguments.model, arguments.shared, arguments.pruned)
+    healing = Healing(arguments.model, arguments.shared, arguments.pruned, arguments.teachers)
     options = dict(pair.split("=") for pair in arguments.set)
     for name in arguments.rows:
         how = {"name": "distill", "tokens": arguments.tokens, **options}
         row = f"{name}-{arguments.tokens}" + "".join(f"-{key}-{value}" for key, value in options.items())
+        row += "" if arguments.teachers == TEXTS else f"-from-{'-'.join(arguments.teachers)}"
         if not (arguments.out / f"{row}.json").exists():
             figures = {"name": row, "asked": {**STARTS[name], "recovery": how}, **healing.healed(name, how)}
             print(row, figures["before"]["perplexity"], figures["perplexity"], flush=True)
