@@ -16,6 +16,7 @@ from rows import Measuring, measure
 
 SHORT = (16, 512)
 N_OF_M = {"pattern": "2:4"}
+HELD_OUT = {"name": "affine", "ridge": "held_out"}
 ROWS: dict[str, dict[str, Any]] = {
     "wanda-2of4": {"method": "wanda", **N_OF_M},
     "wanda-50-icbs": {"method": "wanda", "recovery": {"name": "refine", "rounds": 2}},
@@ -37,6 +38,12 @@ UNITS: dict[str, dict[str, Any]] = {
     "flap": {"method": "flap", "repair": "affine"},
     "flap-channels": {"method": "flap", "repair": "affine", "pattern": {"parts": "ffn"}},
     "cfsp": {"method": "cfsp", "repair": "affine"},
+    "cfsp-held_out": {"method": "cfsp", "repair": HELD_OUT},
+    "obs-influence": {
+        "method": {"name": "obs", "ridge": 0.1},
+        "allocation": "block_influence",
+        "repair": HELD_OUT,
+    },
 }
 for share in (50, 60, 70):
     for method in ("wanda", "sparsegpt", "admm"):
@@ -48,9 +55,8 @@ SEARCHED = {
     f"flap-30-{allocation}": {**UNITS["flap"], "sparsity": 0.3, "allocation": allocation}
     for allocation in ("uniform", "global_threshold", "block_influence", "search")
 }
-HELD_OUT = {**UNITS["flap"], "repair": {"name": "affine", "ridge": "held_out"}}
 for share in (30, 50):
-    asked = {**HELD_OUT, "sparsity": share / 100}
+    asked = {**UNITS["flap"], "repair": HELD_OUT, "sparsity": share / 100}
     SEARCHED[f"flap-{share}-held_out"] = asked
     for allocation in ("block_influence", "search"):
         SEARCHED[f"flap-{share}-{allocation}-held_out"] = {**asked, "allocation": allocation}
@@ -58,7 +64,7 @@ ROWS |= SEARCHED
 for name in ("sparsegpt-2of4", "admm-2of4", "flap-20", "cfsp-20"):
     ROWS[f"{name}-short"] = ROWS[name]
 for name in ("flap-20", "cfsp-20"):
-    ROWS[f"{name}-held_out-short"] = {**ROWS[name], "repair": HELD_OUT["repair"]}
+    ROWS[f"{name}-held_out-short"] = {**ROWS[name], "repair": HELD_OUT}
 for ridge in (0.01, 0.1, 1.0, 10.0, "held_out"):
     asked = {**UNITS["flap-channels"], "sparsity": 0.2, "repair": {"name": "affine", "ridge": ridge}}
     ROWS |= {f"ridge-{ridge}": asked, f"ridge-{ridge}-short": asked}
