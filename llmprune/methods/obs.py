@@ -39,17 +39,23 @@ class Obs(Method[CentredGram]):
     repair: ClassVar = "affine"
     serves: ClassVar = ("units",)
 
-    ridge: Annotated[float, Field(gt=0)] = 0.01
-    """Penalty on moving a weight, as a share of the inputs' mean variance."""
+    ridge: Annotated[float, Field(gt=0)] = 1.0
+    """Penalty on moving a weight, as a share of its input's variance: what others that stand in for the input
+    may miss on another text. The larger, the closer the order is to that of variance times squared weights."""
 
     def score(self, weights: Weights, statistic: CentredGram) -> Tensor:
         """Return float64 [I]: the most that the removal of a unit, or of one before it, adds to the loss.
 
         The loss is the mean squared error of the outputs after the best refit, with the ridge's share.
+        Inputs are counted in their standard deviations.
         """
         covariance = statistic.covariance
+        deviation = covariance.diagonal().sqrt()
         # What never varies is a bias: removing it costs nothing.
-        matrix = weights.matrix.double().masked_fill(covariance.diagonal() == 0, 0)
+        matrix = weights.matrix.double() * deviation
+        deviation[deviation == 0] = 1
+        covariance.div_(deviation).div_(deviation[:, None])
+        covariance.diagonal().fill_(1)
         inverse = torch.cholesky_inverse(ops.factored(covariance, self.ridge)[0])
         if weights.units == len(inverse):
             order, added = channels_in_order(inverse, matrix.T @ matrix)

@@ -30,9 +30,9 @@ def statistic_of(x: Tensor) -> CentredGram:
     return statistic
 
 
-def moments(x: Tensor, ridge: float = 0.01) -> Tensor:
+def moments(x: Tensor, ridge: float = 1.0) -> Tensor:
     covariance = x.double().T.cov(correction=0)
-    return covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance))
+    return covariance + ridge * covariance.diagonal().diag()
 
 
 def error(weight: Tensor, h: Tensor, keep: Tensor) -> float:
