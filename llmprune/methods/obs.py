@@ -50,7 +50,7 @@ class Obs(Method[CentredGram]):
         Inputs are counted in their standard deviations.
         """
         covariance = statistic.covariance
-        deviation = covariance.diagonal().sqrt()
+        deviation = covariance.diagonal().clamp_min(0).sqrt()  # a difference, rounded
         # What never varies is a bias: removing it costs nothing.
         matrix = weights.matrix.double() * deviation
         deviation[deviation == 0] = 1

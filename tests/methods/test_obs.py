@@ -113,6 +113,14 @@ def test_inputs_that_were_always_zero_go_first_and_cost_nothing() -> None:
         assert not score[4:8].any() and score[:4].all() and score[8:].all()
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_inputs_that_are_constant_but_for_rounding_go_first(seed: int) -> None:
+    x, weight = problem(seed)
+    x[:, 4:8] = 100 * torch.rand(4)
+    score = Obs().score(Weights(weight, units=INPUTS), statistic_of(x))
+    assert score.isfinite().all() and sorted(score.argsort()[:4].tolist()) == [4, 5, 6, 7]
+
+
 def test_outputs_that_nothing_varies_leave_finite_scores() -> None:
     x = torch.zeros(50, INPUTS)
     assert not Obs().score(Weights(torch.randn(7, INPUTS), units=INPUTS), statistic_of(x)).any()
