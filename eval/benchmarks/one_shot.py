@@ -29,21 +29,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "admm-2of4-dense": {"method": "admm", **N_OF_M, "target": "dense"},
 }
 UNITS: dict[str, dict[str, Any]] = {
-    "obs": {"method": "obs", "pattern": {"parts": "all"}},
-    "obs-channels": {
-        "method": {"name": "obs", "ridge": 1.0},
-        "pattern": {"parts": "ffn"},
-        "repair": {"name": "affine", "ridge": 1.0},
-    },
+    "obs": {"method": "obs", "repair": HELD_OUT},
     "flap": {"method": "flap", "repair": "affine"},
     "flap-channels": {"method": "flap", "repair": "affine", "pattern": {"parts": "ffn"}},
     "cfsp": {"method": "cfsp", "repair": "affine"},
     "cfsp-held_out": {"method": "cfsp", "repair": HELD_OUT},
-    "obs-influence": {
-        "method": {"name": "obs", "ridge": 0.1},
-        "allocation": "block_influence",
-        "repair": HELD_OUT,
-    },
 }
 for share in (50, 60, 70):
     for method in ("wanda", "sparsegpt", "admm"):

@@ -160,10 +160,10 @@ TABLES = {
         (cells.beside_divergence,),
         {
             "heads and channels, `flap`": "flap-20-affine flap-30-affine",
-            "heads and channels, `obs`": "obs-20 obs-30",
             "channels, `cfsp`": "cfsp-20-affine cfsp-30-affine",
             "channels, `flap`, `pattern.parts=ffn`": "flap-channels-20 flap-channels-30",
-            "channels, `obs`, both ridges 1.0": "obs-channels-20 obs-channels-30",
+            "channels, `flap`, `pattern.parts=ffn`, ridge `held_out`": "ridge-held_out -",
+            "channels, `obs`, ridge `held_out`: `obs-20`": "obs-20 obs-30",
         },
     ),
     "searched": Table(

@@ -39,7 +39,7 @@ class Obs(Method[CentredGram]):
     repair: ClassVar = "affine"
     serves: ClassVar = ("units",)
 
-    ridge: Annotated[float, Field(gt=0)] = 1.0
+    ridge: Annotated[float, Field(gt=0)] = 10.0
     """Penalty on moving a weight, as a share of its input's variance: what others that stand in for the input
     may miss on another text. The larger, the closer the order is to that of variance times squared weights."""
 

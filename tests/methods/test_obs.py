@@ -30,7 +30,7 @@ def statistic_of(x: Tensor) -> CentredGram:
     return statistic
 
 
-def moments(x: Tensor, ridge: float = 1.0) -> Tensor:
+def moments(x: Tensor, ridge: float = 0.01) -> Tensor:
     covariance = x.double().T.cov(correction=0)
     return covariance + ridge * covariance.diagonal().diag()
 
@@ -43,9 +43,9 @@ def error(weight: Tensor, h: Tensor, keep: Tensor) -> float:
     return float((change @ h * change).sum())
 
 
-def brute_force(x: Tensor, weight: Tensor, units: int) -> tuple[list[int], list[float]]:
+def brute_force(x: Tensor, weight: Tensor, units: int, ridge: float) -> tuple[list[int], list[float]]:
     """Remove unit after unit, each time the one without which the exact fit of all others is best."""
-    h, size = moments(x), x.shape[1] // units
+    h, size = moments(x, ridge), x.shape[1] // units
     left, order, losses = set(range(units)), [], []
     while left:
         without = {}
@@ -60,11 +60,12 @@ def brute_force(x: Tensor, weight: Tensor, units: int) -> tuple[list[int], list[
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("units", [INPUTS, 6, 3])
-def test_order_and_losses_are_those_of_brute_force(units: int, seed: int) -> None:
+@pytest.mark.parametrize("ridge", [0.01, 10.0])
+def test_order_and_losses_are_those_of_brute_force(ridge: float, units: int, seed: int) -> None:
     x, weight = problem(seed)
-    score = Obs().score(Weights(weight, units=units), statistic_of(x)).reshape(units, -1)
+    score = Obs(ridge=ridge).score(Weights(weight, units=units), statistic_of(x)).reshape(units, -1)
     assert torch.equal(score, score[:, :1].expand_as(score))
-    order, losses = brute_force(x, weight, units)
+    order, losses = brute_force(x, weight, units, ridge)
     assert score[:, 0].argsort().tolist() == order
     added = torch.tensor(losses).double().diff(prepend=torch.zeros(1).double())
     torch.testing.assert_close(score[order, 0], added.cummax(0).values, rtol=1e-3, atol=0)
@@ -87,7 +88,9 @@ def test_panels_of_updates_leave_order_and_losses_as_they_are(
 def test_what_more_sparsity_keeps_less_sparsity_keeps_too(units: int) -> None:
     x, weight = problem(4)
     weights, statistic = Weights(weight, units=units), statistic_of(x)
-    masks = [Obs().solve(weights, statistic, Units(), number / units).keep for number in range(units + 1)]
+    masks = [
+        Obs(ridge=0.01).solve(weights, statistic, Units(), number / units).keep for number in range(units + 1)
+    ]
     assert all((more <= less).all() for less, more in itertools.pairwise(masks))
     assert [int(mask.sum()) * units // INPUTS for mask in masks] == list(range(units, -1, -1))
 
@@ -102,7 +105,7 @@ def test_what_stays_fits_better_than_what_a_plain_variance_would_keep() -> None:
         return float((x.double() @ (weight - repaired.weight).T - repaired.bias).square().sum())
 
     plain = x.var(0) * weight.square().sum(0)
-    assert lost(Obs().score(Weights(weight, units=INPUTS), statistic)) < lost(plain)
+    assert lost(Obs(ridge=0.01).score(Weights(weight, units=INPUTS), statistic)) < lost(plain)
 
 
 def test_inputs_that_were_always_zero_go_first_and_cost_nothing() -> None:
