@@ -81,7 +81,7 @@ ON = {
     **dict.fromkeys(("small", "smaller", "flap-30-healed", "depth-20-healed", "best-70"), FAMILIES[:2]),
     "wanda-50-healed": FAMILIES[:1],
     "admm-2of4-healed": FAMILIES[:1],
-    "tyr-50": FAMILIES[:1],  # as tyr-30
+    **dict.fromkeys(("tyr-50", "obs-30"), FAMILIES[:1]),  # as tyr-30 and obs-20
     "cfsp-30-recover": FAMILIES,
     **dict.fromkeys(("reap-25", "reap-50", "reap-25-wanda-50"), MIXTURES),
 }
