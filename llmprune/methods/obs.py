@@ -40,8 +40,8 @@ class Obs(Method[CentredGram]):
     serves: ClassVar = ("units",)
 
     ridge: Annotated[float, Field(gt=0)] = 10.0
-    """Penalty on moving a weight, as a share of its input's variance: other inputs that stand in for it may miss
-    so much on another text. The larger it is, the closer the order comes to variance times squared weights."""
+    """Penalty on moving a weight, as a share of its input's variance: inputs that stand in for it may miss so
+    much on another text. The larger, the closer the order is to that of variance times squared weights."""
 
     def score(self, weights: Weights, statistic: CentredGram) -> Tensor:
         """Return float64 [I]: the most that the removal of a unit, or of one before it, adds to the loss.
