@@ -208,6 +208,7 @@ TABLES = {
             "Wanda, 50 %: `wanda-50-healed`": "wanda-50-50k",
             **{f"{name}, 50 %": f"{name.lower()}-50-50k" for name in ("SparseGPT", "ADMM")},
             **{f"ADMM, 50 %, rate 0.00{r}": f"admm-50-100k-relative_rate-{r}e-3" for r in (1, 2)},
+            "ADMM, 50 %, rate 0.001, no C4": "admm-50-100k-relative_rate-1e-3-from-wikipedia",
             "FLAP, 30 %, `affine`: `flap-30-healed`": "flap-30-128k",
             "CFSP, 30 % of the channels, `affine`, rate 0.002": "cfsp-30-128k-relative_rate-2e-3",
             "6 of 30 blocks": "depth-20-128k",
