@@ -163,7 +163,7 @@ TABLES = {
             "channels, `cfsp`": "cfsp-20-affine cfsp-30-affine",
             "channels, `flap`, `pattern.parts=ffn`": "flap-channels-20 flap-channels-30",
             "channels, `flap`, `pattern.parts=ffn`, ridge `held_out`": "ridge-held_out -",
-            "channels, `obs`, ridge `held_out`: `obs-20`": "obs-20 obs-30",
+            "channels, `obs`, ridge `held_out`: `obs-20`, `obs-30`": "obs-20 obs-30",
         },
     ),
     "searched": Table(
