@@ -132,9 +132,7 @@ def train(
     except (OSError, SafetensorError) as error:
         raise JobError(f"cannot write {folder}: {error}; fix that, then rerun with --resume") from error
     trainer.accelerator.unwrap_model(trains, keep_fp32_wrapper=False)  # its forward pass computes as before
-    _place(model, trainer.best)
-    if shares:
-        model.to(device)
+    _place(model.to(device) if shares else model, trainer.best)
     history = trainer.state.log_history
     return Trained(
         [entry["loss"] for entry in history if "loss" in entry],
