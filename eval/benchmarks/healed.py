@@ -106,7 +106,8 @@ def main() -> None:
         row = f"{name}-{arguments.tokens}" + "".join(f"-{key}-{value}" for key, value in options.items())
         row += "" if arguments.teachers == TEXTS else f"-from-{'-'.join(arguments.teachers)}"
         if not (arguments.out / f"{row}.json").exists():
-            figures = {"name": row, "asked": {**STARTS[name], "recovery": how}, **healing.healed(name, how)}
+            asked = {"asked": {**STARTS[name], "recovery": how}, "teachers": arguments.teachers}
+            figures = {"name": row, **asked, **healing.healed(name, how)}
             print(row, figures["before"]["perplexity"], figures["perplexity"], flush=True)
             write(arguments.out, str(__doc__), str(arguments.model), figures)
 
