@@ -51,7 +51,7 @@ for share in (30, 50):
     for allocation in ("block_influence", "search"):
         SEARCHED[f"flap-{share}-{allocation}-held_out"] = {**asked, "allocation": allocation}
 ROWS |= SEARCHED
-for name in ("sparsegpt-2of4", "admm-2of4", "flap-20", "cfsp-20"):
+for name in ("sparsegpt-2of4", "admm-2of4", "flap-20", "cfsp-20", "obs-20"):
     ROWS[f"{name}-short"] = ROWS[name]
 for name in ("flap-20", "cfsp-20"):
     ROWS[f"{name}-held_out-short"] = {**ROWS[name], "repair": HELD_OUT}
