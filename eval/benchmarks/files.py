@@ -18,8 +18,8 @@ FORMS = {
     "`smaller`, q8_0": "smaller-q8_0",
     "`small-english`, q8_0": "small-english-q8_0",
     "a quarter of the blocks, taught, q8_0": "depth-25-healed-q8_0",
-    "32,256 tokens, q8_0": "vocabulary-q8_0",
-    "65,536 tokens, q8_0": "vocabulary-64k-q8_0",
+    "vocabulary of 32,256, q8_0": "vocabulary-q8_0",
+    "vocabulary of 65,536, q8_0": "vocabulary-64k-q8_0",
 }
 
 

@@ -29,7 +29,7 @@ GUIDE = (
     ("a size you have in mind", "--target 0.8x"),
     ("least loss, no training", "--method cfsp --sparsity 0.2 --repair affine"),
     ("a large vocabulary cut", "--recipe vocabulary-64k"),
-    ("fewer blocks, fastest decode", "--recipe depth-20"),
+    ("fewer blocks, faster decode", "--recipe depth-20"),
     ("a mixture of experts smaller", "--recipe reap-25"),
     ("half of the weights zero", "--recipe admm-50"),
     ("2:4, for tensor cores", "--recipe admm-2of4-healed"),
