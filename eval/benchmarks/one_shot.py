@@ -32,8 +32,11 @@ UNITS: dict[str, dict[str, Any]] = {
     "obs": {"method": "obs", "repair": HELD_OUT},
     "flap": {"method": "flap", "repair": "affine"},
     "flap-channels": {"method": "flap", "repair": "affine", "pattern": {"parts": "ffn"}},
+    "flap-channels-held_out": {"method": "flap", "repair": HELD_OUT, "pattern": {"parts": "ffn"}},
     "cfsp": {"method": "cfsp", "repair": "affine"},
     "cfsp-held_out": {"method": "cfsp", "repair": HELD_OUT},
+    "obs-ridge-1": {"method": {"name": "obs", "ridge": 1.0}, "repair": HELD_OUT},
+    "obs-block_influence": {"method": "obs", "repair": HELD_OUT, "allocation": "block_influence"},
 }
 for share in (50, 60, 70):
     for method in ("wanda", "sparsegpt", "admm"):

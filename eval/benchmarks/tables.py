@@ -161,9 +161,12 @@ TABLES = {
         {
             "heads and channels, `flap`": "flap-20-affine flap-30-affine",
             "channels, `cfsp`": "cfsp-20-affine cfsp-30-affine",
-            "channels, `flap`, `pattern.parts=ffn`": "flap-channels-20 flap-channels-30",
-            "channels, `flap`, `pattern.parts=ffn`, ridge `held_out`": "ridge-held_out -",
+            "channels, `flap`": "flap-channels-20 -",
+            "channels, `cfsp`, ridge `held_out`": "cfsp-held_out-20 -",
+            "channels, `flap`, ridge `held_out`": "ridge-held_out flap-channels-held_out-30",
             "channels, `obs`, ridge `held_out`: `obs-20`, `obs-30`": "obs-20 obs-30",
+            "the same, `method.ridge=1`": "obs-ridge-1-20 obs-ridge-1-30",
+            "the same, `allocation: block_influence`": "- obs-block_influence-30",
         },
     ),
     "searched": Table(
@@ -190,9 +193,9 @@ TABLES = {
             f"`{ridge}`": f"ridge-{ridge}-short {whole} {reconstructed} {damped}"
             for ridge, whole, reconstructed, damped in (
                 (0.01, "flap-channels-20", "reconstruct-0.01-short", "admm-2of4-0.01-short"),
-                (0.1, "ridge-0.1", "reconstruct-0.1-short", "admm-2of4-0.1-short"),
+                (0.1, "-", "reconstruct-0.1-short", "admm-2of4-0.1-short"),
                 (1.0, "ridge-1.0", "reconstruct-1.0-short", "-"),
-                (10.0, "ridge-10.0", "-", "-"),
+                (10.0, "-", "-", "-"),
                 ("held_out", "ridge-held_out", "reconstruct-held_out-short", "admm-2of4-held_out-short"),
             )
         },
