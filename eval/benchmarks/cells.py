@@ -187,8 +187,9 @@ def parameters(row: Row) -> str:
 
 
 def beside_divergence(row: Row) -> str:
-    """Perplexity, and the mean KL divergence to the dense model on the texts that choose."""
-    return f"{perplexity(row)} ({_mean(row['kl_c4']):.2f}, {_mean(row['kl_wikipedia']):.2f})"
+    """Perplexity, where it was measured, and the mean KL divergence to the dense model on both texts."""
+    both = f"({_mean(row['kl_c4']):.2f}, {_mean(row['kl_wikipedia']):.2f})"
+    return f"{perplexity(row)} {both}" if "perplexity" in row else both.strip("()")
 
 
 def before(row: Row) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from against_authors import perplexity_of, write
+from against_authors import write
 from held_out import compared, teaching, windows
 from rows import Measuring
 from torch import Tensor
@@ -44,14 +44,16 @@ STARTS: dict[str, dict[str, Any]] = {
 class Healing(Measuring):
     """Starts are pruned once, into a folder of their own; the named texts teach besides what calibrated."""
 
-    def __init__(self, model: Path, shared: Path, pruned: Path, teachers: list[str]) -> None:
-        super().__init__(model, shared)
+    def __init__(self, asked: argparse.Namespace) -> None:
+        model, shared = asked.model, asked.shared
+        super().__init__(model, shared, test=not asked.no_test)
         tokenizer = AutoTokenizer.from_pretrained(model)
         held = {"choosing": False, "count": 8, "length": 1024}
         self._held = {name: windows(shared, name, tokenizer, **held) for name in TEXTS}
-        others = torch.cat([teaching(shared, name, tokenizer, 1024) for name in teachers])
-        self._held["wikitext"] = self._test[: 8 * 1024].reshape(8, 1024)
-        self._pruned = pruned
+        others = torch.cat([teaching(shared, name, tokenizer, 1024) for name in asked.teachers])
+        if self._test is not None:
+            self._held["wikitext"] = self._test[: 8 * 1024].reshape(8, 1024)
+        self._pruned = asked.pruned
         self._others = _shuffled(others)
 
     def healed(self, name: str, how: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +78,7 @@ class Healing(Measuring):
 
     def _of(self, folder: Path) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)
-        found: dict[str, Any] = {"perplexity": perplexity_of(model.eval(), self._test)}
+        found: dict[str, Any] = {**self.perplexity(model.eval())}
         for text, held in self._held.items():
             pieces = compared(self.dense, model, held)
             found[f"kl_{text}"] = [one.kl / one.predictions for one in pieces]
@@ -97,9 +99,10 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(STARTS), choices=list(STARTS))
     parser.add_argument("--tokens", default="100k")
     parser.add_argument("--teachers", nargs="+", default=TEXTS, choices=TEXTS)
+    parser.add_argument("--no-test", action="store_true", help="leave WikiText-2 test and perplexity out")
     parser.add_argument("--set", nargs="*", default=[], help="further options of distill, as key=value")
     arguments = parser.parse_args()
-    healing = Healing(arguments.model, arguments.shared, arguments.pruned, arguments.teachers)
+    healing = Healing(arguments)
     options = dict(pair.split("=") for pair in arguments.set)
     for name in arguments.rows:
         how = {"name": "distill", "tokens": arguments.tokens, **options}
@@ -108,7 +111,7 @@ def main() -> None:
         if not (arguments.out / f"{row}.json").exists():
             asked = {"asked": {**STARTS[name], "recovery": how}, "teachers": arguments.teachers}
             figures = {"name": row, **asked, **healing.healed(name, how)}
-            print(row, figures["before"]["perplexity"], figures["perplexity"], flush=True)
+            print(row, figures["before"].get("perplexity"), figures.get("perplexity"), flush=True)
             write(arguments.out, str(__doc__), str(arguments.model), figures)
 
 

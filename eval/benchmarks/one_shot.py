@@ -76,8 +76,9 @@ def main() -> None:
     parser.add_argument("shared", type=Path)
     parser.add_argument("out", type=Path, help="a folder of eval/results, for a file a row")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--no-test", action="store_true", help="leave WikiText-2 test and perplexity out")
     arguments = parser.parse_args()
-    measuring = Measuring(arguments.model, arguments.shared)
+    measuring = Measuring(arguments.model, arguments.shared, test=not arguments.no_test)
 
     def row_of(name: str) -> dict[str, Any]:
         shape = SHORT if name in SEARCHED or name.endswith("-short") else None

@@ -26,11 +26,11 @@ class Measuring:
     (`held_out.py`), 8 of C4 and the 6 of Wikipedia, each of 1024 tokens.
     """
 
-    def __init__(self, model: Path, shared: Path) -> None:
+    def __init__(self, model: Path, shared: Path, *, test: bool = True) -> None:
         self.model = model
         tokenizer = AutoTokenizer.from_pretrained(model)
         self._calibration = calibration_tokens(str(model), shared)
-        self._test = tokens_of(shared, "test", tokenizer)
+        self._test = tokens_of(shared, "test", tokenizer) if test else None
         self.dense = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         held = {"choosing": True, "count": 8, "length": 1024}
         self._held = {name: windows(shared, name, tokenizer, **held) for name in ("c4", "wikipedia")}
@@ -48,10 +48,14 @@ class Measuring:
         finally:
             shutil.rmtree(out.parent)
 
+    def perplexity(self, model: Any) -> dict[str, float]:
+        """On the test text, unless that is left out."""
+        return {} if self._test is None else {"perplexity": perplexity_of(model, self._test)}
+
     def _figures(self, pruned: Any, report: Report) -> dict[str, Any]:
         floor = report.time["forward_floor_s"]
         row = {
-            "perplexity": perplexity_of(pruned, self._test),
+            **self.perplexity(pruned),
             "parameters": report.totals["parameters_after"],
             "sparsity": report.totals["sparsity"],
             "seconds": report.time["total_s"],
@@ -71,5 +75,5 @@ def measure(
     for name in names:
         if not (out / f"{name}.json").exists():
             row = {"name": name, **row_of(name)}
-            print(name, row["perplexity"], flush=True)
+            print(name, row.get("perplexity"), flush=True)
             write(out, about, str(measuring.model), row)
