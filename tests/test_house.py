@@ -68,6 +68,15 @@ def test_every_file_says_what_it_is() -> None:
     assert not silent
 
 
+def test_the_table_of_eval_names_every_file() -> None:
+    table = (ROOT / "eval" / "README.md").read_text()
+    files = [
+        path for folder in ("llmprune_eval", "benchmarks") for path in (ROOT / "eval" / folder).glob("*.py")
+    ]
+    unnamed = [path.name for path in files if path.name != "__init__.py" and f"{path.name}`" not in table]
+    assert not unnamed
+
+
 def test_the_root_and_the_rooms_stay_few() -> None:
     files = list(LIBRARY.glob("*.py"))
     folders = [path for path in LIBRARY.glob("*/__init__.py")]
