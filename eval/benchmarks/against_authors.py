@@ -25,6 +25,7 @@ import llmprune
 from llmprune.text import sources
 from llmprune.text.tokenizing import tokenize
 
+FIXED = {"name": "affine", "ridge": 0.01}  # the default of when most rows were measured
 ROWS: dict[str, dict[str, Any]] = {
     "wanda_50": {"method": "wanda"},
     "wanda_60": {"method": "wanda", "sparsity": 0.6},
@@ -37,7 +38,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "flap_20": {"method": "flap", "sparsity": 0.2},
     "flap_30": {"method": "flap", "sparsity": 0.3},
     "flap_50": {"method": "flap", "sparsity": 0.5},
-    "flap_30_affine": {"method": "flap", "sparsity": 0.3, "repair": "affine"},
+    "flap_30_affine": {"method": "flap", "sparsity": 0.3, "repair": FIXED},
     "cfsp_20": {"method": "cfsp", "sparsity": 0.2},
     "cfsp_30": {"method": "cfsp", "sparsity": 0.3},
     "cfsp_30_recover": {"method": "cfsp", "sparsity": 0.3, "recovery": "lora"},

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from against_authors import FIXED
 from rows import Measuring, measure
 
 from llmprune.recipe.text import load_data
@@ -21,7 +22,7 @@ SHARES = (0.1, 0.2, 0.3)
 CRITERIA = ("shortgpt", "angular", "sleb", "laptop")
 REPAIRS = ("none", "span")
 RECIPES = ("depth-20", "depth-10-width-10")
-WIDTHS = {"cfsp": {"method": "cfsp", "repair": "affine"}, "flap": {"method": "flap", "repair": "affine"}}
+WIDTHS = {"cfsp": {"method": "cfsp", "repair": FIXED}, "flap": {"method": "flap", "repair": FIXED}}
 ROWS: dict[str, dict[str, Any]] = {}
 for share in SHARES:
     for criterion in CRITERIA:

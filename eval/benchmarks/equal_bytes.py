@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from against_authors import write
+from against_authors import FIXED, write
 from held_out import documents
 from llmprune_eval import bench, bootstrap, comparison, logits, tasks
 from llmprune_eval.engine import Engine
@@ -48,7 +48,7 @@ FORMS: dict[str, Recipe] = {
     "dense": {},
     "vocabulary": {"pattern": {"name": "vocabulary", "keep": 32256}},
     "vocabulary-64k": {"pattern": {"name": "vocabulary", "keep": 65536}},
-    "width": {"method": "cfsp", "sparsity": 0.34, "repair": "affine"},
+    "width": {"method": "cfsp", "sparsity": 0.34, "repair": FIXED},
     "depth-25-healed": {
         **{"method": "shortgpt", "pattern": "blocks", "sparsity": 0.25, "repair": "span"},
         "recovery": {"name": "distill"},

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from against_authors import write
+from against_authors import FIXED, write
 from held_out import documents
 from llmprune_eval import evaluation, talk, tasks
 from llmprune_eval.windows import Protocol
@@ -26,7 +26,7 @@ LITTLE = {"method": "cfsp", "sparsity": 0.05}
 RECIPES: dict[str, dict[str, Any]] = {
     "wanda-2of4": {"recipe": "wanda-2of4"},
     "flap-50": {"recipe": "flap-50"},
-    "cfsp-5": {**LITTLE, "repair": "affine"},
+    "cfsp-5": {**LITTLE, "repair": FIXED},
     "cfsp-5-c4": {**LITTLE, "repair": {"name": "affine", "ridge": "held_out"}},
 }
 

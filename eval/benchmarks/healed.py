@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from against_authors import write
+from against_authors import FIXED, write
 from held_out import compared, teaching, windows
 from rows import Measuring
 from torch import Tensor
@@ -34,8 +34,8 @@ STARTS: dict[str, dict[str, Any]] = {
     "sparsegpt-50": {"method": "sparsegpt"},
     "wanda-50": {"method": "wanda"},
     "wanda-2of4": {"method": "wanda", "pattern": "2:4"},
-    "flap-30": {"method": "flap", "sparsity": 0.3, "repair": "affine"},
-    "cfsp-30": {"method": "cfsp", "sparsity": 0.3, "repair": "affine"},
+    "flap-30": {"method": "flap", "sparsity": 0.3, "repair": FIXED},
+    "cfsp-30": {"method": "cfsp", "sparsity": 0.3, "repair": FIXED},
     "depth-20": {"method": "shortgpt", "pattern": "blocks", "sparsity": 0.2},
     "depth-20-span": {"method": "shortgpt", "pattern": "blocks", "sparsity": 0.2, "repair": "span"},
 }

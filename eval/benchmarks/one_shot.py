@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from against_authors import FIXED
 from rows import Measuring, measure
 
 SHORT = (16, 512)
@@ -30,10 +31,10 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 UNITS: dict[str, dict[str, Any]] = {
     "obs": {"method": "obs", "repair": HELD_OUT},
-    "flap": {"method": "flap", "repair": "affine"},
-    "flap-channels": {"method": "flap", "repair": "affine", "pattern": {"parts": "ffn"}},
+    "flap": {"method": "flap", "repair": FIXED},
+    "flap-channels": {"method": "flap", "repair": FIXED, "pattern": {"parts": "ffn"}},
     "flap-channels-held_out": {"method": "flap", "repair": HELD_OUT, "pattern": {"parts": "ffn"}},
-    "cfsp": {"method": "cfsp", "repair": "affine"},
+    "cfsp": {"method": "cfsp", "repair": FIXED},
     "cfsp-held_out": {"method": "cfsp", "repair": HELD_OUT},
     "obs-ridge-1": {"method": {"name": "obs", "ridge": 1.0}, "repair": HELD_OUT},
     "obs-block_influence": {"method": "obs", "repair": HELD_OUT, "allocation": "block_influence"},

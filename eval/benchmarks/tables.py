@@ -127,6 +127,19 @@ TABLES = {
             "`admm`, `--allocation best`: `best-70`": "- - best-70 -",
         },
     ),
+    "one-shot-qwen": Table(
+        ("one_shot",),
+        "what | KL on C4, Wikipedia | time",
+        (cells.beside_divergence, cells.time),
+        {
+            "2:4, `sparsegpt`": "sparsegpt-2of4-short",
+            "2:4, `admm`": "admm-2of4-short",
+            "20 % of the channels, `flap`, ridge 0.01": "ridge-0.01-short",
+            "20 % of the channels, `flap`, ridge `held_out`": "ridge-held_out-short",
+            "20 % of the channels, `obs`, ridge `held_out`: `obs-20`": "obs-20-short",
+        },
+        "qwen2.5-coder-0.5b",
+    ),
     "mixture": Table(
         ("experts",),
         "what goes | parameters | perplexity | nats over the mixture's",

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from against_authors import block_weights, calibration_tokens, perplexity, tokens_of, write
+from against_authors import FIXED, block_weights, calibration_tokens, perplexity, tokens_of, write
 from transformers import AutoTokenizer
 
 import llmprune
@@ -39,11 +39,11 @@ def rows(policy: str | None, shared: Path) -> dict[str, dict[str, Any]]:
         for text, more in texts.items():
             asked = {"method": learned, "sparsity": share, **CHANNELS, **more}
             found[f"prunenet-{percent}{text}"] = asked
-            found[f"prunenet-{percent}-affine{text}"] = asked | {"repair": "affine"}
+            found[f"prunenet-{percent}-affine{text}"] = asked | {"repair": FIXED}
         found[f"prunenet-{percent}-affine-text"] = found[f"prunenet-{percent}-affine"]
         asked = {"method": "wanda", "sparsity": share, **CHANNELS, "calibration": OWN}
         found[f"wanda-{percent}-self"] = asked
-        found[f"wanda-{percent}-affine-self"] = asked | {"repair": "affine"}
+        found[f"wanda-{percent}-affine-self"] = asked | {"repair": FIXED}
         for method in ("row_norm", "spectral", "random", "wanda"):
             asked = {"method": method, "sparsity": share, **CHANNELS, "calibration": SYNTHETIC}
             found[f"{method}-{percent}"] = asked

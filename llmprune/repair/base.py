@@ -73,9 +73,9 @@ LayerRepair: TypeAlias = Repair[Any]  # a repair, whatever its statistic
 class Refit(Repair[S]):
     """Base class of the repairs that change the kept weights; override `fitted`."""
 
-    ridge: Annotated[float, Field(gt=0)] | Literal["held_out"] = USUAL
+    ridge: Annotated[float, Field(gt=0)] | Literal["held_out"] = "held_out"
     """Penalty on moving a weight, as a share of the mean diagonal of the inputs' second moments; `held_out`
-    tries some on every fourth batch of the text, layer by layer."""
+    tries some on every fourth batch of the text, layer by layer (of fewer than four batches: 0.01)."""
 
     @property
     def gathers(self) -> type[Statistic]:

@@ -10,6 +10,7 @@ from llmprune.repair.affine import Affine
 from llmprune.repair.base import RIDGES, Repair
 from llmprune.repair.least_squares import LeastSquares
 from llmprune.repair.mean_bias import MeanBias
+from llmprune.tensors.held_out import USUAL
 
 REPAIRS = [plugins.find("llmprune.repair", name, Repair) for name in plugins.names("llmprune.repair")]
 none = next(repair for repair in REPAIRS if repair.__module__.endswith(".none"))
@@ -25,7 +26,7 @@ def case(seed: int, inputs: int = 10, outputs: int = 4, tokens: int = 80):
 
 
 def repaired(repair, x, weight, keep):
-    statistic = repair.needs(x.shape[1])
+    statistic = repair.gathers(x.shape[1])
     for part in x.split(17):
         statistic.update(part)
     return repair.apply(weight, keep, statistic)
@@ -121,4 +122,4 @@ def test_too_little_text_to_hold_any_out_gets_the_usual_ridge():
     x, weight, keep = case(7)
     statistic = Affine("held_out").gathers(10)
     statistic.update(x)
-    assert Affine("held_out").apply(weight, keep, statistic).notes["ridge"] == Affine().ridge
+    assert Affine("held_out").apply(weight, keep, statistic).notes["ridge"] == USUAL
