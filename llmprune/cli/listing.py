@@ -27,7 +27,7 @@ KINDS: dict[str, tuple[str, type[Any]]] = {
 GUIDE = (
     ("smaller and faster", "--recipe small"),
     ("a size you have in mind", "--target 0.8x"),
-    ("least loss, no training", "--method cfsp --sparsity 0.2 --repair affine"),
+    ("least loss, no training", "--method flap --sparsity 0.2 --set pattern.parts=ffn --repair affine"),
     ("a large vocabulary cut", "--recipe vocabulary-64k"),
     ("fewer blocks, faster decode", "--recipe depth-20"),
     ("a mixture of experts smaller", "--recipe reap-25"),
