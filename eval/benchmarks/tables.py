@@ -232,6 +232,16 @@ TABLES = {
             "6 of 30 blocks, `span`, one rate of 3e-4": "depth-20-span-100k-learning_rate-3e-4",
         },
     ),
+    "healed-qwen": Table(
+        ("healed",),
+        "start | KL before, on C4, Wikipedia | after | tokens | minutes",
+        (cells.before, cells.beside_divergence, cells.taught, cells.minutes),
+        {
+            "CFSP, 30 % of the channels, `affine`": "cfsp-30-16k",
+            "4 of 24 blocks": "depth-20-16k",
+        },
+        "qwen2.5-coder-0.5b",
+    ),
     "talk": Table(
         ("talk",),
         "recipe | stops by itself | repeated 4-grams | instructions kept | `sharp` kept",
