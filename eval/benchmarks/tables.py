@@ -238,7 +238,7 @@ TABLES = {
         (cells.before, cells.beside_divergence, cells.taught, cells.minutes),
         {
             "CFSP, 30 % of the channels, `affine`": "cfsp-30-16k",
-            "4 of 24 blocks": "depth-20-16k",
+            "5 of 24 blocks": "depth-20-16k",
         },
         "qwen2.5-coder-0.5b",
     ),
