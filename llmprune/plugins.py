@@ -100,7 +100,7 @@ def about(part: type) -> str:
 
 def sentence(error: ValidationError, prefix: str = "") -> RequestError:
     """The first thing that a check found wrong, as one sentence."""
-    first = error.errors()[0]
+    first, *others = error.errors()
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, RequestError):
         return cause
@@ -111,5 +111,9 @@ def sentence(error: ValidationError, prefix: str = "") -> RequestError:
     field = ".".join([prefix] * bool(prefix) + place)
     found = "" if unknown or first["type"] == "missing" else f" (found {first['input']!r})"
     message = "there is no such option" if unknown else first["msg"].partition(" or an instance of ")[0]
-    message = message.replace("a dictionary", "a mapping")
+    message = message.partition(", unable to parse")[0].replace("a dictionary", "a mapping")
+    for one in others:
+        *same, kind = one["loc"]
+        if tuple(same) == first["loc"][:-1] and str(kind).startswith("literal["):  # a word that serves, too
+            message += f", or {one['ctx']['expected']}"
     return RequestError(field or "recipe", message[0].lower() + message[1:] + found)

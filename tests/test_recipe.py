@@ -83,6 +83,16 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         "pattern.multiple",
         "greater",
     ),
+    "ridge by another word": (
+        {"method": "flap", "repair": {"name": "affine", "ridge": "heldout"}},
+        "repair.ridge",
+        "a valid number, or 'held_out' (found 'heldout')",
+    ),
+    "two other words": (
+        {"method": {"name": "sparsegpt", "precision": "int8", "order": "tulip"}},
+        "method.precision",
+        "input should be 'float64' or 'float32' (found 'int8')",
+    ),
     "ridge without end": (
         {"method": "flap", "repair": {"name": "affine", "ridge": float("inf")}},
         "repair.ridge",
